@@ -1,0 +1,35 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Two torch processes with two threads each on two cores are several times slower than one.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: install demo test check bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: install
+	$(BIN)/mmtard-bench run quick-v1 --model tiny-tecoa --model tiny-clip --out runs
+	$(BIN)/mmtard-bench leaderboard --records runs --output runs/LEADERBOARD.md
+	@echo "written to runs/LEADERBOARD.md"
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(BIN)/mmtard-bench leaderboard --check
+
+bench: install
+	$(BIN)/python benchmarks/attacks.py
+
+clean:
+	rm -rf $(VENV) runs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

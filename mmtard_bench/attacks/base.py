@@ -1,0 +1,133 @@
+"""What an attack is to the rest of the package, and the pieces that all attacks share."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor, nn
+
+from mmtard_bench.types import Norm
+
+Classifier = Callable[[Tensor], Tensor]
+"""Images (N, 3, H, W) in [0, 1] -> logits (N, C)."""
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found on a batch of N samples.
+
+    ``adversarial`` is (N, 3, H, W). ``broken_by[i]`` names the attack that claims to have broken
+    sample i, or is None; a claim counts only once ``evaluate`` has confirmed it. ``forward`` and
+    ``backward`` are the passes that each sample cost.
+    """
+
+    adversarial: Tensor
+    broken_by: list[str | None]
+    forward: list[int]
+    backward: list[int]
+    notes: list[str] = field(default_factory=list)
+
+
+class Run(Interface):
+    """Attack samples that the model classifies correctly.
+
+    ``ids`` name the samples for per-sample randomness; ``decided`` is called with (samples
+    settled so far in this batch, samples broken so far in this batch).
+    """
+
+    def __call__(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        decided: Callable[[int, int], None],
+    ) -> AttackResult: ...
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack with everything that changes its output fixed.
+
+    ``parameters`` enter the identity of a record. ``block`` is None for attacks whose samples are
+    independent of each other; reference attacks draw randomness per batch, so they run on fixed
+    blocks of that many consecutive samples of the manifest.
+    """
+
+    name: str
+    parameters: Mapping[str, str | int | float]
+    run: Run
+    block: int | None = None
+
+
+class CountPasses(nn.Module):
+    """Count the rows that pass forward and backward through a classifier."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+        self.forward_rows = 0
+        self.backward_rows = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.forward_rows += len(images)
+        logits = self.model(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count_backward(self, grad: Tensor) -> None:
+        self.backward_rows += len(grad)
+
+
+def sample_generator(*key: object) -> torch.Generator:
+    """A CPU random generator for one sample, from (seed, sample id, attack, restart)."""
+    digest = hashlib.sha256("|".join(str(part) for part in key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def random_start(
+    images: Tensor, *, norm: Norm, eps: float, ids: Sequence[str], key: tuple[object, ...]
+) -> Tensor:
+    """Perturbations (N, 3, H, W), uniform in the ball around each image, keyed by sample."""
+    shape = images.shape[1:]
+    rows = []
+    for sample in ids:
+        generator = sample_generator(*key, sample)
+        if norm == "linf":
+            rows.append(torch.rand(shape, generator=generator) * 2 - 1)
+        else:
+            direction = torch.randn(shape, generator=generator)
+            radius = torch.rand((), generator=generator) ** (1 / direction.numel())
+            rows.append(direction * (radius / direction.norm()))
+    return (torch.stack(rows) * eps).to(images.device)
+
+
+def norm_of(perturbation: Tensor, norm: Norm) -> Tensor:
+    """The norm of each row of (N, ...): (N,)."""
+    flat = perturbation.flatten(1)
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def project(points: Tensor, centre: Tensor, *, norm: Norm, eps: float) -> Tensor:
+    """Bring each point back into the ball around its centre, then into the box [0, 1].
+
+    Centres lie in the box, so clipping to it never leaves the ball.
+    """
+    if norm == "linf":
+        return torch.minimum(torch.maximum(points, centre - eps), centre + eps).clamp(0, 1)
+    offset = points - centre
+    length = norm_of(offset, norm).clamp_min(1e-12).view(-1, *[1] * (offset.ndim - 1))
+    return (centre + offset * (eps / length).clamp_max(1.0)).clamp(0, 1)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The true class's logit minus the best other one, (N,): negative where misclassified."""
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return true - others.amax(1)

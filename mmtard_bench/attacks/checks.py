@@ -1,0 +1,178 @@
+"""Is the model fit to be attacked, and can its robustness be believed?
+
+Checks that end an evaluation raise ``ModelError``; the rest become flags of the record. They
+follow Athalye et al. (2018), Carlini et al. (2019), and Croce et al. (2022), whose warnings for
+randomised and adaptive defences AutoAttack prints; here they are data.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmtard_bench.attacks.base import Classifier, margin
+from mmtard_bench.errors import InputError
+
+_RANDOM = 1e-4  # of the range of the logits
+_BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
+_FEW_ZERO = 0.05  # share of samples without a gradient that an honest model may have
+_SCALES = (5.0, 1000.0)  # CLIP starts at 14.3 and ends at 100
+
+
+class ModelError(InputError):
+    """The model under test cannot be scored: its answers are unusable."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason to doubt a robust accuracy: a code, and a sentence with the figures."""
+
+    code: str
+    detail: str
+
+
+def require_logits(logits: Tensor, *, rows: int, classes: int) -> None:
+    """Raise ModelError unless logits are finite and (rows, classes)."""
+    if tuple(logits.shape) != (rows, classes):
+        raise ModelError(
+            f"The model returned logits of shape {tuple(logits.shape)} for {rows} images and "
+            f"{classes} classes; expected ({rows}, {classes})."
+        )
+    if not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).any(1).sum())
+        raise ModelError(
+            f"The model returned NaN or infinite logits for {bad} of {rows} images; expected "
+            "finite numbers. Check its weights and precision."
+        )
+
+
+def inspect_model(
+    model: Classifier, images: Tensor, labels: Tensor, *, classes: int, scale: float
+) -> list[Doubt]:
+    """Probe a classifier with a few images (N, 3, H, W) before it is attacked.
+
+    Raises ModelError for output that is NaN, of the wrong shape, or the same for every image.
+    Returns what speaks against taking its robustness at face value.
+    """
+    with torch.no_grad():
+        logits = model(images)
+        require_logits(logits, rows=len(images), classes=classes)
+        again = model(images)
+    spread = float(logits.max() - logits.min()) or 1.0
+    if bool((images != images[:1]).any()) and bool(
+        (logits - logits[:1]).abs().max() <= 1e-6 * spread
+    ):
+        raise ModelError(
+            f"The model gives the same logits for {len(images)} different images; it ignores its "
+            "input, so its robustness means nothing. Check how it was loaded."
+        )
+    found: list[Doubt | None] = [
+        _check_random(logits, again, spread),
+        _check_batch(model, images, logits, spread),
+        _check_inference(model, images),
+        _check_softmax(logits),
+        _check_scale(scale),
+    ]
+    right = logits.argmax(1) == labels
+    if bool(right.any()):
+        found.append(_check_gradients(model, images[right], labels[right]))
+    return [warning for warning in found if warning is not None]
+
+
+def _check_random(first: Tensor, second: Tensor, spread: float) -> Doubt | None:
+    difference = float((first - second).abs().max()) / spread
+    if difference <= _RANDOM:
+        return None
+    return Doubt(
+        "randomised-output",
+        f"two passes over the same images differ by {difference:.1e} of the logits' range; only "
+        "autoattack-rand is meant for such a model",
+    )
+
+
+def _check_batch(model: Classifier, images: Tensor, logits: Tensor, spread: float) -> Doubt | None:
+    with torch.no_grad():
+        alone = torch.cat([model(images[i : i + 1]) for i in range(min(4, len(images)))])
+    difference = float((alone - logits[: len(alone)]).abs().max()) / spread
+    if difference <= _BATCH:
+        return None
+    return Doubt(
+        "batch-dependent-output",
+        f"an image alone and in a batch get logits that differ by {difference:.1e} of their range",
+    )
+
+
+def _check_inference(model: Classifier, images: Tensor) -> Doubt | None:
+    # torch.autograd.grad and backward, however they are called, both go through this function.
+    with (
+        mock.patch.object(
+            torch.autograd, "_make_grads", wraps=torch.autograd._make_grads
+        ) as gradients,
+        torch.no_grad(),
+    ):
+        model(images[:2])
+    if not gradients.called:
+        return None
+    return Doubt(
+        "optimises-at-inference",
+        "the model computes gradients to answer; attacks that do not see through that are too weak",
+    )
+
+
+def _check_softmax(logits: Tensor) -> Doubt | None:
+    one = bool(((logits.sum(1) - 1).abs() < 1e-4).all())
+    if not (one and bool((logits >= 0).all()) and bool((logits <= 1).all())):
+        return None
+    return Doubt("softmax-output", "the logits are probabilities; losses on them saturate")
+
+
+def _check_scale(scale: float) -> Doubt | None:
+    if _SCALES[0] <= scale <= _SCALES[1]:
+        return None
+    return Doubt(
+        "unusual-logit-scale",
+        f"the logit scale is {scale:.3g}; CLIP's is 100, and outside {_SCALES[0]:g} to "
+        f"{_SCALES[1]:g} gradients of the cross-entropy vanish or lose their meaning",
+    )
+
+
+def _check_gradients(model: Classifier, images: Tensor, labels: Tensor) -> Doubt | None:
+    losses: dict[str, Callable[[Tensor], Tensor]] = {
+        "cross-entropy": lambda logits: F.cross_entropy(logits, labels, reduction="sum"),
+        "margin": lambda logits: margin(logits, labels).sum(),
+    }
+    points = images.clone().requires_grad_()
+    for name, loss in losses.items():
+        logits = model(points)
+        if not logits.requires_grad:
+            zero, share = len(points), 1.0
+        else:
+            (gradient,) = torch.autograd.grad(loss(logits), points, allow_unused=True)
+            missing = (
+                torch.ones(len(points), dtype=torch.bool)
+                if gradient is None
+                else ~(gradient.flatten(1).abs().amax(1) > 0)
+            )
+            zero, share = int(missing.sum()), float(missing.float().mean())
+        if share > _FEW_ZERO:
+            return Doubt(
+                "zero-gradients",
+                f"the gradient of the {name} is zero or NaN for {zero} of {len(points)} correctly "
+                "classified images; gradient-based attacks cannot see past that",
+            )
+    return None
+
+
+def check_square(broken_by: list[str | None]) -> Doubt | None:
+    """Square, which needs no gradients, should break next to nothing that APGD and FAB left."""
+    by_square = sum(name == "square" for name in broken_by)
+    if by_square < 2 or by_square <= 0.01 * len(broken_by):
+        return None
+    return Doubt(
+        "square-beats-gradients",
+        f"Square broke {by_square} of {len(broken_by)} samples that all gradient-based attacks "
+        "had left standing",
+    )

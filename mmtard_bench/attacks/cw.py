@@ -1,0 +1,109 @@
+"""Carlini and Wagner's (2017) L2 attack: ``torchattacks.CW`` inside a search over c."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, CountPasses, norm_of
+from mmtard_bench.attacks.reference import BLOCK, share
+from mmtard_bench.errors import InputError
+from mmtard_bench.registry import register_attack
+from mmtard_bench.types import ThreatModel
+
+SEARCHES = 9
+STEPS = 100
+LEARNING_RATE = 0.01
+FIRST_C = 1e-2
+
+
+class _WeightedCW(torchattacks.CW):  # type: ignore[misc]  # untyped third party
+    """``torchattacks.CW`` with a c of its own for every sample.
+
+    Its arctanh is infinite at pixels of exactly 0 or 1, which could then never move; here they
+    start slightly inside the box.
+    """
+
+    def __init__(self, model: nn.Module, c: Tensor) -> None:
+        super().__init__(model, c=1, kappa=0, steps=STEPS, lr=LEARNING_RATE)
+        self.sample_c = c
+        self.set_device(c.device)
+
+    def f(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        weighted: Tensor = self.sample_c * super().f(outputs, labels)
+        return weighted
+
+    def inverse_tanh_space(self, x: Tensor) -> Tensor:
+        return torch.atanh((2 * x - 1) * 0.9999)
+
+
+def minimal_l2(
+    model: nn.Module, images: Tensor, labels: Tensor, *, good_enough: float = 0.0
+) -> Tensor:
+    """Look for the closest adversarial image of each sample: (N, 3, H, W).
+
+    c starts at 0.01, grows tenfold until it succeeds, then is bisected, nine rounds in all. A
+    sample leaves the search once its distance is at most ``good_enough``. Samples that no c
+    broke come back unchanged.
+    """
+    best = images.clone()
+    distance = torch.full((len(images),), float("inf"), device=images.device)
+    lower = torch.zeros(len(images), device=images.device)
+    upper = torch.full_like(lower, float("inf"))
+    c = torch.full_like(lower, FIRST_C)
+    for _ in range(SEARCHES):
+        left = (distance > good_enough).nonzero().squeeze(1)
+        if not len(left):
+            break
+        found = _WeightedCW(model, c[left])(images[left], labels[left])
+        moved = norm_of(found - images[left], "l2")
+        success = moved > 0
+        closer = success & (moved < distance[left])
+        best[left[closer]] = found[closer]
+        distance[left[closer]] = moved[closer]
+        upper[left[success]] = torch.minimum(upper[left], c[left])[success]
+        lower[left[~success]] = torch.maximum(lower[left], c[left])[~success]
+        c = torch.where(upper.isinf(), c * 10, (lower + upper) / 2)
+    return best
+
+
+@register_attack("cw-l2")
+def build_cw_l2(threat: ThreatModel, n_classes: int) -> Attack:
+    """Minimal L2 with a search over c; broken if the distance found is within eps."""
+    if threat.norm != "l2":
+        raise InputError(f"The attack cw-l2 works in the norm l2; '{threat.norm}' was given.")
+    eps = float(threat.eps)
+
+    def run(
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        decided: Callable[[int, int], None],
+    ) -> AttackResult:
+        counter = CountPasses(model).eval()
+        found = minimal_l2(counter, images, labels, good_enough=eps)
+        within = norm_of(found - images, "l2") <= eps
+        found[~within] = images[~within]
+        with torch.no_grad():
+            broken = (within & (counter(found).argmax(1) != labels)).tolist()
+        decided(len(ids), sum(broken))
+        return AttackResult(
+            adversarial=found,
+            broken_by=[threat.attack if b else None for b in broken],
+            forward=share(counter.forward_rows, len(ids)),
+            backward=share(counter.backward_rows, len(ids)),
+        )
+
+    parameters: dict[str, str | int | float] = {
+        "code": "torchattacks",
+        "searches": SEARCHES,
+        "steps": STEPS,
+        "learning_rate": LEARNING_RATE,
+        "first_c": FIRST_C,
+    }
+    return Attack(threat.attack, parameters, run, block=BLOCK)

@@ -1,0 +1,136 @@
+"""Projected gradient descent (Madry et al., 2018), on cross-entropy or on the CW margin."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmtard_bench.attacks.base import (
+    Attack,
+    AttackResult,
+    Classifier,
+    margin,
+    norm_of,
+    project,
+    random_start,
+)
+from mmtard_bench.registry import register_attack
+from mmtard_bench.types import Norm, ThreatModel
+
+Loss = Callable[[Tensor], Tensor]
+"""Logits (N, C) -> what the attacker raises, (N,)."""
+
+
+def pgd(
+    model: Classifier,
+    images: Tensor,
+    *,
+    loss: Loss,
+    norm: Norm,
+    eps: float,
+    steps: int,
+    step_size: float,
+    start: Tensor,
+    done: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Raise a loss inside a ball around each image by projected gradient steps.
+
+    ``images`` and ``start`` are (N, 3, H, W), images in [0, 1]. A step has length ``step_size``
+    in the norm: along the sign of the gradient for linf, along the gradient for l2. With
+    ``done`` (logits -> (N,) bool), a sample keeps the first iterate for which it is true, else
+    its last. Costs ``steps`` forward and backward passes a sample. Returns (N, 3, H, W).
+    """
+    points = project(images + start, images, norm=norm, eps=eps)
+    kept = points.clone()
+    finished = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    for _ in range(steps):
+        points = points.detach().requires_grad_()
+        logits = model(points)
+        (gradient,) = torch.autograd.grad(loss(logits).sum(), points)
+        with torch.no_grad():
+            if done is not None:
+                newly = done(logits) & ~finished
+                kept[newly] = points[newly]
+                finished |= newly
+            points = project(points + step_size * _unit(gradient, norm), images, norm=norm, eps=eps)
+    kept[~finished] = points.detach()[~finished]
+    return kept
+
+
+def _unit(gradient: Tensor, norm: Norm) -> Tensor:
+    """The steepest ascent direction of norm one; zero where the gradient is zero."""
+    if norm == "linf":
+        return gradient.sign()
+    # CLIP's gradients can be far below float32's normal range in square; scale before the norm.
+    shape = (-1, *[1] * (gradient.ndim - 1))
+    largest = gradient.flatten(1).abs().amax(1).view(shape)
+    scaled = gradient / torch.where(largest > 0, largest, 1.0)
+    return scaled / norm_of(scaled, norm).clamp_min(1e-12).view(shape)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    return -margin(logits, labels)
+
+
+def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Attack:
+    steps = int(threat.attack.rsplit("-", 1)[1])
+    eps = float(threat.eps)
+    # Madry et al.'s rule: the steps together can cross the ball two and a half times.
+    step_size = 2.5 * eps / steps
+
+    def run(
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        decided: Callable[[int, int], None],
+    ) -> AttackResult:
+        start = random_start(
+            images, norm=threat.norm, eps=eps, ids=ids, key=(seed, threat.attack, 0)
+        )
+        adversarial = pgd(
+            model,
+            images,
+            loss=lambda logits: loss(logits, labels),
+            norm=threat.norm,
+            eps=eps,
+            steps=steps,
+            step_size=step_size,
+            start=start,
+            done=lambda logits: logits.argmax(1) != labels,
+        )
+        with torch.no_grad():
+            broken = (model(adversarial).argmax(1) != labels).tolist()
+        decided(len(ids), sum(broken))
+        return AttackResult(
+            adversarial=adversarial,
+            broken_by=[threat.attack if b else None for b in broken],
+            forward=[steps + 1] * len(ids),
+            backward=[steps] * len(ids),
+        )
+
+    return Attack(
+        name=threat.attack,
+        parameters={"loss": family, "steps": steps, "step_size": "2.5 eps / steps", "restarts": 1},
+        run=run,
+    )
+
+
+@register_attack("pgd-{steps}")
+def build_pgd(threat: ThreatModel, n_classes: int) -> Attack:
+    """PGD on the cross-entropy from a uniform random start (Madry et al., 2018)."""
+    return _build(threat, "cross-entropy", _cross_entropy)
+
+
+@register_attack("cw-linf-{steps}")
+def build_cw_linf(threat: ThreatModel, n_classes: int) -> Attack:
+    """PGD on Carlini and Wagner's (2017) margin, the "CW" of zero-shot robustness papers."""
+    return _build(threat, "margin", _negative_margin)

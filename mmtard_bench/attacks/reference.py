@@ -1,0 +1,254 @@
+"""AutoAttack (Croce and Hein, 2020) by its reference code, ``pyautoattack``.
+
+The reference code draws its randomness per batch, so these attacks run on fixed blocks of the
+manifest. Its parts are called one after the other on the samples that are left, exactly as
+``AutoAttack.run_standard_evaluation`` does on one batch, which is what tells which part broke a
+sample. Below four classes the DLR loss does not exist; the margin takes its place.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+from torch import Tensor
+
+from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, CountPasses, margin
+from mmtard_bench.registry import register_attack
+from mmtard_bench.types import ThreatModel
+
+BLOCK = 64
+"""Samples a block: a compromise between speed and the memory of large models."""
+
+_LOG = logging.getLogger("mmtard_bench.pyautoattack")
+_LOG.addHandler(logging.NullHandler())
+_LOG.propagate = False
+
+Perturb = Callable[[Tensor, Tensor], Tensor]
+Stage = tuple[str, Callable[[Classifier, torch.device, int], Perturb]]
+"""A part of an ensemble: its name, and (model, device, seed) -> perturb(images, labels)."""
+
+
+class _MarginAPGD(APGDAttack):  # type: ignore[misc]  # untyped third party
+    """APGD on the plain margin, for fewer classes than DLR needs."""
+
+    def dlr_loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return -margin(x, y)
+
+
+class _MarginTargetedAPGD(APGDAttack_targeted):  # type: ignore[misc]  # untyped third party
+    """Targeted APGD on the plain margin to the target class."""
+
+    def dlr_loss_targeted(self, x: Tensor, y: Tensor) -> Tensor:
+        rows = torch.arange(len(x), device=x.device)
+        return x[rows, self.y_target] - x[rows, y]
+
+
+def _norm(threat: ThreatModel) -> str:
+    return {"linf": "Linf", "l2": "L2"}[threat.norm]
+
+
+def _apgd(threat: ThreatModel, loss: str, n_classes: int, *, restarts: int, eot: int) -> Stage:
+    cls = _MarginAPGD if loss == "dlr" and n_classes < 4 else APGDAttack
+
+    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
+        attack = cls(
+            model,
+            n_iter=100,
+            norm=_norm(threat),
+            n_restarts=restarts,
+            eps=float(threat.eps),
+            seed=seed,
+            loss=loss,
+            eot_iter=eot,
+            rho=0.75,
+            device=device,
+            logger=_LOG,
+        )
+        return cast("Perturb", attack.perturb)
+
+    return f"apgd-{loss}", start
+
+
+def _apgd_targeted(threat: ThreatModel, n_classes: int) -> Stage:
+    cls = _MarginTargetedAPGD if n_classes < 4 else APGDAttack_targeted
+
+    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
+        attack = cls(
+            model,
+            n_iter=100,
+            norm=_norm(threat),
+            n_restarts=1,
+            eps=float(threat.eps),
+            seed=seed,
+            eot_iter=1,
+            rho=0.75,
+            n_target_classes=_targets(n_classes),
+            device=device,
+            logger=_LOG,
+        )
+        return cast("Perturb", attack.perturb)
+
+    return "apgd-t", start
+
+
+def _fab_targeted(threat: ThreatModel, n_classes: int) -> Stage:
+    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
+        attack = FABAttack_PT(
+            model,
+            norm=_norm(threat),
+            n_restarts=1,
+            n_iter=100,
+            eps=float(threat.eps),
+            seed=seed,
+            targeted=True,
+            device=device,
+            n_target_classes=_targets(n_classes),
+        )
+        return cast("Perturb", attack.perturb)
+
+    return "fab-t", start
+
+
+def _square(threat: ThreatModel) -> Stage:
+    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
+        attack = SquareAttack(
+            model,
+            norm=_norm(threat),
+            n_queries=5000,
+            eps=float(threat.eps),
+            p_init=0.8,
+            n_restarts=1,
+            seed=seed,
+            device=device,
+            resc_schedule=False,
+        )
+        return cast("Perturb", attack.perturb)
+
+    return "square", start
+
+
+def _targets(n_classes: int) -> int:
+    return min(9, n_classes - 1)
+
+
+def share(total: int, parts: int) -> list[int]:
+    """Split a count into nearly equal whole parts that add up to it."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Callable[..., AttackResult]:
+    """Run stages in order, each on the samples that the earlier ones left.
+
+    A block's passes are shared equally among the samples that entered a stage, since the
+    reference code does not tell whose rows are in a batch.
+    """
+
+    def run(
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        decided: Callable[[int, int], None],
+    ) -> AttackResult:
+        counter = CountPasses(model)
+        adversarial = images.clone()
+        result = AttackResult(
+            adversarial, [None] * len(ids), [0] * len(ids), [0] * len(ids), list(notes)
+        )
+        left = torch.arange(len(ids), device=images.device)
+        for name, start in stages:
+            if not len(left):
+                break
+            counter.forward_rows = counter.backward_rows = 0
+            # The reference code seeds torch's global generators; ours are left as they were.
+            with torch.random.fork_rng():
+                found = start(counter, images.device, seed)(images[left], labels[left]).detach()
+            with torch.no_grad():
+                broken = counter(found).argmax(1) != labels[left]
+            for i, forward, backward in zip(
+                left.tolist(),
+                share(counter.forward_rows, len(left)),
+                share(counter.backward_rows, len(left)),
+                strict=True,
+            ):
+                result.forward[i] += forward
+                result.backward[i] += backward
+            adversarial[left[broken]] = found[broken]
+            for i in left[broken].tolist():
+                result.broken_by[i] = name
+            left = left[~broken]
+            decided(len(ids) - len(left), len(ids) - len(left))
+        decided(len(ids), len(ids) - len(left))
+        return result
+
+    return run
+
+
+def _attack(
+    threat: ThreatModel,
+    n_classes: int,
+    stages: Sequence[Stage],
+    parameters: dict[str, str | int | float],
+) -> Attack:
+    notes = []
+    if n_classes < 4 and any(name in ("apgd-dlr", "apgd-t") for name, _ in stages):
+        notes.append(
+            f"{n_classes} classes: the DLR loss needs four, so APGD used the margin instead."
+        )
+    if n_classes < 10 and any(name in ("apgd-t", "fab-t") for name, _ in stages):
+        notes.append(f"{n_classes} classes: targeted attacks used {_targets(n_classes)} targets.")
+    described: dict[str, str | int | float] = {
+        "code": "pyautoattack",
+        "stages": " ".join(name for name, _ in stages),
+        "targets": _targets(n_classes),
+        **parameters,
+    }
+    return Attack(threat.attack, described, _ensemble(stages, notes), block=BLOCK)
+
+
+@register_attack("autoattack-standard")
+def build_standard(threat: ThreatModel, n_classes: int) -> Attack:
+    """APGD-CE, targeted APGD-DLR, targeted FAB, Square: AutoAttack's standard version."""
+    stages = [
+        _apgd(threat, "ce", n_classes, restarts=1, eot=1),
+        _apgd_targeted(threat, n_classes),
+        _fab_targeted(threat, n_classes),
+        _square(threat),
+    ]
+    return _attack(threat, n_classes, stages, {"iterations": 100, "queries": 5000})
+
+
+@register_attack("autoattack-rand")
+def build_rand(threat: ThreatModel, n_classes: int) -> Attack:
+    """APGD-CE and APGD-DLR over 20 draws a step: AutoAttack's version for random models."""
+    stages = [
+        _apgd(threat, "ce", n_classes, restarts=1, eot=20),
+        _apgd(threat, "dlr", n_classes, restarts=1, eot=20),
+    ]
+    return _attack(threat, n_classes, stages, {"iterations": 100, "eot": 20})
+
+
+def _pair(threat: ThreatModel, n_classes: int, restarts: int) -> Attack:
+    stages = [_apgd(threat, "ce", n_classes, restarts=restarts, eot=1)]
+    if n_classes > 2:
+        stages.append(_apgd_targeted(threat, n_classes))
+    return _attack(threat, n_classes, stages, {"iterations": 100, "restarts": restarts})
+
+
+@register_attack("apgd-pair")
+def build_pair(threat: ThreatModel, n_classes: int) -> Attack:
+    """APGD-CE and targeted APGD-DLR, 100 iterations: the "AA" of RobustVLM and MMT-ARD."""
+    return _pair(threat, n_classes, restarts=1)
+
+
+@register_attack("apgd-pair-5r")
+def build_pair_restarts(threat: ThreatModel, n_classes: int) -> Attack:
+    """The same with 5 restarts of APGD-CE, as in the CLIP_eval scripts of both projects."""
+    return _pair(threat, n_classes, restarts=5)

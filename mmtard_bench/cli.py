@@ -1,0 +1,229 @@
+"""The command line: thin; each command calls what does the work, and errors become sentences."""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtard_bench import __version__
+from mmtard_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from mmtard_bench.records import Record
+
+KINDS = ("models", "datasets", "tasks", "threats", "protocols", "suites")
+STATUS_STALE = 1
+STATUS_INPUT = 2
+STATUS_INTERRUPT = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status: 2 for bad input, 130 when it was interrupted."""
+    parsed = _parser().parse_args(arguments)
+    warnings.showwarning = _warn
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    try:
+        return run(parsed)
+    except InputError as error:
+        _error(str(error))
+        return STATUS_INPUT
+    except KeyboardInterrupt:
+        _error("Stopped. What was finished is kept; the same command goes on from there.")
+        return STATUS_INTERRUPT
+    except BrokenPipeError:
+        # The reader of a pipe left (head, less): not our error, and nothing more to say.
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmtard-bench", description="How robust is a CLIP-like model, really?"
+    )
+    parser.add_argument("--version", action="version", version=f"mmtard-bench {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("run", help="evaluate models on a suite")
+    command.add_argument("suite", help="a suite's name, or the path of a .toml file")
+    command.add_argument("--model", action="append", required=True, help="may be repeated")
+    command.add_argument("--out", type=Path, default=Path("runs"), help="default: runs")
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    command.add_argument("--batch-size", type=_positive, default=64, help="never changes verdicts")
+    command.add_argument("--limit", type=_positive, help="this many samples a task instead")
+    command.add_argument("--seed", type=_seed, help="another seed than the suite's")
+    command.set_defaults(run=_run)
+
+    command = commands.add_parser("list", help="list what is registered")
+    command.add_argument("kind", choices=KINDS)
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("show", help="show the records of a run")
+    command.add_argument("path", type=Path, help="a run directory, or one record")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_show)
+
+    command = commands.add_parser("leaderboard", help="write the leaderboard from records")
+    command.add_argument(
+        "--records", type=Path, default=Path("leaderboard/entries"), help="where records are"
+    )
+    command.add_argument("--output", type=Path, default=Path("leaderboard/README.md"))
+    command.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if it is stale"
+    )
+    command.set_defaults(run=_leaderboard)
+
+    command = commands.add_parser("doctor", help="check the installation")
+    command.set_defaults(run=_doctor)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^32 - 1")
+    return int(text)
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _error(message: str) -> None:
+    print(f"mmtard-bench: {message}", file=sys.stderr)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mmtard_bench.evaluate import find_device
+    from mmtard_bench.models.loading import load_model
+    from mmtard_bench.progress import RunProgress
+    from mmtard_bench.runner import run_folder, run_model, with_overrides
+    from mmtard_bench.suites import load_suite
+    from mmtard_bench.summary import table_of
+
+    suite = load_suite(arguments.suite)
+    suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
+    device = find_device(arguments.device)
+    status = 0
+    with RunProgress(Console(highlight=False)) as progress:
+        for spec in arguments.model:
+            # What is wrong with one model must not cost the others their turn.
+            try:
+                clip = load_model(spec)
+                records = list(
+                    run_model(
+                        clip,
+                        suite,
+                        out=arguments.out,
+                        batch_size=arguments.batch_size,
+                        device=device,
+                        progress=progress,
+                    )
+                )
+            except InputError as error:
+                _error(str(error))
+                status = STATUS_INPUT
+                continue
+            folder = run_folder(arguments.out, suite, clip)
+            text = f"\n{clip.name} on {suite.name}: {folder}\n\n{table_of(records)}\n"
+            progress.console.print(text, markup=False, soft_wrap=True)
+            for record in records:
+                if record.error is not None:
+                    _error(record.error)
+                    status = STATUS_INPUT
+    return status
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    rows = _listing(arguments.kind)
+    if arguments.json:
+        print(json.dumps([{"name": name, "description": text} for name, text in rows], indent=1))
+        return 0
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}".rstrip())
+    return 0
+
+
+def _listing(kind: str) -> list[tuple[str, str]]:
+    from mmtard_bench import registry
+
+    if kind == "suites":
+        from mmtard_bench.suites import list_suites, load_suite
+
+        suites = [load_suite(name) for name in list_suites()]
+        return [(s.name, f"{s.description} ({len(s.threats)} threat models)") for s in suites]
+    if kind == "protocols":
+        found = [registry.protocols.get(name) for name in registry.protocols]
+        return [(p.name, f"{p.description}; {p.samples}. {p.source}") for p in found]
+    if kind == "tasks":
+        return [(name, registry.tasks.get(name).description) for name in registry.tasks]
+    if kind == "models":
+        return [(name, _first_line(registry.models.get(name))) for name in registry.models]
+    if kind == "datasets":
+        return [(name, _first_line(registry.datasets.get(name))) for name in registry.datasets]
+    return [(name, _first_line(registry.attacks.get(name))) for name in registry.attacks]
+
+
+def _first_line(item: object) -> str:
+    return (getattr(item, "__doc__", None) or "").strip().split("\n")[0]
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.leaderboard import load_records
+    from mmtard_bench.records import read_record, to_text
+    from mmtard_bench.summary import table_of
+
+    path: Path = arguments.path
+    records = [read_record(path)] if path.is_file() else load_records(path)
+    if not records:
+        raise InputError(f"There are no records below {path}.")
+    if arguments.json:
+        print("[" + ",\n".join(to_text(record).strip() for record in records) + "]")
+        return 0
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        suite = record.suite.name if record.suite else "no suite"
+        groups.setdefault(f"{record.model.name} on {suite}", []).append(record)
+    for name, group in groups.items():
+        print(f"{name}\n\n{table_of(group)}\n")
+    return 0
+
+
+def _leaderboard(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.leaderboard import load_records, render
+    from mmtard_bench.records import write_atomically
+
+    text = render(load_records(arguments.records))
+    output: Path = arguments.output
+    if arguments.check:
+        if output.is_file() and output.read_text("utf-8") == text:
+            return 0
+        _error(f"{output} is stale: write it again with mmtard-bench leaderboard.")
+        return STATUS_STALE
+    write_atomically(output, text)
+    print(text)
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from mmtard_bench.doctor import examine
+
+    problems = 0
+    for finding in examine():
+        print(f"{finding.name:<22} {finding.value}")
+        if finding.problem:
+            problems += 1
+            print(f"{'':<22} -> {finding.problem}")
+    print("everything fits together" if not problems else f"{problems} problem(s)")
+    return 1 if problems else 0

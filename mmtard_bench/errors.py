@@ -1,0 +1,25 @@
+"""The one exception that the command line turns into a sentence and exit status 2."""
+
+from pydantic import ValidationError
+
+
+class InputError(ValueError):
+    """Something outside this package is not as it must be.
+
+    The message is for a person: what was given, what was expected, what to do. Code that can tell
+    a user's mistake from its own raises this; anything else that escapes is a bug.
+    """
+
+
+def explain(error: ValidationError) -> str:
+    """The first problems of a pydantic error as one sentence."""
+    said = []
+    for problem in error.errors()[:3]:
+        where = ".".join(str(part) for part in problem["loc"] if part not in ("_TaskTable", "str"))
+        if problem["type"] == "extra_forbidden":
+            said.append(f"the key '{where}' is unknown")
+        elif problem["type"] == "missing":
+            said.append(f"the key '{where}' is missing")
+        else:
+            said.append(f"'{where}': {problem['msg']}" if where else problem["msg"])
+    return "; ".join(said) + "."

@@ -1,0 +1,458 @@
+"""Score one (model, task, threat model): from facts to a record, without touching files."""
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmtard_bench.attacks.base import Attack, AttackResult, norm_of
+from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.attacks.checks import (
+    Doubt,
+    ModelError,
+    check_square,
+    inspect_model,
+    require_logits,
+)
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.loading import load_model
+from mmtard_bench.records import (
+    Environment,
+    Flag,
+    ModelFacts,
+    Record,
+    Sample,
+    SuiteFacts,
+    TaskFacts,
+    ThreatFacts,
+    aggregate,
+    digest_of,
+    identity,
+)
+from mmtard_bench.tasks.resolve import TaskData, find_task, load_task
+from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+from mmtard_bench.types import Eps, Norm, Suite, Surface, Task, ThreatModel
+
+PROBES = 32
+"""Samples that the checks of the model look at."""
+_PACKAGES = ("mmtard-bench", "torch", "open_clip_torch", "pyautoattack", "torchattacks", "datasets")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are settled: what a run keeps so that it can go on from there."""
+
+    samples: list[Sample]
+    notes: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a record is: samples settled and robust among them, of ``total``."""
+
+    settled: int
+    robust: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a record's verdicts, and nothing else."""
+
+    clip: Clip
+    data: TaskData
+    threat: ThreatModel
+    attack: Attack
+    seed: int
+    suite: SuiteFacts | None
+
+    @property
+    def facts(self) -> tuple[ModelFacts, TaskFacts, ThreatFacts]:
+        """The configuration as the record states it."""
+        model = ModelFacts(
+            name=self.clip.name,
+            source=self.clip.source,
+            digest=self.clip.digest,
+            parameters=self.clip.parameters,
+            preprocessing=self.clip.preprocessing(),
+        )
+        task = self.data.task
+        prompts = [list(self.data.classes), list(task.templates)]
+        task_facts = TaskFacts(
+            name=task.name,
+            data=task.data,
+            revision=self.data.revision,
+            n_classes=len(self.data.classes),
+            templates=list(task.templates),
+            prompts_digest=digest_of(prompts),
+            metric=task.metric,
+        )
+        threat = ThreatFacts(
+            attack=self.threat.attack,
+            norm=self.threat.norm,
+            eps=str(self.threat.eps),
+            surface=self.threat.surface,
+            parameters=dict(self.attack.parameters),
+            block=self.attack.block,
+        )
+        return model, task_facts, threat
+
+    @property
+    def sample_ids_digest(self) -> str:
+        """Hash of the ids of the samples, in order."""
+        return digest_of(list(self.data.manifest.ids))
+
+    @property
+    def identity(self) -> str:
+        """The identity of the record that this job will become."""
+        model, task, threat = self.facts
+        return identity(
+            suite=self.suite,
+            model=model,
+            task=task,
+            threat=threat,
+            seed=self.seed,
+            precision="float32",
+            sample_ids_digest=self.sample_ids_digest,
+        )
+
+
+def prepare(
+    clip: Clip, data: TaskData, threat: ThreatModel, *, seed: int, suite: Suite | None = None
+) -> Job:
+    """Fix everything that decides the verdicts. Raises InputError for what cannot work."""
+    attack = build_attack(threat, n_classes=len(data.classes))
+    facts = SuiteFacts(name=suite.name, digest=suite.digest) if suite else None
+    return Job(clip, data, threat, attack, seed, facts)
+
+
+def execute(
+    job: Job,
+    *,
+    batch_size: int,
+    device: torch.device,
+    done: Mapping[str, Sample] | None = None,
+    spent: float = 0.0,
+    notes: Sequence[str] = (),
+    keep: Callable[[Batch], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> Record:
+    """Attack every correctly classified sample and confirm what was found.
+
+    ``done`` holds samples settled by an interrupted evaluation of the same identity, ``spent``
+    its seconds and ``notes`` its notes; ``keep`` is called with every batch that is settled.
+    Whatever the model or the attack does wrong becomes a record with status "error": a failure
+    never counts as robust. Raises InputError for unusable images.
+    """
+    started = time.monotonic()
+    if job.threat.surface == "native":
+        job.data.require_one_size()
+    try:
+        evaluation = _Evaluation(job, batch_size, device)
+        doubts = evaluation.inspect()
+        samples, said = evaluation.run(dict(done or {}), list(notes), keep, report)
+    except Exception as error:  # whatever a model or an attack raises, it must not look robust
+        reason = str(error) if isinstance(error, InputError) else _describe(error)
+        return _record(job, batch_size, device, error=reason, seconds=_since(started, spent))
+    square = check_square([sample.broken_by for sample in samples])
+    doubts += [square] if square else []
+    unconfirmed = sum(sample.unconfirmed for sample in samples)
+    if unconfirmed:
+        detail = (
+            f"{unconfirmed} adversarial images were not misclassified by a fresh pass and do not "
+            "count; a few come from rounding, many from a randomised model"
+        )
+        doubts.append(Doubt("unconfirmed-adversarials", detail))
+    return _record(
+        job,
+        batch_size,
+        device,
+        samples=samples,
+        doubts=doubts,
+        notes=said,
+        seconds=_since(started, spent),
+    )
+
+
+def evaluate(
+    model: str | Clip,
+    *,
+    task: str | Task,
+    threat: str,
+    eps: str,
+    norm: Norm | None = None,
+    surface: Surface = "native",
+    n: int | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> Record:
+    """Score a model on a task under a threat model.
+
+    ``model`` is a ``Clip`` or anything ``load_model`` takes; ``task`` a registered task, a data
+    spec (``parquet:``, ``imagefolder:``, ``hub:``) or a ``Task``; ``eps`` an exact fraction such
+    as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2); ``n`` samples are drawn with
+    ``seed``, all if None. Raises InputError for bad input; a model that fails under evaluation
+    gives a record with ``status == "error"``.
+    """
+    clip = load_model(model) if isinstance(model, str) else model
+    chosen = find_task(task) if isinstance(task, str) else task
+    norm = norm or ("l2" if threat == "cw-l2" else "linf")
+    model_ = ThreatModel(threat, norm, Eps.parse(eps), surface)
+    job = prepare(clip, load_task(chosen, n=n, seed=seed), model_, seed=seed)
+    return execute(job, batch_size=batch_size, device=find_device(device))
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name; "auto" is a CUDA device if there is one. Raises InputError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except Exception as error:  # unknown names and absent devices raise various errors
+        raise InputError(
+            f"The device '{name}' cannot be used: {_describe(error)}; expected auto, cpu or cuda."
+        ) from error
+    return device
+
+
+class _Evaluation:
+    """One job on one device: the classifier with its head, and the loop over batches."""
+
+    def __init__(self, job: Job, batch_size: int, device: torch.device) -> None:
+        self.job = job
+        self.batch_size = batch_size
+        self.device = device
+        job.clip.to(device)
+        self.classifier = ZeroShotClassifier(
+            job.clip, job.data.classes, job.data.task.templates, device
+        )
+        self.labels = torch.tensor(job.data.labels, device=device)
+
+    def _images(self, rows: Sequence[int]) -> Tensor:
+        job = self.job
+        images = job.data.images(rows, surface=job.threat.surface, preprocess=job.clip.preprocess)
+        return images.to(self.device)
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """Predicted labels (N,) by a fresh float32 pass in batches of the given size."""
+        with torch.no_grad():
+            parts = torch.split(images, self.batch_size)
+            logits = torch.cat([self.classifier(part) for part in parts])
+        require_logits(logits, rows=len(images), classes=len(self.job.data.classes))
+        return logits.argmax(1)
+
+    def inspect(self) -> list[Doubt]:
+        """Check the model on the first samples of the manifest."""
+        rows = range(min(PROBES, len(self.labels)))
+        return inspect_model(
+            self.classifier,
+            self._images(rows),
+            self.labels[: len(rows)],
+            classes=len(self.job.data.classes),
+            scale=float(self.job.clip.scale()),
+        )
+
+    def run(
+        self,
+        done: dict[str, Sample],
+        notes: list[str],
+        keep: Callable[[Batch], None],
+        report: Callable[[Progress], None],
+    ) -> tuple[list[Sample], list[str]]:
+        """Settle every sample that ``done`` lacks. Returns all of them, in order, and notes."""
+        ids = self.job.data.manifest.ids
+        for rows in self._chunks(done):
+            started = time.monotonic()
+            images = self._images(rows)
+            predictions = self._predict(images)
+            right = (predictions == self.labels[rows]).tolist()
+            before = len(done) + right.count(False)
+            robust = sum(sample.robust for sample in done.values())
+
+            def decided(
+                count: int, broken: int, before: int = before, robust: int = robust
+            ) -> None:
+                report(Progress(before + count, robust + count - broken, len(ids)))
+
+            decided(0, 0)
+            attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
+            clean = images[torch.tensor(right, device=images.device)]
+            result = self._attack(clean, attacked, decided)
+            samples = self._samples(rows, attacked, clean, predictions.tolist(), result)
+            done.update((sample.id, sample) for sample in samples)
+            notes = list(dict.fromkeys([*notes, *result.notes]))
+            keep(Batch(samples, result.notes, time.monotonic() - started))
+        report(Progress(len(ids), sum(s.robust for s in done.values()), len(ids)))
+        return [done[sample] for sample in ids], notes
+
+    def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
+        """Rows of the manifest that go to the attack together.
+
+        Blocks of reference attacks are fixed by the manifest; other attacks treat samples alone.
+        """
+        ids = self.job.data.manifest.ids
+        block = self.job.attack.block
+        size = block or self.batch_size
+        rows = list(range(len(ids)))
+        if block is None:
+            rows = [row for row in rows if ids[row] not in done]
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
+
+    def _attack(
+        self, images: Tensor, rows: list[int], decided: Callable[[int, int], None]
+    ) -> AttackResult:
+        if not rows:
+            return AttackResult(images, [], [], [])
+        return self.job.attack.run(
+            self.classifier,
+            images,
+            self.labels[rows],
+            ids=[self.job.data.manifest.ids[row] for row in rows],
+            seed=self.job.seed,
+            decided=decided,
+        )
+
+    def _samples(
+        self,
+        rows: Sequence[int],
+        attacked: Sequence[int],
+        images: Tensor,
+        predictions: list[int],
+        result: AttackResult,
+    ) -> list[Sample]:
+        """Verdicts of a batch; ``images`` and ``result`` cover the rows that were attacked."""
+        data = self.job.data
+        place = {row: i for i, row in enumerate(attacked)}
+        fooled = self._confirm(attacked, images, result)
+        samples = []
+        for row, prediction in zip(rows, predictions, strict=True):
+            i = place.get(row)
+            claim = result.broken_by[i] if i is not None else None
+            broken = claim is not None and row in fooled
+            samples.append(
+                Sample(
+                    id=data.manifest.ids[row],
+                    label=data.labels[row],
+                    prediction=prediction,
+                    clean_correct=i is not None,
+                    robust=i is not None and not broken,
+                    broken_by=claim if broken else None,
+                    unconfirmed=claim is not None and not broken,
+                    forward=0 if i is None else result.forward[i],
+                    backward=0 if i is None else result.backward[i],
+                )
+            )
+        return samples
+
+    def _confirm(self, attacked: Sequence[int], images: Tensor, result: AttackResult) -> set[int]:
+        """The rows whose adversarial image is in ball and box and fools a fresh pass."""
+        claimed = [i for i, name in enumerate(result.broken_by) if name is not None]
+        if not claimed:
+            return set()
+        found = result.adversarial[claimed].float()
+        self._require_in_ball(found, images[claimed])
+        rows = [attacked[i] for i in claimed]
+        fooled = (self._predict(found) != self.labels[rows]).tolist()
+        return {row for row, was_fooled in zip(rows, fooled, strict=True) if was_fooled}
+
+    def _require_in_ball(self, found: Tensor, images: Tensor) -> None:
+        threat = self.job.threat
+        if not torch.isfinite(found).all():
+            raise ModelError(f"The attack {threat.attack} returned NaN or infinite pixels.")
+        if float(found.min()) < 0 or float(found.max()) > 1:
+            raise ModelError(f"The attack {threat.attack} left the box [0, 1].")
+        distance = norm_of(found - images, threat.norm)
+        # Pixels near 1 are known to 6e-8; an L2 norm adds up many such errors.
+        if float(distance.max()) > float(threat.eps) * (1 + 1e-5) + 1e-6:
+            raise ModelError(
+                f"The attack {threat.attack} left the {threat.norm} ball: distance "
+                f"{float(distance.max()):.6f}, eps {float(threat.eps):.6f}."
+            )
+
+
+def _since(started: float, spent: float) -> float:
+    return round(spent + time.monotonic() - started, 3)
+
+
+def _describe(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _record(
+    job: Job,
+    batch_size: int,
+    device: torch.device,
+    *,
+    seconds: float,
+    samples: list[Sample] | None = None,
+    error: str | None = None,
+    doubts: Sequence[Doubt] = (),
+    notes: Sequence[str] = (),
+) -> Record:
+    model, task, threat = job.facts
+    return Record(
+        schema_version=1,
+        identity=job.identity,
+        status="ok" if error is None else "error",
+        error=error,
+        suite=job.suite,
+        model=model,
+        task=task,
+        threat=threat,
+        seed=job.seed,
+        precision="float32",
+        sample_ids_digest=job.sample_ids_digest,
+        results=aggregate(samples) if samples else None,
+        flags=[Flag(code=doubt.code, detail=doubt.detail) for doubt in doubts],
+        notes=list(notes),
+        environment=Environment(
+            versions={name: version(name) for name in _PACKAGES},
+            python=platform.python_version(),
+            platform=platform.platform(),
+            device=_device_name(device),
+            threads=torch.get_num_threads(),
+            batch_size=batch_size,
+            git_revision=_git_revision(),
+        ),
+        seconds=seconds,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        samples=samples or [],
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@cache
+def _git_revision() -> str | None:
+    """The commit of this package's checkout, with a mark if it has local changes."""
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()

@@ -1,0 +1,128 @@
+"""A CLIP-like model with what it takes to score it: tokenizer, preprocessing, weights digest."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmtard_bench.errors import InputError
+from mmtard_bench.types import ClipModel, Tokenizer
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pixels in [0, 1] become the image tower's input, in differentiable operations.
+
+    The same rules as open_clip's evaluation transform: resize ("shortest" side to the model's
+    size, then cut the centre; or "squash" both sides), then normalise by channel.
+    """
+
+    size: tuple[int, int]
+    mean: Triple
+    std: Triple
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, 3, *size) in [0, 1]. The identity at the right size."""
+        height, width = images.shape[-2:]
+        if (height, width) == self.size:
+            return images
+        target = self.size
+        if self.resize_mode == "shortest":
+            scale = max(self.size[0] / height, self.size[1] / width)
+            target = (round(height * scale), round(width * scale))
+        if (height, width) != target:
+            images = F.interpolate(images, target, mode=self.interpolation, antialias=True)
+        top, left = (round((t - s) / 2) for t, s in zip(target, self.size, strict=True))
+        images = images[..., top : top + self.size[0], left : left + self.size[1]]
+        # Bicubic kernels overshoot; 8-bit image libraries saturate there, and so does this.
+        return images.clamp(0, 1)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the deviation of each channel."""
+        mean = images.new_tensor(self.mean).view(1, 3, 1, 1)
+        return (images - mean) / images.new_tensor(self.std).view(1, 3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A model to score: ``module`` meets ``ClipModel``; ``source`` says where it was loaded from.
+
+    ``digest`` may be given for a module without a ``state_dict``; it must change when the
+    model's answers do, since it decides which finished records are reused.
+    """
+
+    module: ClipModel
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    name: str
+    source: str = "python object"
+    given_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        for attribute in ("encode_image", "encode_text", "logit_scale"):
+            if not hasattr(self.module, attribute):
+                raise InputError(
+                    f"The model '{self.name}' has no '{attribute}'; a CLIP-like model needs "
+                    "encode_image, encode_text and logit_scale."
+                )
+        if isinstance(self.module, nn.Module):
+            self.module.eval().requires_grad_(False)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and float32 values of the weights, whatever file held them."""
+        if self.given_digest is not None:
+            return self.given_digest
+        if not isinstance(self.module, nn.Module):
+            raise InputError(
+                f"The model '{self.name}' is no torch module, so its weights cannot be hashed; "
+                "pass given_digest= with a string that changes whenever the model does."
+            )
+        sha = hashlib.sha256()
+        for key, value in sorted(self.module.state_dict().items()):
+            sha.update(f"{key} {tuple(value.shape)}".encode())
+            values = value.detach().float().cpu().contiguous()
+            sha.update(values.numpy().tobytes())
+        return sha.hexdigest()
+
+    @property
+    def parameters(self) -> int | None:
+        """The number of parameters, or None if the module is no torch module."""
+        if not isinstance(self.module, nn.Module):
+            return None
+        return sum(p.numel() for p in self.module.parameters())
+
+    def preprocessing(self) -> dict[str, Any]:
+        """The preprocessing as plain values, for the record."""
+        return asdict(self.preprocess)
+
+    def to(self, device: torch.device) -> None:
+        """Move the module, where it is a torch module."""
+        if isinstance(self.module, nn.Module):
+            self.module.to(device)
+
+    def text_features(self, texts: list[str], device: torch.device) -> Tensor:
+        """Unit text embeddings, (len(texts), D), float32."""
+        with torch.no_grad():
+            batches = [
+                self.module.encode_text(self.tokenizer(texts[i : i + 256]).to(device))
+                for i in range(0, len(texts), 256)
+            ]
+        return F.normalize(torch.cat(batches).float(), dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit image embeddings (N, D) of images (N, 3, H, W) in [0, 1], differentiable."""
+        inputs = self.preprocess.normalise(self.preprocess.resize(images))
+        return F.normalize(self.module.encode_image(inputs).float(), dim=-1)
+
+    def scale(self) -> Tensor:
+        """The factor of the cosines: exp(logit_scale), 100 for OpenAI's models."""
+        return torch.as_tensor(self.module.logit_scale).detach().float().exp()

@@ -1,0 +1,175 @@
+"""From a name to a ``Clip``: registered models, open_clip tags, files, folders, hub, factories."""
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import open_clip
+import torch
+from huggingface_hub import hf_hub_download
+
+from mmtard_bench import registry
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip, Preprocess
+
+_FORMS = (
+    "a registered name (mmtard-bench list models), ARCH:PRETRAINED (an open_clip tag, a weights "
+    "file, or 'random'), hf-hub:ORG/REPO, local-dir:PATH, or package.module:factory"
+)
+
+
+def load_model(spec: str) -> Clip:
+    """Load a model by registered name or by where it is.
+
+    ``ARCH:random`` gives an open_clip architecture with untrained weights from seed 0. Weights
+    are read as safetensors or with ``weights_only=True``; only ``package.module:factory`` runs
+    code, the user's own. Raises InputError for anything that cannot be loaded.
+    """
+    if spec in registry.models:
+        clip = registry.models.get(spec)()
+        if not isinstance(clip, Clip):
+            raise InputError(
+                f"The factory of the model '{spec}' returned {type(clip).__name__}; "
+                "expected mmtard_bench.Clip."
+            )
+        return clip
+    scheme, _, rest = spec.partition(":")
+    if not rest:
+        if scheme in open_clip.list_models():
+            tags = [*open_clip.list_pretrained_tags_by_model(spec), "weights.safetensors"]
+            raise InputError(
+                f"'{spec}' is an architecture without weights; write {spec}:PRETRAINED, for "
+                f"example {spec}:{tags[0]}, or {spec}:random for untrained weights."
+            )
+        hint = registry.near_matches(spec, [*registry.models, *open_clip.list_models()])
+        raise InputError(f"There is no model '{spec}'. {hint} A model is {_FORMS}.")
+    if scheme in ("hf-hub", "local-dir"):
+        return _open_clip(spec, spec, None)
+    if scheme in open_clip.list_models():
+        return _open_clip(spec, scheme, None if rest == "random" else rest)
+    return _from_factory(spec, scheme, rest)
+
+
+def load_local_dir(path: Path, name: str) -> Clip:
+    """Load an open_clip directory (configuration and weights) under a name of its own."""
+    return _open_clip(name, f"local-dir:{path}", None)
+
+
+def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
+    untrained = pretrained is None and not architecture.startswith(("hf-hub:", "local-dir:"))
+    _check_inputs(spec, architecture, pretrained)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            module = open_clip.create_model(
+                architecture, pretrained, weights_only=True, require_pretrained=not untrained
+            )
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except Exception as error:  # open_clip, safetensors, pickle and hub errors have no common base
+        raise InputError(_explain(spec, error)) from error
+    config = cast("dict[str, Any]", open_clip.get_model_preprocess_cfg(module))
+    return Clip(module, tokenizer, _preprocess(spec, config), name=spec, source=spec)
+
+
+def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> None:
+    """Refuse early what open_clip would answer with a traceback, a warning or foreign code."""
+    scheme, _, rest = architecture.partition(":")
+    config_file: Path | None = None
+    if scheme == "local-dir":
+        config_file = Path(rest) / "open_clip_config.json"
+        if not config_file.is_file():
+            raise InputError(
+                f"'{spec}': there is no {config_file}; expected an open_clip directory with "
+                "open_clip_config.json and weights beside it."
+            )
+    elif scheme == "hf-hub":
+        config_file = _hub_config(spec, rest)
+    elif pretrained is not None:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if pretrained not in tags and not Path(pretrained).is_file():
+            raise InputError(
+                f"'{pretrained}' is neither a file nor weights that open_clip knows for "
+                f"{architecture}. {registry.near_matches(pretrained, [*tags, 'random'])}"
+            )
+    if config_file is not None and "trust_remote_code" in config_file.read_text("utf-8"):
+        raise InputError(
+            f"'{spec}' asks for trust_remote_code; code that comes with weights is never run."
+        )
+
+
+def _hub_config(spec: str, repository: str) -> Path:
+    try:
+        return Path(hf_hub_download(repository, "open_clip_config.json"))
+    except Exception as error:  # network, offline, missing and gated repositories, bad names
+        raise InputError(
+            f"'{spec}' could not be read from the hub: {_first_line(error)} Check the name and the "
+            "network; with HF_HUB_OFFLINE=1 only what is in the cache can be used."
+        ) from error
+
+
+def _explain(spec: str, error: Exception) -> str:
+    text = str(error)
+    if "size mismatch" in text or "Missing key" in text or "Unexpected key" in text:
+        why = "the weights do not fit the architecture"
+    elif "Weights only load failed" in text or "Unsupported operand" in text:
+        why = "the file is no plain weights file (a pickle that holds code, or no checkpoint)"
+    elif any(word in text for word in ("deserializ", "zip archive", "EOF", "Ran out of input")):
+        why = "the weights file is truncated or damaged"
+    else:
+        why = "open_clip could not load it"
+    return (
+        f"'{spec}' could not be loaded: {why}. ({_first_line(error)}) "
+        "Expected safetensors, or a checkpoint of tensors alone."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."
+
+
+def _preprocess(spec: str, config: dict[str, Any]) -> Preprocess:
+    size = config["size"]
+    interpolation, mode = config["interpolation"], config["resize_mode"]
+    if interpolation not in ("bicubic", "bilinear") or mode not in ("shortest", "squash"):
+        raise InputError(
+            f"'{spec}' wants interpolation '{interpolation}' and resize mode '{mode}'; expected "
+            "bicubic or bilinear, and shortest or squash."
+        )
+    return Preprocess(
+        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
+        mean=_triple(config["mean"]),
+        std=_triple(config["std"]),
+        interpolation=cast("Literal['bicubic', 'bilinear']", interpolation),
+        resize_mode=cast("Literal['shortest', 'squash']", mode),
+    )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue
+
+
+def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise InputError(f"'{spec}': importing {module_name} failed: {error}") from error
+        raise InputError(
+            f"'{spec}': there is no architecture and no module '{module_name}'. "
+            f"{registry.near_matches(module_name, open_clip.list_models())} A model is {_FORMS}."
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise InputError(f"'{spec}': {module_name} has no function '{attribute}'.")
+    clip = factory()
+    if not isinstance(clip, Clip):
+        raise InputError(
+            f"'{spec}' returned {type(clip).__name__}; expected mmtard_bench.Clip, which wraps the "
+            "model with its tokenizer and preprocessing."
+        )
+    return clip

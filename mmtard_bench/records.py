@@ -1,0 +1,338 @@
+"""What is known after one (model, task, threat model): the schema, strict reading and writing.
+
+A record holds per-sample truth; everything else that could be derived from it is recomputed on
+every read. A file is exactly the canonical text of its record, so no byte of it can change
+unnoticed by whoever knows its digest, and no figure can change without its samples.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mmtard_bench.errors import InputError, explain
+
+SCHEMA_VERSION = 1
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Scalars = dict[str, str | int | float]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class SuiteFacts(_Strict):
+    """The suite that asked for a record."""
+
+    name: str
+    digest: Digest
+
+
+class ModelFacts(_Strict):
+    """The model: ``source`` loads it again; ``digest`` hashes its weights."""
+
+    name: str = Field(min_length=1)
+    source: str
+    digest: str = Field(min_length=1)
+    parameters: Count | None
+    preprocessing: dict[str, Any]
+
+
+class TaskFacts(_Strict):
+    """The task: ``revision`` pins the data, ``prompts_digest`` class names and templates."""
+
+    name: str = Field(min_length=1)
+    data: str
+    revision: str
+    n_classes: Annotated[int, Field(ge=2)]
+    templates: list[str]
+    prompts_digest: Digest
+    metric: Literal["zero-shot classification"]
+
+
+class ThreatFacts(_Strict):
+    """The threat model, with every parameter of the attack that changes its output."""
+
+    attack: str = Field(min_length=1)
+    norm: Literal["linf", "l2"]
+    eps: str = Field(pattern=r"^\d+/\d+$")
+    surface: Literal["native", "model"]
+    parameters: Scalars
+    block: Count | None
+
+    @property
+    def name(self) -> str:
+        """As ``ThreatModel.name``."""
+        suffix = " model" if self.surface == "model" else ""
+        return f"{self.attack} {self.norm} {self.eps}{suffix}"
+
+
+class Sample(_Strict):
+    """The truth about one sample.
+
+    ``broken_by`` names the attack whose adversarial image was confirmed. ``unconfirmed`` is true
+    where an attack claimed success and a fresh pass disagreed. Passes are the attack's; the one
+    clean pass is not counted.
+    """
+
+    id: str
+    label: Count
+    prediction: Count
+    clean_correct: bool
+    robust: bool
+    broken_by: str | None
+    unconfirmed: bool
+    forward: Count
+    backward: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.clean_correct != (self.label == self.prediction):
+            raise ValueError(f"sample {self.id}: clean_correct contradicts its prediction")
+        if self.robust and not self.clean_correct:
+            raise ValueError(f"sample {self.id}: robust, but wrong on the clean image")
+        if (self.broken_by is not None) != (self.clean_correct and not self.robust):
+            raise ValueError(f"sample {self.id}: broken_by contradicts robust")
+        return self
+
+
+class Results(_Strict):
+    """Aggregates, recomputed from the samples on every read. Intervals are Wilson's at 95%."""
+
+    n: Count
+    clean_accuracy: Share
+    clean_interval: tuple[Share, Share]
+    robust_accuracy: Share
+    robust_interval: tuple[Share, Share]
+    forward_per_sample: float
+    backward_per_sample: float
+
+
+class Flag(_Strict):
+    """A reason to doubt the result: a code, and a sentence with the figures."""
+
+    code: str
+    detail: str
+
+
+class Environment(_Strict):
+    """Where a record was made: recorded, not part of its identity."""
+
+    versions: dict[str, str]
+    python: str
+    platform: str
+    device: str
+    threads: Count
+    batch_size: Count
+    git_revision: str | None
+
+
+class Record(_Strict):
+    """The result of one (model, task, threat model). No ``results`` unless ``status`` is ok."""
+
+    schema_version: Literal[1]
+    identity: Digest
+    status: Literal["ok", "error"]
+    error: str | None
+    suite: SuiteFacts | None
+    model: ModelFacts
+    task: TaskFacts
+    threat: ThreatFacts
+    seed: Count
+    precision: Literal["float32"]
+    sample_ids_digest: Digest
+    results: Results | None
+    flags: list[Flag]
+    notes: list[str]
+    environment: Environment
+    seconds: float = Field(ge=0)
+    created: str
+    samples: list[Sample]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.identity != identity_of(self):
+            raise ValueError("its identity does not follow from its configuration")
+        if self.status == "error":
+            if self.error is None or self.results is not None:
+                raise ValueError("a failed record has an error and no results")
+            return self
+        if self.error is not None:
+            raise ValueError("a finished record has no error")
+        if not self.samples:
+            raise ValueError("it has no samples")
+        ids = [sample.id for sample in self.samples]
+        if len(set(ids)) != len(ids):
+            raise ValueError("a sample occurs twice")
+        if digest_of(ids) != self.sample_ids_digest:
+            raise ValueError("its samples are not those of its configuration")
+        if any(max(s.label, s.prediction) >= self.task.n_classes for s in self.samples):
+            raise ValueError("a label or prediction is not one of the classes")
+        if self.results != aggregate(self.samples):
+            raise ValueError("its aggregates do not follow from its samples")
+        return self
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Robust accuracy in [0, 1]. Raises InputError if the evaluation failed."""
+        return self._results().robust_accuracy
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Clean accuracy in [0, 1]. Raises InputError if the evaluation failed."""
+        return self._results().clean_accuracy
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval of the robust accuracy. Raises InputError on failure."""
+        return self._results().robust_interval
+
+    def _results(self) -> Results:
+        if self.results is None:
+            raise InputError(f"The evaluation failed, so there is no accuracy: {self.error}")
+        return self.results
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity_of(record: Record) -> str:
+    """The identity that a record's own configuration leads to."""
+    return identity(
+        suite=record.suite,
+        model=record.model,
+        task=record.task,
+        threat=record.threat,
+        seed=record.seed,
+        precision=record.precision,
+        sample_ids_digest=record.sample_ids_digest,
+    )
+
+
+def identity(
+    *,
+    suite: SuiteFacts | None,
+    model: ModelFacts,
+    task: TaskFacts,
+    threat: ThreatFacts,
+    seed: int,
+    precision: str,
+    sample_ids_digest: str,
+) -> str:
+    """Hash what changes a verdict: not the batch size, device, versions, or a model's name."""
+    return digest_of(
+        {
+            "schema": SCHEMA_VERSION,
+            "suite": suite.model_dump() if suite else None,
+            "model": [model.digest, model.preprocessing],
+            "task": [task.revision, task.prompts_digest, task.metric],
+            "samples": sample_ids_digest,
+            "threat": threat.model_dump(),
+            "seed": seed,
+            "precision": precision,
+        }
+    )
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion (Wilson, 1927)."""
+    z = 1.959963984540054
+    centre = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def aggregate(samples: list[Sample]) -> Results:
+    """The figures that follow from per-sample truth."""
+    n = len(samples)
+    clean = sum(sample.clean_correct for sample in samples)
+    robust = sum(sample.robust for sample in samples)
+    return Results(
+        n=n,
+        clean_accuracy=clean / n,
+        clean_interval=wilson(clean, n),
+        robust_accuracy=robust / n,
+        robust_interval=wilson(robust, n),
+        forward_per_sample=sum(sample.forward for sample in samples) / n,
+        backward_per_sample=sum(sample.backward for sample in samples) / n,
+    )
+
+
+def to_text(record: Record) -> str:
+    """The canonical text of a record: JSON, one line a sample, closed by a hash of the rest."""
+    body = record.model_dump(mode="json")
+    samples = body.pop("samples")
+    head = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
+    lines = ",\n".join(f"  {json.dumps(s, ensure_ascii=False)}" for s in samples)
+    text = f'{head[:-2]},\n "samples": [\n{lines}\n ]'
+    return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def from_text(text: str, where: str) -> Record:
+    """Read a record's canonical text. Raises InputError if a byte of it is not as written."""
+    try:
+        body = json.loads(text)
+        del body["sha256"]
+        record = Record.model_validate_json(json.dumps(body))
+        why = "" if to_text(record) == text else "it is not the text that this program wrote."
+    except ValidationError as error:
+        why = explain(error)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        why = f"it is no whole JSON record ({type(error).__name__})."
+    if why:
+        raise InputError(
+            f"The record {where} was edited or cut short: {why} "
+            "Delete it and run again, or restore it."
+        )
+    return record
+
+
+def read_record(path: Path) -> Record:
+    """Read one record file. Raises InputError if it is unreadable, edited or cut short."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The record {path} cannot be read: {error}.") from error
+    return from_text(text, str(path))
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record atomically. Raises InputError if the directory cannot be written."""
+    write_atomically(path, to_text(record))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary file beside it, fsync, rename."""
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise InputError(
+            f"{path} could not be written: {error.strerror or error}. Nothing that was finished "
+            "is lost; free space or choose another directory, and run the same command again."
+        ) from error
+
+
+def find_records(root: Path) -> list[Path]:
+    """Every record file below a directory."""
+    return sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))

@@ -1,0 +1,199 @@
+"""Walk a suite: one model at a time, one record at a time, resumable at any moment."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mmtard_bench.errors import InputError
+from mmtard_bench.evaluate import Batch, Job, execute, prepare
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.progress import RunProgress
+from mmtard_bench.records import Record, Sample, digest_of, read_record, write_record
+from mmtard_bench.summary import percent
+from mmtard_bench.tasks.resolve import load_task
+from mmtard_bench.types import Suite, ThreatModel
+
+
+def with_overrides(suite: Suite, *, n: int | None, seed: int | None) -> Suite:
+    """A suite with another sample count or seed: another suite, with a name that says so."""
+    name, digest = suite.name, suite.digest
+    for letter, value, own in (("n", n, suite.n), ("seed", seed, suite.seed)):
+        if value is not None and value != own:
+            name += f"+{letter}{value}"
+            digest = digest_of([digest, letter, value])
+    return replace(
+        suite,
+        name=name,
+        digest=digest,
+        n=suite.n if n is None else n,
+        seed=suite.seed if seed is None else seed,
+    )
+
+
+def run_folder(out: Path, suite: Suite, clip: Clip) -> Path:
+    """Where a run's records go: a directory a suite, in it one a model and its weights."""
+    return out / suite.name / f"{_slug(clip.name)}-{clip.digest[:8]}"
+
+
+def run_model(
+    clip: Clip,
+    suite: Suite,
+    *,
+    out: Path,
+    batch_size: int,
+    device: torch.device,
+    progress: RunProgress,
+) -> Iterator[Record]:
+    """Evaluate one model on a suite; yields every record as soon as it is on disk.
+
+    Records of this very configuration that are finished are read, not made again; failed ones
+    are tried again. Raises InputError if another process works in the same run directory, if a
+    record there was edited, or if one cannot be written.
+    """
+    folder = run_folder(out, suite, clip)
+    with _only_process(folder):
+        for task in suite.tasks:
+            data = load_task(task, n=suite.n, seed=suite.seed)
+            for threat in suite.threats:
+                job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
+                yield _run_record(job, folder, batch_size, device, progress)
+
+
+def _run_record(
+    job: Job, folder: Path, batch_size: int, device: torch.device, progress: RunProgress
+) -> Record:
+    identity = job.identity
+    path = folder / _file_name(job.data.task.name, job.threat, identity)
+    name = f"{job.clip.name} {job.data.task.name} {job.threat.name}"
+    if path.exists():
+        record = read_record(path)
+        if record.identity == identity and record.status == "ok":
+            _say(progress, name, record, "already there")
+            return record
+    partial = Partial(path.with_suffix(".partial"), identity)
+    done = partial.read()
+    progress.start(name, total=len(job.data.labels), settled=len(done))
+    record = execute(
+        job,
+        batch_size=batch_size,
+        device=device,
+        done={sample.id: sample for batch in done for sample in batch.samples},
+        spent=sum(batch.seconds for batch in done),
+        notes=[note for batch in done for note in batch.notes],
+        keep=partial.append,
+        report=progress.update,
+    )
+    write_record(path, record)
+    partial.remove()
+    _say(progress, name, record, f"{record.seconds:.1f} s")
+    return record
+
+
+def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:
+    if record.results is None:
+        text = f"{name}: FAILED: {record.error}"
+    else:
+        results = record.results
+        text = (
+            f"{name}: clean {percent(results.clean_accuracy)}%, "
+            f"robust {percent(results.robust_accuracy)}% ({how})"
+        )
+    progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _only_process(folder: Path) -> Iterator[None]:
+    """Hold the run directory's lock; the system releases it however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"Another process is working in {folder}; wait for it, or give another --out."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written: {error.strerror or error}. Choose another --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    identity: str
+    seconds: float
+    notes: list[str]
+    samples: list[Sample]
+
+
+class Partial:
+    """Batches of an unfinished record, one JSON line each, so that little is lost."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self.identity = identity
+
+    def read(self) -> list[Batch]:
+        """The batches that are whole and of this identity; a line cut short ends them."""
+        if not self.path.exists():
+            return []
+        batches = []
+        for text in self.path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                line = _Line.model_validate_json(text)
+            except ValidationError:
+                break
+            if line.identity == self.identity:
+                batches.append(Batch(line.samples, line.notes, line.seconds))
+        self._rewrite(batches)
+        return batches
+
+    def append(self, batch: Batch) -> None:
+        """Add a batch. Raises InputError if the disk does not take it."""
+        self._write(batch, "a")
+
+    def remove(self) -> None:
+        """Forget the batches, once the whole record is on disk."""
+        self.path.unlink(missing_ok=True)
+
+    def _rewrite(self, batches: Iterable[Batch]) -> None:
+        # A line cut short by a crash must not run into the next one.
+        self.remove()
+        for batch in batches:
+            self._write(batch, "a")
+
+    def _write(self, batch: Batch, mode: str) -> None:
+        line = _Line(
+            identity=self.identity,
+            seconds=batch.seconds,
+            notes=batch.notes,
+            samples=batch.samples,
+        )
+        try:
+            with self.path.open(mode, encoding="utf-8") as file:
+                file.write(line.model_dump_json() + "\n")
+                file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self.path} could not be written: {error.strerror or error}. Finished records "
+                "are kept; free space or choose another --out, and run the same command again."
+            ) from error
+
+
+def _file_name(task: str, threat: ThreatModel, identity: str) -> str:
+    return f"{_slug(task)}--{_slug(threat.name)}--{identity[:8]}.json"
+
+
+def _slug(name: str) -> str:
+    """A name as a part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name).strip("-.")[-80:] or "model"

@@ -1,0 +1,162 @@
+"""Read suites: TOML files of tasks x threat models, a sample count and a seed."""
+
+import hashlib
+import json
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmtard_bench import registry
+from mmtard_bench.errors import InputError, explain
+from mmtard_bench.tasks.resolve import DEFAULT_TEMPLATE, find_task
+from mmtard_bench.types import Eps, Norm, Suite, Surface, Task, ThreatModel
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _TaskTable(_Strict):
+    name: str = Field(min_length=1)
+    data: str = Field(min_length=1)
+    templates: list[str] = Field(default=[DEFAULT_TEMPLATE], min_length=1)
+    classes: list[str] | Literal["imagenet-1k"] = []
+    classes_file: str | None = None
+    split: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    convert_rgb: bool = False
+    description: str = ""
+
+
+class _ThreatTable(_Strict):
+    attack: str
+    norm: Norm
+    # Anything, so that a decimal gets the sentence that Eps has for it.
+    eps: Any
+    surface: Surface = "native"
+
+
+class _SuiteFile(_Strict):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*-v[0-9]+$")
+    description: str
+    protocol: str | None = None
+    n: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    tasks: list[str | _TaskTable] = Field(min_length=1)
+    threats: list[_ThreatTable] = Field(min_length=1)
+
+
+def suite_folder() -> Path:
+    """Where the suites that ship are: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "suites"
+    return installed if installed.is_dir() else package.parent / "suites"
+
+
+def list_suites() -> list[str]:
+    """The names of the suites that ship."""
+    return sorted(path.stem for path in suite_folder().glob("*.toml"))
+
+
+def load_suite(name: str) -> Suite:
+    """Load a suite by name, or from a path that ends in .toml. Raises InputError."""
+    path = Path(name) if name.endswith(".toml") else suite_folder() / f"{name}.toml"
+    if not name.endswith(".toml") and name not in list_suites():
+        raise InputError(
+            f"There is no suite '{name}'. {registry.near_matches(name, list_suites())} "
+            "A path to a suite of your own ends in .toml."
+        )
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"The suite {path} cannot be read: {error}.") from error
+    try:
+        parsed = _SuiteFile.model_validate(table)
+    except ValidationError as error:
+        raise InputError(f"The suite {path} is not valid: {explain(error)}") from error
+    if parsed.name != path.stem:
+        raise InputError(f"The suite in {path} is called '{parsed.name}'; expected '{path.stem}'.")
+    return _assemble(parsed)
+
+
+def _assemble(parsed: _SuiteFile) -> Suite:
+    from mmtard_bench.attacks.catalogue import attack_family
+
+    tasks = tuple(find_task(t) if isinstance(t, str) else _task(t) for t in parsed.tasks)
+    threats = tuple(
+        ThreatModel(t.attack, t.norm, Eps.parse(t.eps), t.surface) for t in parsed.threats
+    )
+    for threat in threats:
+        attack_family(threat.attack)
+    for kind, names in (
+        ("task", [task.name for task in tasks]),
+        ("threat model", [threat.name for threat in threats]),
+    ):
+        if len(set(names)) != len(names):
+            raise InputError(f"The suite '{parsed.name}' names a {kind} twice.")
+    if parsed.protocol is not None:
+        outside = set(threats) - set(registry.protocols.get(parsed.protocol).threats)
+        if outside:
+            raise InputError(
+                f"The suite '{parsed.name}' says that it follows {parsed.protocol}, which has no "
+                f"threat model {min(t.name for t in outside)}."
+            )
+    meaning = {
+        "protocol": parsed.protocol,
+        "tasks": [asdict(task) for task in tasks],
+        "threats": [threat.name for threat in threats],
+        "n": parsed.n,
+        "seed": parsed.seed,
+    }
+    return Suite(
+        name=parsed.name,
+        description=parsed.description,
+        protocol=parsed.protocol,
+        tasks=tasks,
+        threats=threats,
+        n=parsed.n,
+        seed=parsed.seed,
+        digest=hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _task(table: _TaskTable) -> Task:
+    for template in table.templates:
+        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+            raise InputError(
+                f"The template '{template}' of the task '{table.name}' needs exactly one {{}} "
+                "for the class name, and no other braces."
+            )
+    return Task(
+        name=table.name,
+        data=table.data,
+        templates=tuple(table.templates),
+        classes=_classes(table),
+        split=table.split,
+        image_column=table.image_column,
+        label_column=table.label_column,
+        convert_rgb=table.convert_rgb,
+        description=table.description,
+    )
+
+
+def _classes(table: _TaskTable) -> tuple[str, ...]:
+    if table.classes == "imagenet-1k":
+        from open_clip import IMAGENET_CLASSNAMES
+
+        return tuple(IMAGENET_CLASSNAMES)
+    if table.classes_file is None:
+        return tuple(table.classes)
+    if table.classes:
+        raise InputError(f"The task '{table.name}' has classes and classes_file; give one.")
+    try:
+        lines = Path(table.classes_file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"The class names of the task '{table.name}' cannot be read: {error}."
+        ) from error
+    return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,104 @@
+"""Records side by side: worst cases, and tables for a terminal. Imports without torch."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from mmtard_bench.errors import InputError
+from mmtard_bench.records import Record, wilson
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """Samples that stood against every threat model of one task, norm, eps and surface."""
+
+    task: str
+    norm: str
+    eps: str
+    surface: str
+    accuracy: float
+    interval: tuple[float, float]
+    threats: int
+
+    @property
+    def ball(self) -> str:
+        """For example "linf 8/255"."""
+        return f"{self.norm} {self.eps}{' model' if self.surface == 'model' else ''}"
+
+
+def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
+    """Per-sample AND over the threat models of one task, norm, eps and surface.
+
+    A failed record makes its worst case unknown, so it is left out. Raises InputError if records
+    of one task do not hold the same samples.
+    """
+    groups: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        threat = record.threat
+        groups[record.task.name, threat.norm, threat.eps, threat.surface].append(record)
+    found = []
+    for (task, norm, eps, surface), group in groups.items():
+        if any(record.status != "ok" for record in group):
+            continue
+        if len({record.sample_ids_digest for record in group}) != 1:
+            raise InputError(f"The records of {task} do not hold the same samples.")
+        standing = [
+            all(verdicts)
+            for verdicts in zip(*([s.robust for s in r.samples] for r in group), strict=True)
+        ]
+        robust, n = sum(standing), len(standing)
+        interval = wilson(robust, n)
+        found.append(WorstCase(task, norm, eps, surface, robust / n, interval, len(group)))
+    return found
+
+
+def percent(value: float) -> str:
+    """0.583 -> "58.3"."""
+    return f"{100 * value:.1f}"
+
+
+def with_interval(value: float, interval: tuple[float, float]) -> str:
+    """An accuracy in percent with its interval: "58.3 [53.9, 62.5]"."""
+    return f"{percent(value)} [{percent(interval[0])}, {percent(interval[1])}]"
+
+
+def table_of(records: Sequence[Record]) -> str:
+    """A run for the terminal: accuracies in percent with 95% intervals, cost, flags, errors."""
+    rows = [_row(record) for record in records]
+    rows += [
+        [w.task, f"worst case {w.ball}", "", with_interval(w.accuracy, w.interval), "", "", ""]
+        for w in worst_cases(records)
+        if w.threats > 1
+    ]
+    headers = ["task", "threat model", "clean %", "robust %", "forward", "backward", "seconds"]
+    text = tabulate(rows, headers=headers, disable_numparse=True)
+    remarks = list(_remarks(records))
+    return "\n".join([text, "", *remarks]) if remarks else text
+
+
+def _row(record: Record) -> list[str]:
+    results = record.results
+    accuracies = ["-", "FAILED", "-", "-"]
+    if results is not None:
+        accuracies = [
+            with_interval(results.clean_accuracy, results.clean_interval),
+            with_interval(results.robust_accuracy, results.robust_interval),
+            f"{results.forward_per_sample:.0f}",
+            f"{results.backward_per_sample:.0f}",
+        ]
+    return [record.task.name, record.threat.name, *accuracies, f"{record.seconds:.1f}"]
+
+
+def _remarks(records: Sequence[Record]) -> Iterable[str]:
+    said: dict[str, str] = {}
+    for record in records:
+        where = f"{record.task.name}, {record.threat.name}"
+        if record.error is not None:
+            said[f"error: {record.error}"] = where
+        for flag in record.flags:
+            said.setdefault(f"flag {flag.code}: {flag.detail}", where)
+        for note in record.notes:
+            said.setdefault(f"note: {note}", where)
+    return (f"{text} ({where})" for text, where in said.items())

@@ -1,0 +1,24 @@
+"""The tasks that ship with the package, by name."""
+
+from mmtard_bench.data.digits import INK_CAPTION
+from mmtard_bench.registry import register_task
+from mmtard_bench.types import Task
+
+DIGIT_TEMPLATE = "a photo of the digit {}"
+
+register_task(
+    Task(
+        name="digits/digit",
+        data="digits/test",
+        templates=(DIGIT_TEMPLATE,),
+        description="name the digit (10 classes), over all colour combinations",
+    )
+)
+register_task(
+    Task(
+        name="digits/unseen",
+        data="digits/unseen",
+        templates=("{}",),
+        description=f"choose among the 112 captions never trained on: '{INK_CAPTION}'",
+    )
+)

@@ -1,0 +1,97 @@
+"""From a task to what an evaluation needs: the data set, the class names, the samples."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmtard_bench import registry
+from mmtard_bench.data.base import Dataset, Manifest, Pixels, draw_manifest
+from mmtard_bench.data.outside import SCHEMES, open_outside
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Preprocess
+from mmtard_bench.types import Surface, Task
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+def find_task(name: str) -> Task:
+    """A registered task, or a data spec with the default template and its own class names."""
+    if name.partition(":")[0] in SCHEMES:
+        return Task(name=name, data=name, templates=(DEFAULT_TEMPLATE,))
+    return registry.tasks.get(name)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The samples of a task that an evaluation uses, in the manifest's order."""
+
+    task: Task
+    revision: str
+    classes: tuple[str, ...]
+    manifest: Manifest
+    labels: tuple[int, ...]
+    dataset: Dataset
+
+    @cached_property
+    def pixels(self) -> list[Pixels]:
+        """The images, 8-bit; decoded once. Raises InputError for the first unusable one."""
+        return [self.dataset.image(i) for i in self.manifest.indices]
+
+    def images(self, rows: Sequence[int], *, surface: Surface, preprocess: Preprocess) -> Tensor:
+        """Some images, (N, 3, H, W) in [0, 1], at the resolution that the attack works on."""
+        tensors = [
+            torch.from_numpy(np.ascontiguousarray(self.pixels[i].transpose(2, 0, 1))).float() / 255
+            for i in rows
+        ]
+        if surface == "model":
+            tensors = [preprocess.resize(image[None])[0] for image in tensors]
+        return torch.stack(tensors)
+
+    def require_one_size(self) -> None:
+        """The native surface attacks batches of the data set's own pixels: one size for all."""
+        first = self.pixels[0].shape
+        for sample, image in zip(self.manifest.ids, self.pixels, strict=True):
+            if image.shape != first:
+                raise InputError(
+                    f"{self.task.data} mixes image sizes: sample '{self.manifest.ids[0]}' is "
+                    f"{first[1]}x{first[0]}, sample '{sample}' is {image.shape[1]}x"
+                    f"{image.shape[0]}. The surface 'native' needs one size; use the surface "
+                    "'model', which resizes every image first."
+                )
+
+
+def load_task(task: Task, *, n: int | None, seed: int) -> TaskData:
+    """Open a task's data and draw its samples. Raises InputError for anything unusable."""
+    if task.data.partition(":")[0] in SCHEMES:
+        dataset = open_outside(task)
+    else:
+        dataset = registry.datasets.get(task.data)()
+    # An empty table has neither classes nor labels: say that first.
+    manifest = draw_manifest(dataset, n=n, seed=seed)
+    classes = task.classes or dataset.class_names
+    if not classes:
+        raise InputError(
+            f"{task.data} does not name its classes; give classes = [...] or classes_file = ... "
+            "in the task, one name a label."
+        )
+    every = dataset.labels
+    labels = tuple(every[i] for i in manifest.indices)
+    for sample, label in zip(dataset.ids, every, strict=True):
+        if not 0 <= label < len(classes):
+            raise InputError(
+                f"{task.data}: sample '{sample}' has the label {label}, but there are "
+                f"{len(classes)} classes; labels go from 0 to {len(classes) - 1}."
+            )
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        warnings.warn(
+            f"{task.name}: class names occur more than once ({', '.join(twice[:5])}); their "
+            "logits are equal, and the lower label wins.",
+            stacklevel=2,
+        )
+    return TaskData(task, dataset.revision, classes, manifest, labels, dataset)

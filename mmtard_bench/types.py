@@ -1,0 +1,135 @@
+"""Facts that never change while a program runs: radii, threat models, tasks, suites, protocols."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol as Interface
+
+from mmtard_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+Surface = Literal["native", "model"]
+NORMS: tuple[Norm, ...] = ("linf", "l2")
+SURFACES: tuple[Surface, ...] = ("native", "model")
+
+
+@dataclass(frozen=True, order=True)
+class Eps:
+    """A radius as the exact fraction that was written, for pixels in [0, 1]."""
+
+    numerator: int
+    denominator: int
+
+    @classmethod
+    def parse(cls, text: object) -> "Eps":
+        """Read "8/255". Raises InputError for a decimal, a number type, zero, or anything else."""
+        match = None
+        if isinstance(text, str):
+            match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+        if match is None or not int(match[1]) or not int(match[2]):
+            raise InputError(
+                f"eps = {text!r} is not an exact positive fraction; write a string such as "
+                '"8/255" (pixels are in [0, 1]), not a decimal.'
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    def __float__(self) -> float:
+        return self.numerator / self.denominator
+
+    def __str__(self) -> str:
+        return f"{self.numerator}/{self.denominator}"
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an attacker may do: an attack with its budget, a ball, and the pixels it touches.
+
+    ``surface`` is "native" (the data set's own pixels, resized inside the model) or "model"
+    (pixels at the model's input size).
+    """
+
+    attack: str
+    norm: Norm
+    eps: Eps
+    surface: Surface = "native"
+
+    @property
+    def name(self) -> str:
+        """For example "pgd-20 linf 8/255"; "model" is added for that surface."""
+        suffix = " model" if self.surface == "model" else ""
+        return f"{self.attack} {self.norm} {self.eps}{suffix}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Zero-shot classification of one data set with one set of prompts.
+
+    ``data`` is a registered data set or a spec: ``parquet:FILES``, ``imagefolder:DIR``,
+    ``hub:ORG/NAME[@REVISION]``. ``classes`` overrides the names that the data set carries (one
+    name a label, in label order). Each template has one ``{}`` for the class name. With
+    ``convert_rgb`` images that are not 8-bit RGB are converted as Pillow does; without, they are
+    refused.
+    """
+
+    name: str
+    data: str
+    templates: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    split: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    convert_rgb: bool = False
+    metric: Literal["zero-shot classification"] = "zero-shot classification"
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named, versioned set of threat models and sampling rules, and where it comes from."""
+
+    name: str
+    description: str
+    threats: tuple[ThreatModel, ...]
+    samples: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks x threat models + sample count + seed. Its meaning never changes.
+
+    ``digest`` hashes what the suite means, not how its file is written.
+    """
+
+    name: str
+    description: str
+    protocol: str | None
+    tasks: tuple[Task, ...]
+    threats: tuple[ThreatModel, ...]
+    n: int
+    seed: int
+    digest: str
+
+
+class ClipModel(Interface):
+    """What any CLIP-like object must offer to be scored; open_clip models do, wrapped in ``Clip``.
+
+    ``encode_image`` takes images at the model's input size, normalised as ``preprocess`` says,
+    and ``encode_text`` the tokenizer's output; both return (N, D) features, of one D.
+    ``logit_scale`` is the logarithm of the scale, as in CLIP: logits are exp(scale) * cosine.
+    """
+
+    logit_scale: Any
+
+    def encode_image(self, images: "Tensor") -> "Tensor": ...
+    def encode_text(self, tokens: "Tensor") -> "Tensor": ...
+
+
+class Tokenizer(Interface):
+    """Turns texts into whatever the model's ``encode_text`` takes."""
+
+    def __call__(self, texts: "Sequence[str]", /) -> "Tensor": ...

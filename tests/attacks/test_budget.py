@@ -1,0 +1,116 @@
+"""Budgets by counting passes, and the ball and box for any input."""
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from tests.conftest import Linear, attack, passes
+from torch import nn
+
+from mmtard_bench.attacks.base import norm_of
+
+
+class Constant(nn.Module):
+    """Always right and never moved: every attack spends its whole budget on it."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.arange(self.classes, 0, -1).float().repeat(len(images), 1)
+        return logits + 1e-6 * images.flatten(1).mean(1, keepdim=True) * torch.arange(self.classes)
+
+
+# What each attack may spend on a sample that it cannot break, in forward and backward passes.
+# APGD evaluates the start and each of its 100 steps; every restart or target costs one more look.
+BUDGETS = {
+    "pgd-1": (2, 1),
+    "pgd-20": (21, 20),
+    "cw-linf-7": (8, 7),
+    "apgd-pair": (1 + 1 + 101 + 1 + 9 * (1 + 101) + 1, 101 + 9 * 101),
+    "apgd-pair-5r": (1 + 5 * 101 + 1 + 1 + 9 * (1 + 101) + 1, 5 * 101 + 9 * 101),
+    "autoattack-rand": (2 * (1 + 20 * 101 + 1), 2 * 20 * 101),
+    "cw-l2": (9 * 100 + 1, 9 * 100),
+}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_budget_on_a_sample_that_stands(name):
+    model = passes(Constant(12))
+    images = torch.rand(2, 3, 8, 8)
+    norm = "l2" if name == "cw-l2" else "linf"
+    result = attack(
+        name, model, images, torch.zeros(2, dtype=torch.long), eps="8/255", norm=norm, classes=12
+    )
+    assert result.broken_by == [None, None]
+    forward, backward = BUDGETS[name]
+    assert result.backward == [backward, backward]
+    assert result.forward == [forward, forward]
+    # The attack's own account agrees with an independent count.
+    assert model.forward_rows == sum(result.forward)
+    assert model.backward_rows == sum(result.backward)
+
+
+def test_budget_of_autoattack_standard():
+    model = passes(Constant(12))
+    images = torch.rand(1, 3, 8, 8)
+    result = attack(
+        "autoattack-standard",
+        model,
+        images,
+        torch.zeros(1, dtype=torch.long),
+        eps="8/255",
+        classes=12,
+    )
+    assert result.broken_by == [None]
+    apgd = 1 + 101 + 1, 101
+    targeted = 1 + 9 * (1 + 101) + 1, 9 * 101
+    # FAB: for each target the clean prediction, the target, 100 x (gradient, prediction), the result.
+    fab = 1 + 9 * (2 + 200 + 1) + 1, 9 * 100
+    square = 1 + 1 + 5000 + 1, 0
+    stages = (apgd, targeted, fab, square)
+    assert result.backward == [sum(backward for _, backward in stages)]
+    assert abs(result.forward[0] - sum(forward for forward, _ in stages)) <= 2
+    assert model.forward_rows == result.forward[0]
+    assert model.backward_rows == result.backward[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    classes=st.integers(2, 6),
+    numerator=st.integers(1, 120),
+    name=st.sampled_from(["pgd-1", "pgd-6", "cw-linf-3"]),
+    norm=st.sampled_from(["linf", "l2"]),
+    extreme=st.booleans(),
+)
+def test_no_adversarial_leaves_the_ball_or_the_box(seed, classes, numerator, name, norm, extreme):
+    model = Linear(classes, seed=seed)
+    images = torch.rand((5, 3, 6, 6), generator=torch.Generator().manual_seed(seed))
+    images = images.round() if extreme else images
+    labels = model(images).argmax(1)
+    eps = f"{numerator}/255" if norm == "linf" else f"{numerator}/40"
+    result = attack(name, model, images, labels, eps=eps, norm=norm, seed=seed)
+    _assert_inside(result.adversarial, images, norm, eps)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["apgd-pair", "autoattack-standard", "autoattack-rand", "cw-l2"])
+def test_reference_attacks_stay_inside(name, norm):
+    if name == "cw-l2" and norm == "linf":
+        pytest.skip("cw-l2 is an L2 attack")
+    for seed in range(2):
+        model = Linear(5, seed=seed)
+        images = torch.rand((6, 3, 6, 6), generator=torch.Generator().manual_seed(seed)).round()
+        labels = model(images).argmax(1)
+        eps = "20/255" if norm == "linf" else "1/2"
+        result = attack(name, model, images, labels, eps=eps, norm=norm, seed=seed)
+        _assert_inside(result.adversarial, images, norm, eps)
+
+
+def _assert_inside(adversarial, images, norm, eps):
+    numerator, denominator = map(int, eps.split("/"))
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    radius = numerator / denominator
+    assert norm_of(adversarial - images, norm).max() <= radius * (1 + 1e-5) + 1e-6

@@ -1,0 +1,149 @@
+"""Small models with known answers, and the command line as a subprocess."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmtard_bench.attacks.base import AttackResult, CountPasses
+from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.models.clip import Clip, Preprocess
+from mmtard_bench.types import Eps, Norm, ThreatModel
+
+torch.set_num_threads(1)
+REPOSITORY = Path(__file__).parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+class Linear(nn.Module):
+    """Logits = W x + b on flattened images: minimal perturbations are known in closed form."""
+
+    def __init__(
+        self, classes: int, shape: tuple[int, int, int] = (3, 6, 6), seed: int = 0
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        size = shape[0] * shape[1] * shape[2]
+        self.weight = nn.Parameter(torch.randn(classes, size, generator=generator))
+        self.bias = nn.Parameter(-(self.weight.detach() * 0.5).sum(1))
+        self.requires_grad_(False)
+        self.shape = shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T + self.bias
+
+    def distance(self, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
+        """Distance to the decision boundary: margin over dual norm, least over classes; (N,)."""
+        logits = self(images)
+        gaps = logits.gather(1, labels[:, None]) - logits
+        normals = self.weight[labels][:, None, :] - self.weight[None]
+        dual = normals.abs().sum(2) if norm == "linf" else normals.norm(dim=2)
+        return (gaps / dual).masked_fill(torch.eye(len(self.weight))[labels].bool(), 1e9).amin(1)
+
+    def samples(self, count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+        """Images away from the box's faces, labelled as the model does."""
+        generator = torch.Generator().manual_seed(seed)
+        images = 0.3 + 0.4 * torch.rand((count, *self.shape), generator=generator)
+        return images, self(images).argmax(1)
+
+
+def attack(
+    name: str,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: str,
+    norm: Norm = "linf",
+    seed: int = 0,
+    classes: int | None = None,
+) -> AttackResult:
+    """Run an attack on a bare classifier."""
+    threat = ThreatModel(name, norm, Eps.parse(eps))
+    with torch.no_grad():
+        width = classes or model(images[:1]).shape[1]
+    return build_attack(threat, n_classes=width).run(
+        model,
+        images,
+        labels,
+        ids=[f"sample-{i}" for i in range(len(images))],
+        seed=seed,
+        decided=lambda *_: None,
+    )
+
+
+def passes(model: nn.Module) -> CountPasses:
+    """A model that counts the rows through it, independently of the attack's own count."""
+    return CountPasses(model)
+
+
+class ToyClip(nn.Module):
+    """The smallest CLIP: a linear image tower, an embedding for each text."""
+
+    def __init__(self, width: int = 16, size: int = 32, scale: float = 20.0, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.image = nn.Parameter(torch.randn(3 * size * size, width, generator=generator) / size)
+        self.text = nn.Parameter(torch.randn(997, width, generator=generator))
+        self.logit_scale = nn.Parameter(torch.tensor(scale).log())
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.image
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text[tokens]
+
+
+def tokenize(texts: list[str]) -> Tensor:
+    """One token a text."""
+    return torch.tensor([sum(map(ord, text)) * 31 % 997 for text in texts])
+
+
+def wrap(module: nn.Module, name: str = "toy", size: int = 32) -> Clip:
+    """A module as a ``Clip`` that normalises around grey."""
+    preprocess = Preprocess((size, size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Clip(module, tokenize, preprocess, name)
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run ``mmtard-bench`` as a subprocess in an empty directory."""
+
+    def run(
+        *arguments: object, env: dict[str, str] | None = None, **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(tmp_path / "hf"),
+            "OMP_NUM_THREADS": "1",
+            **(env or {}),
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "mmtard_bench", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            timeout=300,
+            **options,
+        )
+
+    return run
+
+
+def assert_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Bad input: exit status 2 and a sentence that holds these words, without a traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr
+    said = done.stderr.replace("\n", " ")
+    for word in words:
+        assert word in said, said
