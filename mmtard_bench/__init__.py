@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmtard_bench.errors import InputError as InputError
-    from mmtard_bench.evaluate import evaluate as evaluate
+    from mmtard_bench.evaluation import evaluate as evaluate
     from mmtard_bench.models.clip import Clip as Clip, Preprocess as Preprocess
     from mmtard_bench.models.loading import load_model as load_model
     from mmtard_bench.records import Record as Record, read_record as read_record
@@ -30,7 +30,7 @@ _WHERE = {
     "Record": "records",
     "Task": "types",
     "ThreatModel": "types",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load_model": "models.loading",
     "read_record": "records",
     "register_attack": "registry",

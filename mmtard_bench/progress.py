@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mmtard_bench.evaluate import Progress
+from mmtard_bench.evaluation import Progress
 
 _QUIET_SECONDS = 20.0
 

@@ -250,7 +250,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     z = 1.959963984540054
     centre = (successes + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # At the ends the bounds are exact; in floating point they would miss by a rounding error.
+    return (
+        0.0 if successes == 0 else max(centre - half, 0.0),
+        1.0 if successes == n else min(centre + half, 1.0),
+    )
 
 
 def aggregate(samples: list[Sample]) -> Results:

@@ -1,6 +1,7 @@
 """From a name to a ``Clip``: registered models, open_clip tags, files, folders, hub, factories."""
 
 import importlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -154,6 +155,9 @@ def _triple(values: Any) -> tuple[float, float, float]:
 
 
 def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
+    # As for python -m: the user's own module may lie in the directory that they work in.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

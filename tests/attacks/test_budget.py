@@ -3,10 +3,10 @@
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from tests.conftest import Linear, attack, passes
 from torch import nn
 
 from mmtard_bench.attacks.base import norm_of
+from tests.conftest import Linear, attack, passes
 
 
 class Constant(nn.Module):
@@ -30,7 +30,6 @@ BUDGETS = {
     "apgd-pair": (1 + 1 + 101 + 1 + 9 * (1 + 101) + 1, 101 + 9 * 101),
     "apgd-pair-5r": (1 + 5 * 101 + 1 + 1 + 9 * (1 + 101) + 1, 5 * 101 + 9 * 101),
     "autoattack-rand": (2 * (1 + 20 * 101 + 1), 2 * 20 * 101),
-    "cw-l2": (9 * 100 + 1, 9 * 100),
 }
 
 
@@ -38,15 +37,24 @@ BUDGETS = {
 def test_budget_on_a_sample_that_stands(name):
     model = passes(Constant(12))
     images = torch.rand(2, 3, 8, 8)
-    norm = "l2" if name == "cw-l2" else "linf"
-    result = attack(
-        name, model, images, torch.zeros(2, dtype=torch.long), eps="8/255", norm=norm, classes=12
-    )
+    result = attack(name, model, images, torch.zeros(2, dtype=torch.long), eps="8/255", classes=12)
     assert result.broken_by == [None, None]
     forward, backward = BUDGETS[name]
     assert result.backward == [backward, backward]
     assert result.forward == [forward, forward]
     # The attack's own account agrees with an independent count.
+    assert model.forward_rows == sum(result.forward)
+    assert model.backward_rows == sum(result.backward)
+
+
+def test_budget_of_cw_l2():
+    model = passes(Linear(3))
+    images, labels = model.model.samples(4)
+    # Nothing lies within this radius, so the search over c runs to its end.
+    result = attack("cw-l2", model, images, labels, eps="1/100000", norm="l2")
+    # Nine searches of 200 steps and the final look; torchattacks stops where the cost rises.
+    assert 900 < result.backward[0] <= 9 * 200
+    assert result.forward == [backward + 1 for backward in result.backward]
     assert model.forward_rows == sum(result.forward)
     assert model.backward_rows == sum(result.backward)
 
@@ -65,7 +73,7 @@ def test_budget_of_autoattack_standard():
     assert result.broken_by == [None]
     apgd = 1 + 101 + 1, 101
     targeted = 1 + 9 * (1 + 101) + 1, 9 * 101
-    # FAB: for each target the clean prediction, the target, 100 x (gradient, prediction), the result.
+    # FAB, for each target: the clean prediction, the target, 100 x (gradient, prediction), a look.
     fab = 1 + 9 * (2 + 200 + 1) + 1, 9 * 100
     square = 1 + 1 + 5000 + 1, 0
     stages = (apgd, targeted, fab, square)

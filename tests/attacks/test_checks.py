@@ -1,0 +1,169 @@
+"""Which models are refused, which are flagged, and that honest ones are neither."""
+
+import pytest
+import torch
+
+import mmtard_bench as mb
+from tests.conftest import ToyClip, wrap
+
+
+class Rounding(ToyClip):
+    """Gradient masking by a rounding layer."""
+
+    def encode_image(self, images):
+        return super().encode_image((images * 4).round() / 4)
+
+
+class Noisy(ToyClip):
+    """Answers at random."""
+
+    def encode_image(self, images):
+        features = super().encode_image(images)
+        return features + features.std() * torch.randn_like(features)
+
+
+class Adaptive(ToyClip):
+    """Takes a gradient step on its own input before it answers."""
+
+    def encode_image(self, images):
+        with torch.enable_grad():
+            inputs = images.detach().requires_grad_()
+            (step,) = torch.autograd.grad(super().encode_image(inputs).square().sum(), inputs)
+        return super().encode_image(images + 0.01 * step.sign())
+
+
+class BatchNormalised(ToyClip):
+    """Uses the statistics of whatever else is in the batch."""
+
+    def encode_image(self, images):
+        features = super().encode_image(images)
+        return features - features.mean(0) if len(images) > 1 else features
+
+
+def scored(module, threat="pgd-2", n=24):
+    return mb.evaluate(wrap(module), task="digits/digit", threat=threat, eps="1/255", n=n)
+
+
+def codes(record):
+    return {flag.code for flag in record.flags}
+
+
+def test_an_honest_model_is_not_flagged():
+    record = scored(ToyClip())
+    assert record.status == "ok"
+    assert codes(record) == set()
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-tecoa"])
+def test_the_tiny_models_are_not_flagged(name):
+    record = mb.evaluate(name, task="digits/digit", threat="apgd-pair", eps="8/255", n=32)
+    assert codes(record) == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        (Rounding(), "zero-gradients"),
+        (ToyClip(scale=1e4), "unusual-logit-scale"),
+        (ToyClip(scale=1.0), "unusual-logit-scale"),
+        (Noisy(), "randomised-output"),
+        (Adaptive(), "optimises-at-inference"),
+        (BatchNormalised(), "batch-dependent-output"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_model_that_masks_is_flagged(module, code):
+    assert code in codes(scored(module))
+
+
+def test_logits_scaled_until_the_gradient_vanishes_are_flagged_even_inside_the_tower():
+    clip = mb.load_model("tiny-clip")
+    clip.module.logit_scale.data += 9.2  # times 1e4
+    record = mb.evaluate(clip, task="digits/digit", threat="pgd-2", eps="8/255", n=24)
+    assert {"zero-gradients", "unusual-logit-scale"} <= codes(record)
+
+
+def test_square_beating_gradients_is_flagged():
+    record = scored(Rounding(), threat="autoattack-standard", n=48)
+    by_square = [s for s in record.samples if s.broken_by == "square"]
+    assert len(by_square) >= 2
+    assert "square-beats-gradients" in codes(record)
+
+
+class Nan(ToyClip):
+    def encode_image(self, images):
+        return super().encode_image(images) * float("nan")
+
+
+class NanUnderAttack(ToyClip):
+    """Fine on the data, NaN as soon as pixels leave the 8-bit grid."""
+
+    def encode_image(self, images):
+        levels = (images * 0.25 + 0.5) * 255
+        off = ((levels - levels.round()).abs() > 0.05).flatten(1).any(1, keepdim=True)
+        features = super().encode_image(images)
+        return torch.where(off, features * float("nan"), features)
+
+
+class Blind(ToyClip):
+    def encode_image(self, images):
+        return super().encode_image(images * 0 + 1)
+
+
+class Narrow(ToyClip):
+    def encode_image(self, images):
+        return super().encode_image(images)[:, :5]
+
+
+class Crash(ToyClip):
+    """Works on the data, raises while it is attacked."""
+
+    def encode_image(self, images):
+        if images.requires_grad and not hasattr(self, "calls"):
+            self.calls = 0
+        if images.requires_grad:
+            self.calls += 1
+            if self.calls > 3:
+                raise RuntimeError("the accelerator is on fire")
+        return super().encode_image(images)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Nan(), "NaN"),
+        (NanUnderAttack(), "NaN"),
+        (Blind(), "ignores its input"),
+        (Narrow(), "width"),
+        (Crash(), "on fire"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_failure_is_an_error_and_never_a_robust_sample(module, reason):
+    record = scored(module)
+    assert record.status == "error"
+    assert reason in record.error
+    assert record.samples == []
+    assert record.results is None
+    with pytest.raises(mb.InputError, match="failed"):
+        record.robust_accuracy  # noqa: B018
+
+
+def test_an_attack_that_cheats_is_an_error(monkeypatch):
+    from mmtard_bench.attacks import pgd
+
+    def outside(points, centre, **_):
+        return (centre + 0.3).clamp(0, 1)
+
+    monkeypatch.setattr(pgd, "project", outside)
+    record = scored(ToyClip())
+    assert record.status == "error"
+    assert "ball" in record.error
+
+
+def test_claims_that_a_fresh_pass_does_not_confirm_do_not_count():
+    record = scored(Noisy(), n=64)
+    unconfirmed = [s for s in record.samples if s.unconfirmed]
+    assert unconfirmed
+    assert all(s.robust and s.broken_by is None for s in unconfirmed)
+    assert "unconfirmed-adversarials" in codes(record)
