@@ -1,20 +1,14 @@
 """Score one (model, task, threat model): from facts to a record, without touching files."""
 
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import Attack, AttackResult, norm_of
-from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.attacks.base import AttackResult, norm_of
 from mmtard_bench.attacks.checks import (
     Doubt,
     ModelError,
@@ -22,29 +16,18 @@ from mmtard_bench.attacks.checks import (
     inspect_model,
     require_logits,
 )
+from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError
+from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import load_model
-from mmtard_bench.records import (
-    Environment,
-    Flag,
-    ModelFacts,
-    Record,
-    Sample,
-    SuiteFacts,
-    TaskFacts,
-    ThreatFacts,
-    aggregate,
-    digest_of,
-    identity,
-)
-from mmtard_bench.tasks.resolve import TaskData, find_task, load_task
+from mmtard_bench.models.loading import load_model, require_clip
+from mmtard_bench.records import Flag, Record, Sample, aggregate
+from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
-from mmtard_bench.types import Eps, Norm, Suite, Surface, Task, ThreatModel
+from mmtard_bench.types import Eps, Norm, Surface, Task, ThreatModel
 
 PROBES = 32
 """Samples that the checks of the model look at."""
-_PACKAGES = ("mmtard-bench", "torch", "open_clip_torch", "pyautoattack", "torchattacks", "datasets")
 
 
 @dataclass(frozen=True)
@@ -58,82 +41,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a record is: samples settled and robust among them, of ``total``."""
+    """How far a record is: samples settled, of ``total``; those that stand, of the ``seen``."""
 
     settled: int
-    robust: int
+    standing: int
+    seen: int
     total: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides a record's verdicts, and nothing else."""
-
-    clip: Clip
-    data: TaskData
-    threat: ThreatModel
-    attack: Attack
-    seed: int
-    suite: SuiteFacts | None
-
-    @property
-    def facts(self) -> tuple[ModelFacts, TaskFacts, ThreatFacts]:
-        """The configuration as the record states it."""
-        model = ModelFacts(
-            name=self.clip.name,
-            source=self.clip.source,
-            digest=self.clip.digest,
-            parameters=self.clip.parameters,
-            preprocessing=self.clip.preprocessing(),
-        )
-        task = self.data.task
-        prompts = [list(self.data.classes), list(task.templates)]
-        task_facts = TaskFacts(
-            name=task.name,
-            data=task.data,
-            revision=self.data.revision,
-            n_classes=len(self.data.classes),
-            templates=list(task.templates),
-            prompts_digest=digest_of(prompts),
-            metric=task.metric,
-        )
-        threat = ThreatFacts(
-            attack=self.threat.attack,
-            norm=self.threat.norm,
-            eps=str(self.threat.eps),
-            surface=self.threat.surface,
-            parameters=dict(self.attack.parameters),
-            block=self.attack.block,
-        )
-        return model, task_facts, threat
-
-    @property
-    def sample_ids_digest(self) -> str:
-        """Hash of the ids of the samples, in order."""
-        return digest_of(list(self.data.manifest.ids))
-
-    @property
-    def identity(self) -> str:
-        """The identity of the record that this job will become."""
-        model, task, threat = self.facts
-        return identity(
-            suite=self.suite,
-            model=model,
-            task=task,
-            threat=threat,
-            seed=self.seed,
-            precision="float32",
-            sample_ids_digest=self.sample_ids_digest,
-        )
-
-
-def prepare(
-    clip: Clip, data: TaskData, threat: ThreatModel, *, seed: int, suite: Suite | None = None
-) -> Job:
-    """Fix everything that decides the verdicts. Raises InputError for what cannot work."""
-    attack = build_attack(threat, n_classes=len(data.classes))
-    facts = SuiteFacts(name=suite.name, digest=suite.digest) if suite else None
-    return Job(clip, data, threat, attack, seed, facts)
 
 
 def execute(
@@ -155,8 +68,7 @@ def execute(
     never counts as robust. Raises InputError for unusable images.
     """
     started = time.monotonic()
-    if job.threat.surface == "native":
-        job.data.require_one_size()
+    job.data.require_images(job.threat.surface)
     try:
         evaluation = _Evaluation(job, batch_size, device)
         doubts = evaluation.inspect()
@@ -205,11 +117,11 @@ def evaluate(
     ``seed``, all if None. Raises InputError for bad input; a model that fails under evaluation
     gives a record with ``status == "error"``.
     """
-    clip = load_model(model) if isinstance(model, str) else model
+    clip = load_model(model) if isinstance(model, str) else require_clip(model, "the model")
     chosen = find_task(task) if isinstance(task, str) else task
     norm = norm or ("l2" if threat == "cw-l2" else "linf")
-    model_ = ThreatModel(threat, norm, Eps.parse(eps), surface)
-    job = prepare(clip, load_task(chosen, n=n, seed=seed), model_, seed=seed)
+    attacker = ThreatModel(threat, norm, Eps.parse(eps), surface)
+    job = prepare(clip, load_task(chosen, n=n, seed=seed), attacker, seed=seed)
     return execute(job, batch_size=batch_size, device=find_device(device))
 
 
@@ -225,6 +137,24 @@ def find_device(name: str) -> torch.device:
             f"The device '{name}' cannot be used: {_describe(error)}; expected auto, cpu or cuda."
         ) from error
     return device
+
+
+class _Watched(nn.Module):
+    """The classifier as an attack sees it: remembers whether every logit was finite.
+
+    An attack that compares NaN with a label could take it for a right answer. The verdict is
+    read once a batch, so that no step waits for the device.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        self.finite = self.finite & torch.isfinite(logits.detach()).all()
+        return logits
 
 
 class _Evaluation:
@@ -278,13 +208,16 @@ class _Evaluation:
             images = self._images(rows)
             predictions = self._predict(images)
             right = (predictions == self.labels[rows]).tolist()
-            before = len(done) + right.count(False)
-            robust = sum(sample.robust for sample in done.values())
+            # Of a block that was cut short and is done again, some samples are in ``done``.
+            others = [s for name, s in done.items() if name not in {ids[row] for row in rows}]
+            settled = len(others) + right.count(False)
+            standing = sum(sample.robust for sample in others) + right.count(True)
+            seen = len(others) + len(rows)
 
             def decided(
-                count: int, broken: int, before: int = before, robust: int = robust
+                count: int, broken: int, s: int = settled, up: int = standing, seen: int = seen
             ) -> None:
-                report(Progress(before + count, robust + count - broken, len(ids)))
+                report(Progress(s + count, up - broken, seen, len(ids)))
 
             decided(0, 0)
             attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
@@ -294,7 +227,6 @@ class _Evaluation:
             done.update((sample.id, sample) for sample in samples)
             notes = list(dict.fromkeys([*notes, *result.notes]))
             keep(Batch(samples, result.notes, time.monotonic() - started))
-        report(Progress(len(ids), sum(s.robust for s in done.values()), len(ids)))
         return [done[sample] for sample in ids], notes
 
     def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
@@ -316,14 +248,18 @@ class _Evaluation:
     ) -> AttackResult:
         if not rows:
             return AttackResult(images, [], [], [])
-        return self.job.attack.run(
-            self.classifier,
+        watched = _Watched(self.classifier, self.device)
+        result = self.job.attack.run(
+            watched,
             images,
             self.labels[rows],
             ids=[self.job.data.manifest.ids[row] for row in rows],
             seed=self.job.seed,
             decided=decided,
         )
+        if not watched.finite:
+            raise ModelError("The model returned NaN or infinite logits while it was attacked.")
+        return result
 
     def _samples(
         self,
@@ -419,40 +355,8 @@ def _record(
         results=aggregate(samples) if samples else None,
         flags=[Flag(code=doubt.code, detail=doubt.detail) for doubt in doubts],
         notes=list(notes),
-        environment=Environment(
-            versions={name: version(name) for name in _PACKAGES},
-            python=platform.python_version(),
-            platform=platform.platform(),
-            device=_device_name(device),
-            threads=torch.get_num_threads(),
-            batch_size=batch_size,
-            git_revision=_git_revision(),
-        ),
+        environment=describe(device, batch_size),
         seconds=seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         samples=samples or [],
     )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-@cache
-def _git_revision() -> str | None:
-    """The commit of this package's checkout, with a mark if it has local changes."""
-    folder = Path(__file__).parent
-    if not (folder.parent / ".git").exists():
-        return None
-    try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.stdout.strip()

@@ -76,10 +76,12 @@ def _section(suite: str, records: Sequence[Record]) -> str:
     tasks = sorted({record.task.name for record in records})
     n = max((len(record.samples) for record in records), default=0)
     seeds = sorted({record.seed for record in records})
+    facts = records[0].suite
+    protocol = facts.protocol if facts and facts.protocol else "of its own"
     parts = [
         f"## {_escape(suite)}",
-        f"{len(tasks)} task{'s' * (len(tasks) > 1)}, {n} samples each, "
-        f"seed {', '.join(map(str, seeds))}.",
+        f"Protocol {_escape(protocol)}; {len(tasks)} task{'s' * (len(tasks) > 1)}, "
+        f"{n} samples each, seed {', '.join(map(str, seeds))}.",
         _overview(rows, balls),
         *(f"### {_escape(task)}\n\n{_task_table(rows, task)}" for task in tasks),
         _flags(rows),

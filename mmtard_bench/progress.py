@@ -64,7 +64,7 @@ class RunProgress:
 
     def update(self, progress: Progress) -> None:
         """Show how far the record is."""
-        robust = progress.robust / progress.settled if progress.settled else 0.0
+        robust = progress.standing / progress.seen
         assert self._bar is not None
         self._bars.update(self._bar, completed=progress.settled, robust=f"{robust:.1%}")
         now = time.monotonic()

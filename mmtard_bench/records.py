@@ -33,6 +33,7 @@ class SuiteFacts(_Strict):
     """The suite that asked for a record."""
 
     name: str
+    protocol: str | None
     digest: Digest
 
 

@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation import Batch, Job, execute, prepare
+from mmtard_bench.evaluation import Batch, execute
+from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, digest_of, read_record, write_record

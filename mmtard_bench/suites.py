@@ -46,6 +46,7 @@ class _SuiteFile(_Strict):
     protocol: str | None = None
     n: int = Field(ge=1)
     seed: int = Field(ge=0)
+    block: int = Field(default=64, ge=1)
     tasks: list[str | _TaskTable] = Field(min_length=1)
     threats: list[_ThreatTable] = Field(min_length=1)
 
@@ -111,6 +112,7 @@ def _assemble(parsed: _SuiteFile) -> Suite:
         "threats": [threat.name for threat in threats],
         "n": parsed.n,
         "seed": parsed.seed,
+        "block": parsed.block,
     }
     return Suite(
         name=parsed.name,
@@ -120,6 +122,7 @@ def _assemble(parsed: _SuiteFile) -> Suite:
         threats=threats,
         n=parsed.n,
         seed=parsed.seed,
+        block=parsed.block,
         digest=hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest(),
     )
 

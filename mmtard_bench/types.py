@@ -102,7 +102,8 @@ class Protocol:
 class Suite:
     """Tasks x threat models + sample count + seed. Its meaning never changes.
 
-    ``digest`` hashes what the suite means, not how its file is written.
+    Reference attacks work on blocks of ``block`` consecutive samples. ``digest`` hashes what the
+    suite means, not how its file is written.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Suite:
     threats: tuple[ThreatModel, ...]
     n: int
     seed: int
+    block: int
     digest: str
 
 

@@ -21,7 +21,7 @@ from mmtard_bench.registry import register_attack
 from mmtard_bench.types import ThreatModel
 
 BLOCK = 64
-"""Samples a block: a compromise between speed and the memory of large models."""
+"""Samples a block where no suite says otherwise: large models must fit it in memory."""
 
 _LOG = logging.getLogger("mmtard_bench.pyautoattack")
 _LOG.addHandler(logging.NullHandler())
@@ -47,88 +47,38 @@ class _MarginTargetedAPGD(APGDAttack_targeted):  # type: ignore[misc]  # untyped
         return x[rows, self.y_target] - x[rows, y]
 
 
-def _norm(threat: ThreatModel) -> str:
-    return {"linf": "Linf", "l2": "L2"}[threat.norm]
+def _stage(name: str, cls: type, threat: ThreatModel, **fixed: object) -> Stage:
+    """A part of the reference code with its budget fixed."""
+
+    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
+        norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+        part = cls(model, norm=norm, eps=float(threat.eps), seed=seed, device=device, **fixed)
+        return cast("Perturb", part.perturb)
+
+    return name, start
 
 
 def _apgd(threat: ThreatModel, loss: str, n_classes: int, *, restarts: int, eot: int) -> Stage:
     cls = _MarginAPGD if loss == "dlr" and n_classes < 4 else APGDAttack
-
-    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
-        attack = cls(
-            model,
-            n_iter=100,
-            norm=_norm(threat),
-            n_restarts=restarts,
-            eps=float(threat.eps),
-            seed=seed,
-            loss=loss,
-            eot_iter=eot,
-            rho=0.75,
-            device=device,
-            logger=_LOG,
-        )
-        return cast("Perturb", attack.perturb)
-
-    return f"apgd-{loss}", start
+    budget = {"n_iter": 100, "n_restarts": restarts, "eot_iter": eot, "rho": 0.75}
+    return _stage(f"apgd-{loss}", cls, threat, loss=loss, logger=_LOG, **budget)
 
 
 def _apgd_targeted(threat: ThreatModel, n_classes: int) -> Stage:
     cls = _MarginTargetedAPGD if n_classes < 4 else APGDAttack_targeted
-
-    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
-        attack = cls(
-            model,
-            n_iter=100,
-            norm=_norm(threat),
-            n_restarts=1,
-            eps=float(threat.eps),
-            seed=seed,
-            eot_iter=1,
-            rho=0.75,
-            n_target_classes=_targets(n_classes),
-            device=device,
-            logger=_LOG,
-        )
-        return cast("Perturb", attack.perturb)
-
-    return "apgd-t", start
+    budget = {"n_iter": 100, "n_restarts": 1, "eot_iter": 1, "rho": 0.75}
+    targets = _targets(n_classes)
+    return _stage("apgd-t", cls, threat, n_target_classes=targets, logger=_LOG, **budget)
 
 
 def _fab_targeted(threat: ThreatModel, n_classes: int) -> Stage:
-    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
-        attack = FABAttack_PT(
-            model,
-            norm=_norm(threat),
-            n_restarts=1,
-            n_iter=100,
-            eps=float(threat.eps),
-            seed=seed,
-            targeted=True,
-            device=device,
-            n_target_classes=_targets(n_classes),
-        )
-        return cast("Perturb", attack.perturb)
-
-    return "fab-t", start
+    budget = {"n_iter": 100, "n_restarts": 1, "n_target_classes": _targets(n_classes)}
+    return _stage("fab-t", FABAttack_PT, threat, targeted=True, **budget)
 
 
 def _square(threat: ThreatModel) -> Stage:
-    def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
-        attack = SquareAttack(
-            model,
-            norm=_norm(threat),
-            n_queries=5000,
-            eps=float(threat.eps),
-            p_init=0.8,
-            n_restarts=1,
-            seed=seed,
-            device=device,
-            resc_schedule=False,
-        )
-        return cast("Perturb", attack.perturb)
-
-    return "square", start
+    budget = {"n_queries": 5000, "n_restarts": 1, "p_init": 0.8, "resc_schedule": False}
+    return _stage("square", SquareAttack, threat, **budget)
 
 
 def _targets(n_classes: int) -> int:

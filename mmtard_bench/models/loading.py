@@ -28,13 +28,7 @@ def load_model(spec: str) -> Clip:
     code, the user's own. Raises InputError for anything that cannot be loaded.
     """
     if spec in registry.models:
-        clip = registry.models.get(spec)()
-        if not isinstance(clip, Clip):
-            raise InputError(
-                f"The factory of the model '{spec}' returned {type(clip).__name__}; "
-                "expected mmtard_bench.Clip."
-            )
-        return clip
+        return require_clip(registry.models.get(spec)(), f"what '{spec}' returned")
     scheme, _, rest = spec.partition(":")
     if not rest:
         if scheme in open_clip.list_models():
@@ -50,6 +44,17 @@ def load_model(spec: str) -> Clip:
     if scheme in open_clip.list_models():
         return _open_clip(spec, scheme, None if rest == "random" else rest)
     return _from_factory(spec, scheme, rest)
+
+
+def require_clip(value: object, what: str) -> Clip:
+    """The value, if it is a ``Clip``. Raises InputError, with what it is called, if not."""
+    if not isinstance(value, Clip):
+        raise InputError(
+            f"Expected {what} to be a mmtard_bench.Clip, but it is {type(value).__name__}; wrap "
+            "the model with its tokenizer and preprocessing: Clip(module, tokenizer, preprocess, "
+            "name)."
+        )
+    return value
 
 
 def load_local_dir(path: Path, name: str) -> Clip:
@@ -170,10 +175,4 @@ def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise InputError(f"'{spec}': {module_name} has no function '{attribute}'.")
-    clip = factory()
-    if not isinstance(clip, Clip):
-        raise InputError(
-            f"'{spec}' returned {type(clip).__name__}; expected mmtard_bench.Clip, which wraps the "
-            "model with its tokenizer and preprocessing."
-        )
-    return clip
+    return require_clip(factory(), f"what '{spec}' returned")

@@ -1,0 +1,50 @@
+"""Where a record was made: versions, device, commit."""
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from mmtard_bench.records import Environment
+
+_PACKAGES = ("mmtard-bench", "torch", "open_clip_torch", "pyautoattack", "torchattacks", "datasets")
+
+
+def describe(device: torch.device, batch_size: int) -> Environment:
+    """The environment of this process, for a record."""
+    return Environment(
+        versions={name: version(name) for name in _PACKAGES},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        device=_device_name(device),
+        threads=torch.get_num_threads(),
+        batch_size=batch_size,
+        git_revision=_git_revision(),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@cache
+def _git_revision() -> str | None:
+    """The commit of this package's checkout, with a mark if it has local changes."""
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()

@@ -1,0 +1,92 @@
+"""Everything that decides the verdicts of one record, and the identity that follows from it."""
+
+from dataclasses import dataclass, replace
+
+from mmtard_bench.attacks.base import Attack
+from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.records import (
+    ModelFacts,
+    SuiteFacts,
+    TaskFacts,
+    ThreatFacts,
+    digest_of,
+    identity,
+)
+from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.types import Suite, ThreatModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a record's verdicts, and nothing else."""
+
+    clip: Clip
+    data: TaskData
+    threat: ThreatModel
+    attack: Attack
+    seed: int
+    suite: SuiteFacts | None
+
+    @property
+    def facts(self) -> tuple[ModelFacts, TaskFacts, ThreatFacts]:
+        """The configuration as the record states it."""
+        model = ModelFacts(
+            name=self.clip.name,
+            source=self.clip.source,
+            digest=self.clip.digest,
+            parameters=self.clip.parameters,
+            preprocessing=self.clip.preprocessing(),
+        )
+        task = self.data.task
+        prompts = [list(self.data.classes), list(task.templates)]
+        task_facts = TaskFacts(
+            name=task.name,
+            data=task.data,
+            revision=self.data.revision,
+            n_classes=len(self.data.classes),
+            templates=list(task.templates),
+            prompts_digest=digest_of(prompts),
+            metric=task.metric,
+        )
+        threat = ThreatFacts(
+            attack=self.threat.attack,
+            norm=self.threat.norm,
+            eps=str(self.threat.eps),
+            surface=self.threat.surface,
+            parameters=dict(self.attack.parameters),
+            block=self.attack.block,
+        )
+        return model, task_facts, threat
+
+    @property
+    def sample_ids_digest(self) -> str:
+        """Hash of the ids of the samples, in order."""
+        return digest_of(list(self.data.manifest.ids))
+
+    @property
+    def identity(self) -> str:
+        """The identity of the record that this job will become."""
+        model, task, threat = self.facts
+        return identity(
+            suite=self.suite,
+            model=model,
+            task=task,
+            threat=threat,
+            seed=self.seed,
+            precision="float32",
+            sample_ids_digest=self.sample_ids_digest,
+        )
+
+
+def prepare(
+    clip: Clip, data: TaskData, threat: ThreatModel, *, seed: int, suite: Suite | None = None
+) -> Job:
+    """Fix everything that decides the verdicts. Raises InputError for what cannot work."""
+    attack = build_attack(threat, n_classes=len(data.classes))
+    if suite is None:
+        return Job(clip, data, threat, attack, seed, None)
+    if attack.block is not None:
+        attack = replace(attack, block=suite.block)
+    facts = SuiteFacts(name=suite.name, protocol=suite.protocol, digest=suite.digest)
+    return Job(clip, data, threat, attack, seed, facts)

@@ -1,0 +1,82 @@
+"""From records to markdown."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from mmtard_bench.leaderboard import render
+from mmtard_bench.records import Record, SuiteFacts, from_text, identity, to_text
+from mmtard_bench.summary import table_of, worst_cases
+from tests.test_records import record_of, sample
+
+
+def in_suite(record: Record, **changes: object) -> Record:
+    """The record as part of a suite, its identity renewed."""
+    suite = SuiteFacts(name="quick-v1", protocol="p-v1", digest="1" * 64)
+    changed = record.model_copy(update={"suite": suite, **changes})
+    parts = ("suite", "model", "task", "threat", "seed", "precision", "sample_ids_digest")
+    new = identity(**{part: getattr(changed, part) for part in parts})
+    return from_text(to_text(changed.model_copy(update={"identity": new})), "here")
+
+
+def made(outcomes: str, name: str = "m", attack: str = "pgd-5", **changes: object) -> Record:
+    words = {"w": "wrong", "r": "robust", "b": "broken"}
+    samples = [sample(i, words[letter]) for i, letter in enumerate(outcomes)]
+    return in_suite(record_of(samples, name, attack), **changes)
+
+
+@given(st.lists(st.text("rb", min_size=12, max_size=12), min_size=1, max_size=4))
+def test_the_worst_case_is_the_and_over_threat_models(columns):
+    records = [made(text, attack=f"pgd-{i + 1}") for i, text in enumerate(columns)]
+    (worst,) = worst_cases(records)
+    expected = sum(all(text[i] == "r" for text in columns) for i in range(12)) / 12
+    assert worst.accuracy == expected
+    assert worst.accuracy <= min(record.robust_accuracy for record in records)
+
+
+def test_models_are_sorted_by_their_worst_case():
+    weak = [made("rrbb", "weak", "pgd-1"), made("bbrr", "weak", "pgd-2")]
+    strong = [made("rrrb", "strong", "pgd-1"), made("rrrw", "strong", "pgd-2")]
+    # Better on every single threat model it has, but one is missing.
+    partial = [made("rrrr", "partial", "pgd-1")]
+    text = render([*weak, *partial, *strong])
+    overview = [line for line in text.splitlines() if line.startswith("| ")][:4]
+    assert [line.split("|")[2].strip() for line in overview] == [
+        "model",
+        "strong",
+        "weak",
+        "partial",
+    ]
+    assert "incomplete" in next(line for line in overview if "partial" in line)
+    assert "| 0.0" in next(line for line in overview if "weak" in line)
+
+
+def test_a_failed_record_is_shown_and_never_counts():
+    good = made("rrrb", "good")
+    failed = made("rrrb", "bad", status="error", error="it broke | badly", results=None, samples=[])
+    text = render([good, failed])
+    assert "failed" in text
+    assert "it broke \\| badly" in text
+    assert text.index("good") < text.index("bad")
+    assert "FAILED" in table_of([failed])
+    assert worst_cases([failed]) == []
+
+
+def test_suites_never_share_a_table():
+    other = SuiteFacts(name="quick-v1+n4", protocol=None, digest="2" * 64)
+    text = render([made("rrrb", "one"), made("rrrb", "two", suite=other)])
+    assert text.count("\n## ") == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["a|b", "<script>alert(1)</script>", "[x](y)", "a\nb", "`x`", "# h"]
+)
+def test_names_cannot_format_the_page(name):
+    text = render([made("rb", name)])
+    row = next(line for line in text.splitlines() if line.startswith("| 1 "))
+    assert "<script>" not in text
+    assert row.replace("\\|", "").count("|") == len(row.split("|")) - 1 - row.count("\\|")
+    assert "\n# h" not in text
+
+
+def test_without_records_there_is_still_a_page():
+    assert render([]).startswith("# Leaderboard")

@@ -1,0 +1,318 @@
+"""Runs: resumable at any moment, the same verdicts however they were computed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from rich.console import Console
+
+import mmtard_bench as mb
+from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation import Batch, execute
+from mmtard_bench.job import prepare
+from mmtard_bench.progress import RunProgress
+from mmtard_bench.records import Record, Sample, read_record
+from mmtard_bench.runner import Partial, run_folder, run_model, with_overrides
+from mmtard_bench.suites import list_suites, load_suite
+from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.types import Eps, ThreatModel
+from tests.conftest import REPOSITORY, ToyClip, wrap
+
+CPU = torch.device("cpu")
+
+
+def truth(record: Record) -> list[tuple[object, ...]]:
+    """The verdicts of a record."""
+    return [(s.id, s.prediction, s.robust, s.broken_by) for s in record.samples]
+
+
+def score(threat: str, *, batch_size: int, n: int = 70, norm: str = "linf") -> Record:
+    return mb.evaluate(
+        "tiny-tecoa",
+        task="digits/digit",
+        threat=threat,
+        eps="8/255" if norm == "linf" else "60/255",
+        n=n,
+        batch_size=batch_size,
+    )
+
+
+@pytest.mark.parametrize("threat", ["pgd-10", "cw-linf-10", "apgd-pair"])
+def test_the_batch_size_never_changes_a_verdict(threat):
+    n = 70 if threat != "apgd-pair" else 24
+    small, large = score(threat, batch_size=7, n=n), score(threat, batch_size=64, n=n)
+    assert small.status == large.status == "ok"
+    assert truth(small) == truth(large)
+    assert small.identity == large.identity
+    assert 0 < large.robust_accuracy < large.clean_accuracy
+
+
+def test_a_record_accounts_for_every_sample():
+    record = score("pgd-10", batch_size=16, n=40)
+    assert len(record.samples) == 40
+    for sample in record.samples:
+        expected = (11, 10) if sample.clean_correct else (0, 0)
+        assert (sample.forward, sample.backward) == expected
+    assert record.results.forward_per_sample == pytest.approx(11 * record.clean_accuracy)
+
+
+def test_what_changes_verdicts_changes_the_identity_and_nothing_else_does():
+    clip, other = wrap(ToyClip()), wrap(ToyClip(seed=1))
+    renamed = wrap(ToyClip(), name="other name")
+    suite = load_suite("quick-v1")
+
+    def identity(clip=clip, attack="pgd-2", eps="8/255", n=8, seed=0, suite=None, surface="native"):
+        data = load_task(find_task("digits/digit"), n=n, seed=seed)
+        threat = ThreatModel(attack, "linf", Eps.parse(eps), surface)
+        return prepare(clip, data, threat, seed=seed, suite=suite).identity
+
+    base = identity()
+    assert identity(clip=renamed) == base == identity()
+    changed = [
+        identity(clip=other),
+        identity(attack="pgd-3"),
+        identity(eps="7/255"),
+        identity(n=9),
+        identity(seed=1),
+        identity(suite=suite),
+        identity(surface="model"),
+    ]
+    assert base not in changed
+    assert len(set(changed)) == len(changed)
+
+
+def test_overrides_make_another_suite():
+    suite = load_suite("quick-v1")
+    assert with_overrides(suite, n=None, seed=None) == suite
+    assert with_overrides(suite, n=suite.n, seed=suite.seed) == suite
+    limited = with_overrides(suite, n=8, seed=3)
+    assert (limited.name, limited.n, limited.seed) == ("quick-v1+n8+seed3", 8, 3)
+    assert limited.digest != suite.digest
+
+
+# A suite that ships is never changed: a change is a new version under a new name.
+PINNED = {
+    "quick-v1": "85b0be167691a97b48019230a50b42e4c3b6725b2d4634dcf293315c990445c3",
+    "digits-v1": "018635e3858717f0b07f041ffca278def41d3d80098875dfda6031ce54bc7303",
+}
+
+
+def test_the_meaning_of_the_suites_that_ship_is_pinned():
+    assert {name: load_suite(name).digest for name in list_suites()} == PINNED
+
+
+def run(suite, clip, out):
+    progress = RunProgress(Console(quiet=True))
+    return list(run_model(clip, suite, out=out, batch_size=16, device=CPU, progress=progress))
+
+
+def test_finished_records_are_read_and_not_made_again(tmp_path):
+    suite = with_overrides(load_suite("quick-v1"), n=6, seed=None)
+    clip = wrap(ToyClip())
+    first = run(suite, clip, tmp_path)
+    assert [record.status for record in first] == ["ok"] * 3
+    assert run(suite, clip, tmp_path) == first
+    # Other weights under the same name neither reuse nor destroy them.
+    other = run(suite, wrap(ToyClip(seed=1)), tmp_path)
+    assert {r.identity for r in other}.isdisjoint(r.identity for r in first)
+    assert run(suite, clip, tmp_path) == first
+
+
+def test_failed_records_are_tried_again(tmp_path):
+    class Moody(ToyClip):
+        broken = True
+
+        def encode_image(self, images):
+            features = super().encode_image(images)
+            return features * float("nan") if self.broken else features
+
+    suite = with_overrides(load_suite("quick-v1"), n=4, seed=None)
+    clip = wrap(Moody())
+    assert [record.status for record in run(suite, clip, tmp_path)] == ["error"] * 3
+    Moody.broken = False
+    assert [record.status for record in run(suite, clip, tmp_path)] == ["ok"] * 3
+
+
+def test_an_interrupted_record_goes_on_where_it_was():
+    data = load_task(find_task("digits/digit"), n=40, seed=0)
+    clip = mb.load_model("tiny-tecoa")
+    job = prepare(clip, data, ThreatModel("pgd-5", "linf", Eps.parse("8/255")), seed=0)
+    batches: list[Batch] = []
+    whole = execute(job, batch_size=8, device=CPU, keep=batches.append)
+    assert len(batches) == 5
+    done = {s.id: s for batch in batches[:2] for s in batch.samples}
+    again: list[Batch] = []
+    resumed = execute(job, batch_size=8, device=CPU, done=done, spent=9.0, keep=again.append)
+    assert sum(len(batch.samples) for batch in again) == 24
+    assert truth(resumed) == truth(whole)
+    assert resumed.seconds >= 9.0
+
+
+def test_a_partial_line_cut_short_is_dropped(tmp_path):
+    def batch(name: str) -> Batch:
+        sample = Sample(
+            id=name,
+            label=0,
+            prediction=0,
+            clean_correct=True,
+            robust=True,
+            broken_by=None,
+            unconfirmed=False,
+            forward=1,
+            backward=1,
+        )
+        return Batch([sample], [], 1.0)
+
+    partial = Partial(tmp_path / "x.partial", "identity")
+    partial.append(batch("a"))
+    partial.append(batch("b"))
+    text = partial.path.read_text()
+    partial.path.write_text(text[:-20])
+    assert [b.samples[0].id for b in partial.read()] == ["a"]
+    partial.append(batch("c"))
+    assert [b.samples[0].id for b in partial.read()] == ["a", "c"]
+    assert Partial(partial.path, "another identity").read() == []
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmtard_bench", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+SLOW_SUITE = """
+name = "slow-v1"
+description = "long enough to be killed in the middle of its second record"
+n = 192
+seed = 0
+tasks = ["digits/digit"]
+[[threats]]
+attack = "pgd-2"
+norm = "linf"
+eps = "8/255"
+[[threats]]
+attack = "apgd-pair"
+norm = "linf"
+eps = "8/255"
+"""
+
+
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> Path:
+    for _ in range(1200):
+        found = list(folder.rglob(pattern))
+        if found and found[0].stat().st_size:
+            return found[0]
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"no {pattern} appeared")
+
+
+def test_kill_and_resume_gives_the_same_verdicts(tmp_path):
+    (tmp_path / "slow-v1.toml").write_text(SLOW_SUITE)
+    command = ["run", "slow-v1.toml", "--model", "tiny-clip"]
+    process = start([*command, "--batch-size", "32"], tmp_path)
+    partial = wait_for("*apgd-pair*.partial", tmp_path / "runs", process)
+
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = len(partial.read_text().splitlines())
+    assert 1 <= kept < 3
+    (first,) = (tmp_path / "runs").rglob("*pgd-2*.json")
+    before = first.stat().st_mtime_ns
+
+    again = start([*command, "--batch-size", "7"], tmp_path)
+    output, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert "already there" in output
+    assert first.stat().st_mtime_ns == before
+    assert not list((tmp_path / "runs").rglob("*.partial"))
+
+    (tmp_path / "slow-v1.toml").write_text(SLOW_SUITE)
+    clip, suite = mb.load_model("tiny-clip"), load_suite(str(tmp_path / "slow-v1.toml"))
+    uninterrupted = run(suite, clip, tmp_path / "other")
+    folder = run_folder(tmp_path / "runs", suite, clip)
+    resumed = {r.identity: r for r in map(read_record, folder.glob("*.json"))}
+    assert len(resumed) == 2
+    for record in uninterrupted:
+        assert truth(resumed[record.identity]) == truth(record)
+
+
+def test_two_processes_may_not_work_in_one_run_directory(cli, tmp_path):
+    suite = with_overrides(load_suite("quick-v1"), n=3, seed=None)
+    folder = run_folder(tmp_path / "runs", suite, mb.load_model("tiny-clip"))
+    folder.mkdir(parents=True)
+    command = ["run", "quick-v1", "--model", "tiny-clip", "--limit", "3"]
+    with FileLock(folder / ".lock"):
+        assert_sentence(cli(*command), "Another process is working in", "--out")
+    # A lock file that a dead process left behind does not matter.
+    assert (folder / ".lock").exists()
+    assert cli(*command).returncode == 0
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path):
+    (tmp_path / "slow-v1.toml").write_text(SLOW_SUITE)
+    process = start(["run", "slow-v1.toml", "--model", "tiny-clip"], tmp_path)
+    wait_for("*pgd-2*.json", tmp_path / "runs", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "the same command goes on from there" in errors
+
+
+def test_show_and_leaderboard_read_a_run(cli, tmp_path):
+    assert cli("run", "quick-v1", "--model", "tiny-clip", "--limit", "3").returncode == 0
+    shown = cli("show", "runs")
+    assert shown.returncode == 0
+    assert "worst case linf 8/255" in shown.stdout
+    records = json.loads(cli("show", "runs", "--json").stdout)
+    assert len(records) == 3
+    (tmp_path / "leaderboard").mkdir()
+    assert cli("leaderboard", "--records", "runs").returncode == 0
+    text = (tmp_path / "leaderboard" / "README.md").read_text()
+    assert "mmtard-bench run quick-v1 --model tiny-clip --limit 3" in text
+    assert cli("leaderboard", "--records", "runs", "--check").returncode == 0
+    (tmp_path / "leaderboard" / "README.md").write_text(text.replace("3 samples", "30 samples"))
+    stale = cli("leaderboard", "--records", "runs", "--check")
+    assert stale.returncode == 1
+    assert "stale" in stale.stderr
+
+
+def test_lists_and_doctor(cli):
+    for kind in ("models", "datasets", "tasks", "threats", "protocols", "suites"):
+        listed = json.loads(cli("list", kind, "--json").stdout)
+        assert listed
+        assert all(item["name"] and item["description"] for item in listed)
+    doctor = cli("doctor")
+    assert doctor.returncode == 0, doctor.stdout
+    assert "everything fits together" in doctor.stdout
+
+
+def test_doctor_names_a_torchvision_of_another_torch(cli, tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    fake = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (tmp_path / "torchvision" / "__init__.py").write_text(fake)
+    done = cli("doctor")
+    assert done.returncode == 1
+    assert "do not match" in done.stdout
+    assert "install both from one place" in done.stdout
+
+
+def test_two_records_of_one_task_with_other_samples_have_no_worst_case():
+    from mmtard_bench.summary import worst_cases
+
+    one, two = score("pgd-1", batch_size=16, n=4), score("pgd-2", batch_size=16, n=5)
+    with pytest.raises(InputError, match="same samples"):
+        worst_cases([one, two])
