@@ -23,7 +23,7 @@ from mmtard_bench.runner import Partial, run_folder, run_model, with_overrides
 from mmtard_bench.suites import list_suites, load_suite
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
-from tests.conftest import REPOSITORY, ToyClip, wrap
+from tests.conftest import REPOSITORY, ToyClip, assert_sentence, wrap
 
 CPU = torch.device("cpu")
 
