@@ -102,16 +102,19 @@ def _error(message: str) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.suites import load_suite
+
+    # Before the slow imports: a slip in the suite's name should not take seconds to hear of.
+    suite = load_suite(arguments.suite)
+
     from rich.console import Console
 
     from mmtard_bench.evaluation import find_device
     from mmtard_bench.models.loading import load_model
     from mmtard_bench.progress import RunProgress
     from mmtard_bench.runner import run_folder, run_model, with_overrides
-    from mmtard_bench.suites import load_suite
     from mmtard_bench.summary import table_of
 
-    suite = load_suite(arguments.suite)
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
     device = find_device(arguments.device)
     status = 0

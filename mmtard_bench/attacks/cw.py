@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torchattacks
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, CountPasses, margin, norm_of
+from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, CountPasses, norm_of
 from mmtard_bench.attacks.reference import BLOCK, share
 from mmtard_bench.errors import InputError
 from mmtard_bench.registry import register_attack
@@ -18,26 +17,6 @@ LEARNING_RATE = 0.01
 FIRST_C = 1e-2
 
 
-class _WeightedCW(torchattacks.CW):  # type: ignore[misc]  # untyped third party
-    """``torchattacks.CW`` with a c of its own for every sample.
-
-    Two of its pieces would make models look robust. Its arctanh is infinite at pixels of exactly
-    0 or 1, which could then never move; here they start slightly inside the box. Its margin masks
-    classes by multiplying their logits with zero, which is wrong as soon as logits are negative.
-    """
-
-    def __init__(self, model: nn.Module, c: Tensor) -> None:
-        super().__init__(model, c=1, kappa=0, steps=STEPS, lr=LEARNING_RATE)
-        self.sample_c = c
-        self.set_device(c.device)
-
-    def f(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return self.sample_c * margin(outputs, labels).clamp_min(0)
-
-    def inverse_tanh_space(self, x: Tensor) -> Tensor:
-        return torch.atanh((2 * x - 1) * 0.999)
-
-
 def minimal_l2(
     model: nn.Module, images: Tensor, labels: Tensor, *, good_enough: float = 0.0
 ) -> Tensor:
@@ -47,6 +26,9 @@ def minimal_l2(
     sample leaves the search once its distance is at most ``good_enough``. Samples that no c
     broke come back unchanged.
     """
+    # Imported on use: torchattacks brings a second's worth of other attacks with it.
+    from mmtard_bench.attacks.weighted_cw import WeightedCW
+
     best = images.clone()
     distance = torch.full((len(images),), float("inf"), device=images.device)
     lower = torch.zeros(len(images), device=images.device)
@@ -56,7 +38,9 @@ def minimal_l2(
         left = (distance > good_enough).nonzero().squeeze(1)
         if not len(left):
             break
-        found = _WeightedCW(model, c[left])(images[left], labels[left])
+        found = WeightedCW(model, c[left], steps=STEPS, lr=LEARNING_RATE)(
+            images[left], labels[left]
+        )
         moved = norm_of(found - images[left], "l2")
         success = moved > 0
         closer = success & (moved < distance[left])

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from mmtard_bench.errors import InputError
 
+OUTSIDE = ("parquet", "imagefolder", "hub")
+"""What the data spec of a task from outside begins with, before a colon."""
+
 Pixels = NDArray[np.uint8]
 """One image, (H, W, 3), 8 bits a channel."""
 

@@ -20,8 +20,6 @@ from mmtard_bench.data.base import Dataset, Pixels
 from mmtard_bench.errors import InputError
 from mmtard_bench.types import Task
 
-SCHEMES = ("parquet", "imagefolder", "hub")
-
 
 @dataclass(frozen=True)
 class TableDataset:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mmtard_bench import registry
-from mmtard_bench.data.base import Dataset, Manifest, Pixels, draw_manifest
-from mmtard_bench.data.outside import SCHEMES, open_outside
+from mmtard_bench.data.base import OUTSIDE, Dataset, Manifest, Pixels, draw_manifest
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.types import Surface, Task
@@ -21,7 +20,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 def find_task(name: str) -> Task:
     """A registered task, or a data spec with the default template and its own class names."""
-    if name.partition(":")[0] in SCHEMES:
+    if name.partition(":")[0] in OUTSIDE:
         return Task(name=name, data=name, templates=(DEFAULT_TEMPLATE,))
     return registry.tasks.get(name)
 
@@ -72,7 +71,10 @@ class TaskData:
 
 def load_task(task: Task, *, n: int | None, seed: int) -> TaskData:
     """Open a task's data and draw its samples. Raises InputError for anything unusable."""
-    if task.data.partition(":")[0] in SCHEMES:
+    if task.data.partition(":")[0] in OUTSIDE:
+        # Imported on use: the library takes a second, and the embedded data needs none of it.
+        from mmtard_bench.data.outside import open_outside
+
         dataset = open_outside(task)
     else:
         dataset = registry.datasets.get(task.data)()

@@ -51,7 +51,7 @@ def test_budget_of_cw_l2():
     model = passes(Linear(3))
     images, labels = model.model.samples(4)
     # Nothing lies within this radius, so the search over c runs to its end.
-    result = attack("cw-l2", model, images, labels, eps="1/100000", norm="l2")
+    result = attack("cw-l2", model, images, labels, eps="1/100000", norm="l2", classes=3)
     # Nine searches of 200 steps and the final look; torchattacks stops where the cost rises.
     assert 900 < result.backward[0] <= 9 * 200
     assert result.forward == [backward + 1 for backward in result.backward]
