@@ -84,7 +84,7 @@ def build_cw_l2(threat: ThreatModel, n_classes: int) -> Attack:
         )
 
     parameters: dict[str, str | int | float] = {
-        "code": "torchattacks",
+        "code": "torchattacks, no early stop",
         "searches": SEARCHES,
         "steps": STEPS,
         "learning_rate": LEARNING_RATE,

@@ -69,6 +69,18 @@ def test_cw_breaks_what_its_distance_says():
     assert broken[optimum * 1.05 < eval(eps)].all()
 
 
+def test_cw_treats_every_sample_alone():
+    """A hopeless sample in the batch must not end the search for the others."""
+    model = Linear(2)
+    images, labels = model.samples(6)
+    alone = minimal_l2(model, images, labels)
+    stubborn = (images[:1] + 0.4 * model.weight[labels[:1]].view_as(images[:1])).clamp(0, 1)
+    together = minimal_l2(
+        model, torch.cat([images, stubborn]), torch.cat([labels, model(stubborn).argmax(1)])
+    )
+    assert torch.allclose(together[:6], alone, atol=1e-5)
+
+
 def test_cw_moves_pixels_that_start_on_the_box():
     model = Linear(2)
     images, _ = model.samples(8)
