@@ -1,6 +1,7 @@
 """From records to ``leaderboard/README.md``. Imports without torch."""
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _section(suite: str, records: Sequence[Record]) -> str:
         f"Protocol {_escape(protocol)}; {len(tasks)} task{'s' * (len(tasks) > 1)}, "
         f"{n} samples each, seed {', '.join(map(str, seeds))}.",
         _overview(rows, balls),
-        *(f"### {_escape(task)}\n\n{_task_table(rows, task)}" for task in tasks),
+        *(f"### {_escape(task)}\n\n{_task_table(rows, task, balls)}" for task in tasks),
         _flags(rows),
         _reproduce(suite, rows),
     ]
@@ -111,7 +112,7 @@ def _rows(records: Sequence[Record]) -> list[Row]:
 
 
 def _overview(rows: Sequence[Row], balls: Sequence[str]) -> str:
-    headers = ["", "model", "clean"]
+    headers = ["", "model", "zero-shot average"]
     headers += [f"worst case {ball}" for ball in balls]
     headers += ["flags", "passes a sample", "seconds"]
     table = []
@@ -138,7 +139,7 @@ def _overview(rows: Sequence[Row], balls: Sequence[str]) -> str:
     return _table(table, headers)
 
 
-def _task_table(rows: Sequence[Row], task: str) -> str:
+def _task_table(rows: Sequence[Row], task: str, balls: Sequence[str]) -> str:
     of_task = [record for row in rows for record in row.records if record.task.name == task]
     threats = sorted({(r.threat.norm, r.threat.eps, r.threat.attack) for r in of_task})
     threats.sort(key=lambda key: key[0] != "linf")
@@ -152,8 +153,11 @@ def _task_table(rows: Sequence[Row], task: str) -> str:
             with_interval(results.clean_accuracy, results.clean_interval) if results else "-"
         )
         cells += [_cell(records.get(key)) for key in threats]
+        worst = {w.ball: with_interval(w.accuracy, w.interval) for w in row.worst if w.task == task}
+        cells += [worst.get(ball, "-") if row.complete else "-" for ball in balls]
         table.append(cells)
-    return _table(table, ["model", "clean", *names.values()])
+    worst_names = [f"worst case {ball}" for ball in balls]
+    return _table(table, ["model", "clean", *names.values(), *worst_names])
 
 
 def _key(record: Record) -> tuple[str, str, str]:
@@ -188,11 +192,16 @@ def _reproduce(suite: str, rows: Sequence[Row]) -> str:
         if option
     )
     lines = [
-        f"    mmtard-bench run {name} --model {_escape(row.source)}{options}"
+        f"    mmtard-bench run {_command(name)} --model {_command(row.source)}{options}"
         f"    # weights {row.digest[:8]}"
         for row in rows
     ]
     return "\n".join(["To reproduce a row:", "", *lines])
+
+
+def _command(text: str) -> str:
+    """Text from a record inside a command in a code block: one word of one line."""
+    return shlex.quote(" ".join(text.split()))
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
