@@ -1,7 +1,7 @@
 """A CLIP-like model with what it takes to score it: tokenizer, preprocessing, weights digest."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -56,8 +56,10 @@ class Preprocess:
 class Clip:
     """A model to score: ``module`` meets ``ClipModel``; ``source`` says where it was loaded from.
 
-    ``digest`` may be given for a module without a ``state_dict``; it must change when the
-    model's answers do, since it decides which finished records are reused.
+    The module is put in evaluation mode and its parameters are frozen. Its weights must not change
+    afterwards: what is computed from them (the digest, the class embeddings in ``heads``) is kept.
+    For a module without a ``state_dict``, ``given_digest`` stands in for the hash of its weights;
+    it must change when the model's answers do, since it decides which records are reused.
     """
 
     module: ClipModel
@@ -66,6 +68,7 @@ class Clip:
     name: str
     source: str = "python object"
     given_digest: str | None = None
+    heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for attribute in ("encode_image", "encode_text", "logit_scale"):

@@ -39,7 +39,10 @@ class ZeroShotClassifier(nn.Module):
 def class_embeddings(
     clip: Clip, classes: tuple[str, ...], templates: tuple[str, ...], device: torch.device
 ) -> Tensor:
-    """Unit class embeddings (C, D) from one prompt a template and class."""
-    prompts = [template.format(name) for name in classes for template in templates]
-    features = clip.text_features(prompts, device)
-    return F.normalize(features.view(len(classes), len(templates), -1).mean(1), dim=-1)
+    """Unit class embeddings (C, D) from one prompt a template and class, computed once a model."""
+    key = (classes, templates, device)
+    if key not in clip.heads:
+        prompts = [template.replace("{}", name) for name in classes for template in templates]
+        features = clip.text_features(prompts, device).view(len(classes), len(templates), -1)
+        clip.heads[key] = F.normalize(features.mean(1), dim=-1)
+    return clip.heads[key]
