@@ -162,7 +162,8 @@ def test_an_attack_that_cheats_is_an_error(monkeypatch):
 
 
 def test_claims_that_a_fresh_pass_does_not_confirm_do_not_count():
-    record = scored(Noisy(), n=64)
+    torch.manual_seed(0)
+    record = scored(Noisy(), n=300)
     unconfirmed = [s for s in record.samples if s.unconfirmed]
     assert unconfirmed
     assert all(s.robust and s.broken_by is None for s in unconfirmed)
