@@ -1,5 +1,8 @@
 """``torchattacks.CW`` with a c of its own for every sample, and three of its flaws mended."""
 
+import contextlib
+import io
+
 import torch
 import torchattacks
 from torch import Tensor, nn
@@ -25,7 +28,9 @@ class WeightedCW(torchattacks.CW):  # type: ignore[misc]  # untyped third party
     """
 
     def __init__(self, model: nn.Module, c: Tensor, *, steps: int, lr: float) -> None:
-        super().__init__(model, c=1, kappa=0, steps=steps, lr=lr)
+        # It complains on stdout about models whose parameters it does not see.
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().__init__(model, c=1, kappa=0, steps=steps, lr=lr)
         self.sample_c = c
         self.set_device(c.device)
 

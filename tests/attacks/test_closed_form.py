@@ -81,6 +81,13 @@ def test_cw_treats_every_sample_alone():
     assert torch.allclose(together[:6], alone, atol=1e-5)
 
 
+def test_cw_is_quiet_about_models_without_parameters(capfd):
+    model = Linear(2)
+    images, labels = model.samples(2)
+    attack("cw-l2", lambda x: model(x), images, labels, eps="1/2", norm="l2")
+    assert capfd.readouterr().out == ""
+
+
 def test_cw_moves_pixels_that_start_on_the_box():
     model = Linear(2)
     images, _ = model.samples(8)
