@@ -84,7 +84,7 @@ def test_cw_treats_every_sample_alone():
 def test_cw_is_quiet_about_models_without_parameters(capfd):
     model = Linear(2)
     images, labels = model.samples(2)
-    attack("cw-l2", lambda x: model(x), images, labels, eps="1/2", norm="l2")
+    attack("cw-l2", model.forward, images, labels, eps="1/2", norm="l2")
     assert capfd.readouterr().out == ""
 
 
