@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class StorageError(InputError):
+    """A result cannot be written: the disk is full, or the directory read-only."""
+
+
 def explain(error: ValidationError) -> str:
     """The first problems of a pydantic error as one sentence."""
     said = []

@@ -17,7 +17,7 @@ from mmtard_bench.attacks.checks import (
     require_logits,
 )
 from mmtard_bench.environment import describe
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
@@ -65,7 +65,8 @@ def execute(
     ``done`` holds samples settled by an interrupted evaluation of the same identity, ``spent``
     its seconds and ``notes`` its notes; ``keep`` is called with every batch that is settled.
     Whatever the model or the attack does wrong becomes a record with status "error": a failure
-    never counts as robust. Raises InputError for unusable images.
+    never counts as robust. Raises InputError for unusable images, and what ``keep`` raises if
+    that is a StorageError.
     """
     started = time.monotonic()
     job.data.require_images(job.threat.surface)
@@ -73,6 +74,8 @@ def execute(
         evaluation = _Evaluation(job, batch_size, device)
         doubts = evaluation.inspect()
         samples, said = evaluation.run(dict(done or {}), list(notes), keep, report)
+    except StorageError:
+        raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust
         reason = str(error) if isinstance(error, InputError) else _describe(error)
         return _record(job, batch_size, device, error=reason, seconds=_since(started, spent))

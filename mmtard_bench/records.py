@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError, StorageError, explain
 
 SCHEMA_VERSION = 1
 
@@ -313,7 +313,7 @@ def read_record(path: Path) -> Record:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record atomically. Raises InputError if the directory cannot be written."""
+    """Write a record atomically. Raises StorageError if it cannot be written."""
     write_atomically(path, to_text(record))
 
 
@@ -332,7 +332,7 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise InputError(
+        raise StorageError(
             f"{path} could not be written: {error.strerror or error}. Nothing that was finished "
             "is lost; free space or choose another directory, and run the same command again."
         ) from error

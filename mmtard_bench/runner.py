@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.evaluation import Batch, execute
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
@@ -91,7 +91,8 @@ def _run_record(
         report=progress.update,
     )
     write_record(path, record)
-    partial.remove()
+    if record.status == "ok":
+        partial.remove()
     _say(progress, name, record, f"{record.seconds:.1f} s")
     return record
 
@@ -185,7 +186,7 @@ class Partial:
                 file.write(line.model_dump_json() + "\n")
                 file.flush()
         except OSError as error:
-            raise InputError(
+            raise StorageError(
                 f"{self.path} could not be written: {error.strerror or error}. Finished records "
                 "are kept; free space or choose another --out, and run the same command again."
             ) from error

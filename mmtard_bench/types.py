@@ -57,6 +57,14 @@ class ThreatModel:
     eps: Eps
     surface: Surface = "native"
 
+    def __post_init__(self) -> None:
+        for what, given, known in (
+            ("norm", self.norm, NORMS),
+            ("surface", self.surface, SURFACES),
+        ):
+            if given not in known:
+                raise InputError(f"The {what} '{given}' is unknown; expected {' or '.join(known)}.")
+
     @property
     def name(self) -> str:
         """For example "pgd-20 linf 8/255"; "model" is added for that surface."""

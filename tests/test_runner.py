@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,8 +137,35 @@ def test_failed_records_are_tried_again(tmp_path):
     suite = with_overrides(load_suite("quick-v1"), n=4, seed=None)
     clip = wrap(Moody())
     assert [record.status for record in run(suite, clip, tmp_path)] == ["error"] * 3
+    assert len(list(tmp_path.rglob("*.json"))) == 3
     Moody.broken = False
     assert [record.status for record in run(suite, clip, tmp_path)] == ["ok"] * 3
+
+
+def test_what_was_settled_before_a_failure_is_kept(tmp_path):
+    class Tired(ToyClip):
+        calls = 0
+
+        def encode_image(self, images):
+            Tired.calls += 1
+            if 60 < Tired.calls < 1000:
+                raise RuntimeError("out of memory")
+            return super().encode_image(images)
+
+    suite = with_overrides(load_suite("quick-v1"), n=60, seed=None)
+    suite = replace(suite, threats=suite.threats[:1])
+    clip = wrap(Tired())
+    (failed,) = run(suite, clip, tmp_path)
+    assert failed.error == "RuntimeError: out of memory"
+    (partial,) = tmp_path.rglob("*.partial")
+    settled = len(partial.read_text().splitlines())
+    assert 1 <= settled < 4
+    Tired.calls = 1000
+    (record,) = run(suite, clip, tmp_path)
+    assert record.status == "ok"
+    # 4 batches: each costs a clean pass, 20 steps, a look, and perhaps a confirmation.
+    assert Tired.calls - 1000 < 10 + (4 - settled) * 24
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_an_interrupted_record_goes_on_where_it_was():

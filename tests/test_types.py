@@ -32,6 +32,13 @@ def test_threat_models_have_names():
     assert ThreatModel("pgd-20", "linf", eps, "model").name == "pgd-20 linf 8/255 model"
 
 
+@pytest.mark.parametrize("wrong", [{"norm": "l7"}, {"surface": "deep"}])
+def test_threat_models_are_checked(wrong):
+    facts = {"attack": "pgd-2", "norm": "linf", "eps": Eps.parse("8/255"), **wrong}
+    with pytest.raises(InputError, match="unknown; expected"):
+        ThreatModel(**facts)
+
+
 def test_a_name_is_registered_once():
     names: Registry[int] = Registry("number", "errors")
     names.add("one", 1)
