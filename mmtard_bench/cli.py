@@ -196,11 +196,17 @@ def _show(arguments: argparse.Namespace) -> int:
         return 0
     groups: dict[str, list[Record]] = {}
     for record in records:
-        suite = record.suite.name if record.suite else "no suite"
-        groups.setdefault(f"{record.model.name} on {suite}", []).append(record)
+        on = f"{record.suite.name} ({record.suite.digest[:8]})" if record.suite else "no suite"
+        name = f"{record.model.name} ({record.model.digest[:8]}) on {on}, seed {record.seed}"
+        groups.setdefault(name, []).append(record)
     for name, group in groups.items():
-        print(f"{name}\n\n{table_of(group)}\n")
+        print(f"{_printable(name)}\n\n{_printable(table_of(group))}\n")
     return 0
+
+
+def _printable(text: str) -> str:
+    """Text of a record for a terminal, without control characters."""
+    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:
@@ -210,7 +216,7 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     text = render(load_records(arguments.records))
     output: Path = arguments.output
     if arguments.check:
-        if output.is_file() and output.read_text("utf-8") == text:
+        if output.is_file() and output.read_bytes() == text.encode():
             return 0
         _error(f"{output} is stale: write it again with mmtard-bench leaderboard.")
         return STATUS_STALE

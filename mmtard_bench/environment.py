@@ -3,7 +3,7 @@
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ _PACKAGES = ("mmtard-bench", "torch", "open_clip_torch", "pyautoattack", "torcha
 def describe(device: torch.device, batch_size: int) -> Environment:
     """The environment of this process, for a record."""
     return Environment(
-        versions={name: version(name) for name in _PACKAGES},
+        versions={name: _version(name) for name in _PACKAGES},
         python=platform.python_version(),
         platform=platform.platform(),
         device=_device_name(device),
@@ -24,6 +24,13 @@ def describe(device: torch.device, batch_size: int) -> Environment:
         batch_size=batch_size,
         git_revision=_git_revision(),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "not installed"
 
 
 def _device_name(device: torch.device) -> str:

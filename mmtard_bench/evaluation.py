@@ -1,7 +1,8 @@
 """Score one (model, task, threat model): from facts to a record, without touching files."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -71,9 +72,10 @@ def execute(
     started = time.monotonic()
     job.data.require_images(job.threat.surface)
     try:
-        evaluation = _Evaluation(job, batch_size, device)
-        doubts = evaluation.inspect()
-        samples, said = evaluation.run(dict(done or {}), list(notes), keep, report)
+        with _full_float32():
+            evaluation = _Evaluation(job, batch_size, device)
+            doubts = evaluation.inspect()
+            samples, said = evaluation.run(dict(done or {}), list(notes), keep, report)
     except StorageError:
         raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust
@@ -84,8 +86,8 @@ def execute(
     unconfirmed = sum(sample.unconfirmed for sample in samples)
     if unconfirmed:
         detail = (
-            f"{unconfirmed} adversarial images were not misclassified by a fresh pass and do not "
-            "count; a few come from rounding, many from a randomised model"
+            f"{unconfirmed} adversarial images were not misclassified by a fresh pass; they count "
+            "as broken. A few come from rounding, many from a randomised model"
         )
         doubts.append(Doubt("unconfirmed-adversarials", detail))
     return _record(
@@ -122,6 +124,8 @@ def evaluate(
     """
     clip = load_model(model) if isinstance(model, str) else require_clip(model, "the model")
     chosen = find_task(task) if isinstance(task, str) else task
+    if not 0 <= seed < 2**32:
+        raise InputError(f"The seed {seed} is out of range; expected 0 to 2^32 - 1.")
     norm = norm or ("l2" if threat == "cw-l2" else "linf")
     attacker = ThreatModel(threat, norm, Eps.parse(eps), surface)
     job = prepare(clip, load_task(chosen, n=n, seed=seed), attacker, seed=seed)
@@ -142,11 +146,24 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-class _Watched(nn.Module):
-    """The classifier as an attack sees it: remembers whether every logit was finite.
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keep GPUs from rounding convolutions and products to TF32 behind a float32 record."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
-    An attack that compares NaN with a label could take it for a right answer. The verdict is
-    read once a batch, so that no step waits for the device.
+
+class _Watched(nn.Module):
+    """The classifier as an attack sees it: remembers whether logits and gradients were finite.
+
+    An attack that compares NaN with a label could take it for a right answer, and one that
+    follows the sign of NaN stands still; both would look robust. The verdict is read once a
+    batch, so that no step waits for the device.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -155,9 +172,15 @@ class _Watched(nn.Module):
         self.finite = torch.ones((), dtype=torch.bool, device=device)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            images = images.clone()
+            images.register_hook(self._look)  # type: ignore[no-untyped-call]
         logits: Tensor = self.model(images)
-        self.finite = self.finite & torch.isfinite(logits.detach()).all()
+        self._look(logits.detach())
         return logits
+
+    def _look(self, values: Tensor) -> None:
+        self.finite = self.finite & torch.isfinite(values).all()
 
 
 class _Evaluation:
@@ -178,10 +201,10 @@ class _Evaluation:
         images = job.data.images(rows, surface=job.threat.surface, preprocess=job.clip.preprocess)
         return images.to(self.device)
 
-    def _predict(self, images: Tensor) -> Tensor:
-        """Predicted labels (N,) by a fresh float32 pass in batches of the given size."""
+    def _predict(self, images: Tensor, size: int) -> Tensor:
+        """Predicted labels (N,) by a fresh float32 pass, ``size`` images at a time."""
         with torch.no_grad():
-            parts = torch.split(images, self.batch_size)
+            parts = torch.split(images, size)
             logits = torch.cat([self.classifier(part) for part in parts])
         require_logits(logits, rows=len(images), classes=len(self.job.data.classes))
         return logits.argmax(1)
@@ -209,7 +232,8 @@ class _Evaluation:
         for rows in self._chunks(done):
             started = time.monotonic()
             images = self._images(rows)
-            predictions = self._predict(images)
+            # In one piece for a block: who is attacked together must not follow the batch size.
+            predictions = self._predict(images, self.job.attack.block or self.batch_size)
             right = (predictions == self.labels[rows]).tolist()
             # Of a block that was cut short and is done again, some samples are in ``done``.
             others = [s for name, s in done.items() if name not in {ids[row] for row in rows}]
@@ -261,7 +285,9 @@ class _Evaluation:
             decided=decided,
         )
         if not watched.finite:
-            raise ModelError("The model returned NaN or infinite logits while it was attacked.")
+            raise ModelError(
+                "The model returned NaN or infinite logits or gradients while it was attacked."
+            )
         return result
 
     def _samples(
@@ -280,7 +306,9 @@ class _Evaluation:
         for row, prediction in zip(rows, predictions, strict=True):
             i = place.get(row)
             claim = result.broken_by[i] if i is not None else None
-            broken = claim is not None and row in fooled
+            # An unconfirmed claim counts: the attack gave the sample up as broken, so nobody can
+            # say that it would have stood against the rest.
+            broken = claim is not None
             samples.append(
                 Sample(
                     id=data.manifest.ids[row],
@@ -288,8 +316,8 @@ class _Evaluation:
                     prediction=prediction,
                     clean_correct=i is not None,
                     robust=i is not None and not broken,
-                    broken_by=claim if broken else None,
-                    unconfirmed=claim is not None and not broken,
+                    broken_by=claim,
+                    unconfirmed=broken and row not in fooled,
                     forward=0 if i is None else result.forward[i],
                     backward=0 if i is None else result.backward[i],
                 )
@@ -304,7 +332,7 @@ class _Evaluation:
         found = result.adversarial[claimed].float()
         self._require_in_ball(found, images[claimed])
         rows = [attacked[i] for i in claimed]
-        fooled = (self._predict(found) != self.labels[rows]).tolist()
+        fooled = (self._predict(found, self.batch_size) != self.labels[rows]).tolist()
         return {row for row, was_fooled in zip(rows, fooled, strict=True) if was_fooled}
 
     def _require_in_ball(self, found: Tensor, images: Tensor) -> None:

@@ -39,11 +39,16 @@ class Job:
             preprocessing=self.clip.preprocessing(),
         )
         task = self.data.task
-        prompts = [list(self.data.classes), list(task.templates)]
+        classes, templates = list(self.data.classes), list(task.templates)
+        # Another tokenizer makes other prompts: the tokens of one template tell them apart.
+        tokens = self.clip.tokenizer([templates[0].replace("{}", name) for name in classes])
+        prompts = [classes, templates, tokens.tolist()]
         task_facts = TaskFacts(
             name=task.name,
             data=task.data,
             revision=self.data.revision,
+            split=task.split,
+            convert_rgb=task.convert_rgb,
             n_classes=len(self.data.classes),
             templates=list(task.templates),
             prompts_digest=digest_of(prompts),
@@ -88,5 +93,10 @@ def prepare(
         return Job(clip, data, threat, attack, seed, None)
     if attack.block is not None:
         attack = replace(attack, block=suite.block)
-    facts = SuiteFacts(name=suite.name, protocol=suite.protocol, digest=suite.digest)
+    facts = SuiteFacts(
+        name=suite.name,
+        protocol=suite.protocol,
+        digest=suite.digest,
+        records=len(suite.tasks) * len(suite.threats),
+    )
     return Job(clip, data, threat, attack, seed, facts)

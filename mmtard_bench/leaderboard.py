@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.records import Record, find_records, read_record
-from mmtard_bench.summary import WorstCase, percent, with_interval, worst_cases
+from mmtard_bench.summary import WorstCase, is_complete, percent, with_interval, worst_cases
 
 _INTRODUCTION = """\
 # Leaderboard
@@ -97,7 +97,6 @@ def _rows(records: Sequence[Record]) -> list[Row]:
     for record in sorted(records, key=lambda r: (r.created, r.identity)):
         place = (record.task.name, record.threat.name)
         models[record.model.name, record.model.digest][place] = record
-    every = {place for places in models.values() for place in places}
     return [
         Row(
             model=name,
@@ -105,7 +104,7 @@ def _rows(records: Sequence[Record]) -> list[Row]:
             source=next(iter(places.values())).model.source,
             records=tuple(places[place] for place in sorted(places)),
             worst=tuple(worst_cases(places[place] for place in sorted(places))),
-            complete=set(places) == every and all(r.status == "ok" for r in places.values()),
+            complete=is_complete(list(places.values())),
         )
         for (name, digest), places in models.items()
     ]
@@ -141,7 +140,7 @@ def _overview(rows: Sequence[Row], balls: Sequence[str]) -> str:
 
 def _task_table(rows: Sequence[Row], task: str, balls: Sequence[str]) -> str:
     of_task = [record for row in rows for record in row.records if record.task.name == task]
-    threats = sorted({(r.threat.norm, r.threat.eps, r.threat.attack) for r in of_task})
+    threats = sorted({_key(r) for r in of_task})
     threats.sort(key=lambda key: key[0] != "linf")
     names = {key: next(r.threat.name for r in of_task if _key(r) == key) for key in threats}
     table = []
@@ -160,8 +159,9 @@ def _task_table(rows: Sequence[Row], task: str, balls: Sequence[str]) -> str:
     return _table(table, ["model", "clean", *names.values(), *worst_names])
 
 
-def _key(record: Record) -> tuple[str, str, str]:
-    return record.threat.norm, record.threat.eps, record.threat.attack
+def _key(record: Record) -> tuple[str, ...]:
+    threat = record.threat
+    return threat.norm, threat.eps, threat.surface, threat.attack
 
 
 def _cell(record: Record | None) -> str:

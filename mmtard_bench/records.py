@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scalars = dict[str, str | int | float]
 
@@ -30,11 +31,12 @@ class _Strict(BaseModel):
 
 
 class SuiteFacts(_Strict):
-    """The suite that asked for a record."""
+    """The suite that asked for a record, and how many records a run of it has."""
 
-    name: str
-    protocol: str | None
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*(\+[a-z]+[0-9]+)*$")
+    protocol: Name | None
     digest: Digest
+    records: Annotated[int, Field(ge=1)]
 
 
 class ModelFacts(_Strict):
@@ -42,7 +44,7 @@ class ModelFacts(_Strict):
 
     name: str = Field(min_length=1)
     source: str
-    digest: str = Field(min_length=1)
+    digest: Name
     parameters: Count | None
     preprocessing: dict[str, Any]
 
@@ -53,6 +55,8 @@ class TaskFacts(_Strict):
     name: str = Field(min_length=1)
     data: str
     revision: str
+    split: str | None
+    convert_rgb: bool
     n_classes: Annotated[int, Field(ge=2)]
     templates: list[str]
     prompts_digest: Digest
@@ -62,7 +66,7 @@ class TaskFacts(_Strict):
 class ThreatFacts(_Strict):
     """The threat model, with every parameter of the attack that changes its output."""
 
-    attack: str = Field(min_length=1)
+    attack: Name
     norm: Literal["linf", "l2"]
     eps: str = Field(pattern=r"^\d+/\d+$")
     surface: Literal["native", "model"]
@@ -79,9 +83,9 @@ class ThreatFacts(_Strict):
 class Sample(_Strict):
     """The truth about one sample.
 
-    ``broken_by`` names the attack whose adversarial image was confirmed. ``unconfirmed`` is true
-    where an attack claimed success and a fresh pass disagreed. Passes are the attack's; the one
-    clean pass is not counted.
+    ``broken_by`` names the attack that broke it. ``unconfirmed`` is true where a fresh pass did not
+    agree that it did: such a sample counts as broken, and the record carries a flag. Passes are
+    the attack's; the one clean pass is not counted.
     """
 
     id: str
@@ -102,6 +106,8 @@ class Sample(_Strict):
             raise ValueError(f"sample {self.id}: robust, but wrong on the clean image")
         if (self.broken_by is not None) != (self.clean_correct and not self.robust):
             raise ValueError(f"sample {self.id}: broken_by contradicts robust")
+        if self.unconfirmed and self.broken_by is None:
+            raise ValueError(f"sample {self.id}: unconfirmed, but nothing broke it")
         return self
 
 
@@ -120,7 +126,7 @@ class Results(_Strict):
 class Flag(_Strict):
     """A reason to doubt the result: a code, and a sentence with the figures."""
 
-    code: str
+    code: Name
     detail: str
 
 
@@ -237,7 +243,13 @@ def identity(
             "schema": SCHEMA_VERSION,
             "suite": suite.model_dump() if suite else None,
             "model": [model.digest, model.preprocessing],
-            "task": [task.revision, task.prompts_digest, task.metric],
+            "task": [
+                task.revision,
+                task.split,
+                task.convert_rgb,
+                task.prompts_digest,
+                task.metric,
+            ],
             "samples": sample_ids_digest,
             "threat": threat.model_dump(),
             "seed": seed,
@@ -297,8 +309,8 @@ def from_text(text: str, where: str) -> Record:
         why = f"it is no whole JSON record ({type(error).__name__})."
     if why:
         raise InputError(
-            f"The record {where} was edited or cut short: {why} "
-            "Delete it and run again, or restore it."
+            f"The record {where} was edited or cut short, or is no record at all: {why} "
+            "Restore it, or delete it and run again."
         )
     return record
 

@@ -1,7 +1,8 @@
 """Walk a suite: one model at a time, one record at a time, resumable at any moment."""
 
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,14 @@ from mmtard_bench.evaluation import Batch, execute
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress
-from mmtard_bench.records import Record, Sample, digest_of, read_record, write_record
+from mmtard_bench.records import (
+    Record,
+    Sample,
+    digest_of,
+    read_record,
+    write_atomically,
+    write_record,
+)
 from mmtard_bench.summary import percent
 from mmtard_bench.tasks.resolve import load_task
 from mmtard_bench.types import Suite, ThreatModel
@@ -39,7 +47,7 @@ def with_overrides(suite: Suite, *, n: int | None, seed: int | None) -> Suite:
 
 def run_folder(out: Path, suite: Suite, clip: Clip) -> Path:
     """Where a run's records go: a directory a suite, in it one a model and its weights."""
-    return out / suite.name / f"{_slug(clip.name)}-{clip.digest[:8]}"
+    return out / suite.name / f"{_slug(clip.name)}-{_slug(clip.digest[:8])}"
 
 
 def run_model(
@@ -150,46 +158,44 @@ class Partial:
         if not self.path.exists():
             return []
         batches = []
-        for text in self.path.read_text("utf-8", errors="replace").splitlines():
+        lines = self.path.read_bytes().decode("utf-8", errors="replace").split("\n")
+        for text in lines[:-1]:
             try:
                 line = _Line.model_validate_json(text)
             except ValidationError:
                 break
             if line.identity == self.identity:
                 batches.append(Batch(line.samples, line.notes, line.seconds))
-        self._rewrite(batches)
+        if len(batches) != len(lines) - 1 or lines[-1]:
+            # A line cut short by a crash must not run into the next one.
+            write_atomically(self.path, "".join(map(self._line, batches)))
         return batches
 
     def append(self, batch: Batch) -> None:
-        """Add a batch. Raises InputError if the disk does not take it."""
-        self._write(batch, "a")
+        """Add a batch. Raises StorageError if the disk does not take it."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(self._line(batch))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} could not be written: {error.strerror or error}. Finished records "
+                "are kept; free space or choose another --out, and run the same command again."
+            ) from error
 
     def remove(self) -> None:
         """Forget the batches, once the whole record is on disk."""
         self.path.unlink(missing_ok=True)
 
-    def _rewrite(self, batches: Iterable[Batch]) -> None:
-        # A line cut short by a crash must not run into the next one.
-        self.remove()
-        for batch in batches:
-            self._write(batch, "a")
-
-    def _write(self, batch: Batch, mode: str) -> None:
+    def _line(self, batch: Batch) -> str:
         line = _Line(
             identity=self.identity,
             seconds=batch.seconds,
             notes=batch.notes,
             samples=batch.samples,
         )
-        try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.write(line.model_dump_json() + "\n")
-                file.flush()
-        except OSError as error:
-            raise StorageError(
-                f"{self.path} could not be written: {error.strerror or error}. Finished records "
-                "are kept; free space or choose another --out, and run the same command again."
-            ) from error
+        return line.model_dump_json() + "\n"
 
 
 def _file_name(task: str, threat: ThreatModel, identity: str) -> str:
@@ -198,4 +204,4 @@ def _file_name(task: str, threat: ThreatModel, identity: str) -> str:
 
 def _slug(name: str) -> str:
     """A name as a part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name).strip("-.")[-80:] or "model"
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name)[-80:].strip("-.") or "model"

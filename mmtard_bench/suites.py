@@ -45,7 +45,7 @@ class _SuiteFile(_Strict):
     description: str
     protocol: str | None = None
     n: int = Field(ge=1)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
     block: int = Field(default=64, ge=1)
     tasks: list[str | _TaskTable] = Field(min_length=1)
     threats: list[_ThreatTable] = Field(min_length=1)
@@ -73,7 +73,7 @@ def load_suite(name: str) -> Suite:
         )
     try:
         table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"The suite {path} cannot be read: {error}.") from error
     try:
         parsed = _SuiteFile.model_validate(table)
@@ -108,7 +108,7 @@ def _assemble(parsed: _SuiteFile) -> Suite:
             )
     meaning = {
         "protocol": parsed.protocol,
-        "tasks": [asdict(task) for task in tasks],
+        "tasks": [{**asdict(task), "description": ""} for task in tasks],
         "threats": [threat.name for threat in threats],
         "n": parsed.n,
         "seed": parsed.seed,

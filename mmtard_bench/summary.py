@@ -54,6 +54,13 @@ def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
     return found
 
 
+def is_complete(records: Sequence[Record]) -> bool:
+    """Whether a run's records are all there and finished. Without a suite, whatever is there."""
+    expected = max((r.suite.records for r in records if r.suite), default=len(records))
+    places = {(record.task.name, record.threat.name) for record in records}
+    return len(places) == expected and all(record.results for record in records)
+
+
 def percent(value: float) -> str:
     """0.583 -> "58.3"."""
     return f"{100 * value:.1f}"
@@ -67,9 +74,10 @@ def with_interval(value: float, interval: tuple[float, float]) -> str:
 def table_of(records: Sequence[Record]) -> str:
     """A run for the terminal: accuracies in percent with 95% intervals, cost, flags, errors."""
     rows = [_row(record) for record in records]
+    worst = worst_cases(records) if is_complete(records) else []
     rows += [
         [w.task, f"worst case {w.ball}", "", with_interval(w.accuracy, w.interval), "", "", ""]
-        for w in worst_cases(records)
+        for w in worst
         if w.threats > 1
     ]
     headers = ["task", "threat model", "clean %", "robust %", "forward", "backward", "seconds"]

@@ -52,6 +52,7 @@ def good(): return wrap(ToyClip(), "good")
 def nan(): return wrap(Nan(), "nan")
 def narrow(): return wrap(Narrow(), "narrow")
 def blind(): return wrap(Blind(), "blind")
+def raises(): raise RuntimeError("no luck")
 def no_clip(): return ToyClip()
 def headless():
     return wrap(torch.nn.Identity(), "headless")
@@ -95,6 +96,7 @@ def table(name: str, data: str, **keys: object) -> str:
         (["run", "quick-v1", "--model", "RN50"], ["without weights", "RN50:random"]),
         (["run", "quick-v1", "--model", "RN50:opnai"], ["opnai", "openai"]),
         (["run", "quick-v1", "--model", "nowhere.at_all:f"], ["no module 'nowhere.at_all'"]),
+        (["run", "quick-v1", "--model", "../w.pt:f"], ["no architecture '../w.pt'"]),
         (["run", "quick-v1", "--model", "local-dir:nowhere"], ["open_clip_config.json"]),
         (["run", "quick-v1", "--model", "tiny-clip", "--device", "abacus"], ["device 'abacus'"]),
         (["run", "quick-v1", "--model", "tiny-clip", "--limit", "0"], ["'0'", "at least 1"]),
@@ -140,6 +142,7 @@ def test_suites(cli, mine, changes, words):
         ("toys:no_clip", ["ToyClip", "mmtard_bench.Clip"]),
         ("toys:headless", ["encode_image"]),
         ("toys:missing", ["no function 'missing'"]),
+        ("toys:raises", ["raises() failed", "no luck"]),
     ],
 )
 def test_models_that_cannot_be_scored(cli, mine, tmp_path, model, words):
@@ -201,7 +204,8 @@ def test_remote_code_is_refused(cli, mine, tmp_path):
     config = tmp_path / "remote" / "open_clip_config.json"
     body = json.loads(config.read_text())
     body["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
-    config.write_text(json.dumps(body))
+    # Written so that a search of the text would not see it.
+    config.write_text(json.dumps(body).replace("remote_code", "remote\\u005fcode"))
     done = cli("run", mine(), "--model", f"local-dir:{tmp_path / 'remote'}")
     assert_sentence(done, "trust_remote_code", "never run")
 
@@ -276,6 +280,24 @@ def test_images_of_other_kinds_are_converted_on_request(cli, mine, tmp_path):
     task = table("pets", data).replace("}", ", convert_rgb = true}")
     done = cli("run", mine(task=task, surface="model"), "--model", "tiny-clip")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_image(cli, mine, tmp_path):
+    rows = {"image": [None, GOOD[0]], "label": [0, 0]}
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "d.parquet"))
+    task = table("pets", f"parquet:{tmp_path / 'd.parquet'}")
+    done = cli("run", mine(task=task, n=2), "--model", "tiny-clip")
+    assert_sentence(done, "sample '00000000'", "missing")
+
+
+def test_a_local_folder_does_not_stand_in_for_the_hub(cli, mine, tmp_path):
+    (tmp_path / "me" / "pets").mkdir(parents=True)
+    data = "hub:me/pets@" + "0" * 40
+    done = cli("run", mine(task=table("pets", data)), "--model", "tiny-clip")
+    assert_sentence(done, "local 'me/pets'")
 
 
 @pytest.mark.parametrize("label", [2, -1])

@@ -9,9 +9,9 @@ from mmtard_bench.summary import table_of, worst_cases
 from tests.test_records import record_of, sample
 
 
-def in_suite(record: Record, **changes: object) -> Record:
+def in_suite(record: Record, records: int = 1, **changes: object) -> Record:
     """The record as part of a suite, its identity renewed."""
-    suite = SuiteFacts(name="quick-v1", protocol="p-v1", digest="1" * 64)
+    suite = SuiteFacts(name="quick-v1", protocol="p-v1", digest="1" * 64, records=records)
     changed = record.model_copy(update={"suite": suite, **changes})
     parts = ("suite", "model", "task", "threat", "seed", "precision", "sample_ids_digest")
     new = identity(**{part: getattr(changed, part) for part in parts})
@@ -34,10 +34,10 @@ def test_the_worst_case_is_the_and_over_threat_models(columns):
 
 
 def test_models_are_sorted_by_their_worst_case():
-    weak = [made("rrbb", "weak", "pgd-1"), made("bbrr", "weak", "pgd-2")]
-    strong = [made("rrrb", "strong", "pgd-1"), made("rrrw", "strong", "pgd-2")]
+    weak = [made("rrbb", "weak", "pgd-1", records=2), made("bbrr", "weak", "pgd-2", records=2)]
+    strong = [made("rrrb", "strong", f"pgd-{i}", records=2) for i in (1, 2)]
     # Better on every single threat model it has, but one is missing.
-    partial = [made("rrrr", "partial", "pgd-1")]
+    partial = [made("rrrr", "partial", "pgd-1", records=2)]
     text = render([*weak, *partial, *strong])
     overview = [line for line in text.splitlines() if line.startswith("| ")][:4]
     assert [line.split("|")[2].strip() for line in overview] == [
@@ -48,6 +48,32 @@ def test_models_are_sorted_by_their_worst_case():
     ]
     assert "incomplete" in next(line for line in overview if "partial" in line)
     assert "| 0.0" in next(line for line in overview if "weak" in line)
+
+
+def test_an_entry_that_leaves_out_a_threat_model_has_no_worst_case():
+    """Alone in its suite, too: what is complete follows from the suite, not from the others."""
+    alone = made("rrrr", "alone", records=2)
+    text = render([alone])
+    assert "| -  | alone" in text
+    assert "incomplete" in text
+    assert "100.0 [" in text
+    assert "worst case" not in table_of([alone])
+
+
+def test_two_surfaces_are_two_columns():
+    records = []
+    for surface, outcomes in (("native", "rbbb"), ("model", "rrrb")):
+        record = record_of(
+            [sample(i, {"r": "robust", "b": "broken"}[o]) for i, o in enumerate(outcomes)]
+        )
+        threat = record.threat.model_copy(update={"surface": surface})
+        records.append(in_suite(record, records=2, threat=threat))
+    (row,) = [line for line in render(records).splitlines() if line.startswith("| m ")]
+    header = next(line for line in render(records).splitlines() if line.startswith("| model "))
+    cells = dict(zip(header.split("|"), row.split("|"), strict=True))
+    by_name = {name.strip(): cell.strip() for name, cell in cells.items()}
+    assert by_name["pgd-5 linf 8/255"].startswith("25.0 ")
+    assert by_name["pgd-5 linf 8/255 model"].startswith("75.0 ")
 
 
 def test_a_failed_record_is_shown_and_never_counts():
@@ -62,7 +88,7 @@ def test_a_failed_record_is_shown_and_never_counts():
 
 
 def test_suites_never_share_a_table():
-    other = SuiteFacts(name="quick-v1+n4", protocol=None, digest="2" * 64)
+    other = SuiteFacts(name="quick-v1+n4", protocol=None, digest="2" * 64, records=1)
     text = render([made("rrrb", "one"), made("rrrb", "two", suite=other)])
     assert text.count("\n## ") == 2
 

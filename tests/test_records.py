@@ -51,6 +51,8 @@ def record_of(samples: list[Sample], name: str = "m", attack: str = "pgd-5") -> 
             name="t",
             data="d",
             revision="r",
+            split=None,
+            convert_rgb=False,
             n_classes=3,
             templates=["{}"],
             prompts_digest="0" * 64,

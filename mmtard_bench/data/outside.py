@@ -4,6 +4,8 @@ import glob
 import hashlib
 import io
 import logging
+import os
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +55,8 @@ class TableDataset:
 
     def image(self, index: int) -> Pixels:
         value = self.table[index][self.task.image_column]
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise InputError(f"{self._sample(index)} is missing.")
         data = value["bytes"]
         if data is None:
             try:
@@ -170,21 +174,31 @@ def _open_folder(task: Task, where: str) -> tuple["datasets.Dataset", str]:
     for path in files:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        sha.update(f"{path.relative_to(folder).as_posix()} {digest}\n".encode())
+        name = path.relative_to(folder).as_posix()
+        sha.update(f"{name} {digest}\n".encode(errors="surrogateescape"))
     table = _load(task, "imagefolder", data_dir=str(folder))
     if task.image_column in table.column_names:
         encoded = table.cast_column(task.image_column, datasets.Image(decode=False))
+        # The folder resolved, the file not: images may well be links to somewhere else.
         names = [
-            Path(value["path"]).resolve().relative_to(folder.resolve()).as_posix()
+            os.path.relpath(value["path"], folder.resolve()).replace(os.sep, "/")
             for value in encoded[task.image_column]
         ]
+        if "id" in encoded.column_names:
+            encoded = encoded.remove_columns("id")
         table = encoded.add_column("id", names)
     return table, f"sha256:{sha.hexdigest()}"
 
 
 def _open_hub(task: Task, where: str) -> tuple["datasets.Dataset", str]:
     name, _, revision = where.partition("@")
-    if len(revision) != 40:
+    if Path(name).exists():
+        # The library would take the folder, and the record would call it the hub's.
+        raise InputError(
+            f"{task.data}: there is a local '{name}' here, which would be read in place of the "
+            "hub's; run in another directory, or use parquet: or imagefolder:."
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
         try:
             revision = str(HfApi().dataset_info(name, revision=revision or None).sha)
         except Exception as error:  # network, offline, missing and gated repositories, bad names

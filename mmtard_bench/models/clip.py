@@ -43,8 +43,9 @@ class Preprocess:
             images = F.interpolate(images, target, mode=self.interpolation, antialias=True)
         top, left = (round((t - s) / 2) for t, s in zip(target, self.size, strict=True))
         images = images[..., top : top + self.size[0], left : left + self.size[1]]
-        # Bicubic kernels overshoot; 8-bit image libraries saturate there, and so does this.
-        return images.clamp(0, 1)
+        # Bicubic kernels overshoot; 8-bit image libraries saturate there, and so does this. The
+        # gradient passes as if it did not: clamp's is zero at black and white, which would mask.
+        return images + (images.clamp(0, 1) - images).detach()
 
     def normalise(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the deviation of each channel."""
@@ -82,7 +83,10 @@ class Clip:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, shapes and float32 values of the weights, whatever file held them."""
+        """SHA-256 over the logit scale, the kinds of layers, and the weights as float32.
+
+        Which file held the weights, and in which precision, does not matter.
+        """
         if self.given_digest is not None:
             return self.given_digest
         if not isinstance(self.module, nn.Module):
@@ -90,7 +94,9 @@ class Clip:
                 f"The model '{self.name}' is no torch module, so its weights cannot be hashed; "
                 "pass given_digest= with a string that changes whenever the model does."
             )
-        sha = hashlib.sha256()
+        sha = hashlib.sha256(f"scale {float(self.scale()):.6g}".encode())
+        for key, layer in self.module.named_modules():
+            sha.update(f"{key} {type(layer).__qualname__}".encode())
         for key, value in sorted(self.module.state_dict().items()):
             sha.update(f"{key} {tuple(value.shape)}".encode())
             values = value.detach().float().cpu().contiguous()

@@ -1,6 +1,7 @@
 """From a name to a ``Clip``: registered models, open_clip tags, files, folders, hub, factories."""
 
 import importlib
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -31,6 +32,7 @@ def load_model(spec: str) -> Clip:
         return require_clip(registry.models.get(spec)(), f"what '{spec}' returned")
     scheme, _, rest = spec.partition(":")
     if not rest:
+        spec = scheme
         if scheme in open_clip.list_models():
             tags = [*open_clip.list_pretrained_tags_by_model(spec), "weights.safetensors"]
             raise InputError(
@@ -43,6 +45,9 @@ def load_model(spec: str) -> Clip:
         return _open_clip(spec, spec, None)
     if scheme in open_clip.list_models():
         return _open_clip(spec, scheme, None if rest == "random" else rest)
+    if not all(part.isidentifier() for part in [*scheme.split("."), rest]):
+        hint = registry.near_matches(scheme, open_clip.list_models())
+        raise InputError(f"There is no architecture '{scheme}'. {hint} A model is {_FORMS}.")
     return _from_factory(spec, scheme, rest)
 
 
@@ -70,13 +75,23 @@ def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             module = open_clip.create_model(
-                architecture, pretrained, weights_only=True, require_pretrained=not untrained
+                architecture,
+                pretrained,
+                weights_only=True,
+                require_pretrained=not untrained,
+                force_quick_gelu=_needs_quick_gelu(architecture, pretrained),
             )
         tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # open_clip, safetensors, pickle and hub errors have no common base
         raise InputError(_explain(spec, error)) from error
     config = cast("dict[str, Any]", open_clip.get_model_preprocess_cfg(module))
     return Clip(module, tokenizer, _preprocess(spec, config), name=spec, source=spec)
+
+
+def _needs_quick_gelu(architecture: str, pretrained: str | None) -> bool:
+    """Whether weights known by a tag were trained with QuickGELU: open_clip would only warn."""
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else None
+    return bool(tag and tag.get("quick_gelu"))
 
 
 def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> None:
@@ -99,10 +114,17 @@ def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> None:
                 f"'{pretrained}' is neither a file nor weights that open_clip knows for "
                 f"{architecture}. {registry.near_matches(pretrained, [*tags, 'random'])}"
             )
-    if config_file is not None and "trust_remote_code" in config_file.read_text("utf-8"):
+    if config_file is not None and "trust_remote_code" in str(_read_json(spec, config_file)):
         raise InputError(
             f"'{spec}' asks for trust_remote_code; code that comes with weights is never run."
         )
+
+
+def _read_json(spec: str, path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"'{spec}': {path.name} cannot be read as JSON: {error}.") from error
 
 
 def _hub_config(spec: str, repository: str) -> Path:
@@ -165,9 +187,10 @@ def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise InputError(f"'{spec}': importing {module_name} failed: {error}") from error
+    except Exception as error:  # the user's own code: whatever it raises, others get their turn
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is None or not module_name.startswith(missing):
+            raise InputError(f"'{spec}': importing {module_name} failed: {error!r}") from error
         raise InputError(
             f"'{spec}': there is no architecture and no module '{module_name}'. "
             f"{registry.near_matches(module_name, open_clip.list_models())} A model is {_FORMS}."
@@ -175,4 +198,10 @@ def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise InputError(f"'{spec}': {module_name} has no function '{attribute}'.")
-    return require_clip(factory(), f"what '{spec}' returned")
+    try:
+        made = factory()
+    except InputError:
+        raise
+    except Exception as error:  # the user's own code
+        raise InputError(f"'{spec}': {attribute}() failed: {error!r}") from error
+    return require_clip(made, f"what '{spec}' returned")

@@ -130,7 +130,7 @@ def finetune(model: CLIP, images: Tensor, places: Tensor, *, steps: int, seed: i
             return by_name + 0.5 * by_caption
 
         model.eval()
-        attacked = pgd(
+        attacked, _ = pgd(
             lambda pixels: model.encode_image(_normalise(pixels), normalize=True),
             clean,
             loss=loss,

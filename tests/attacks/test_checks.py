@@ -128,9 +128,20 @@ class Crash(ToyClip):
         return super().encode_image(images)
 
 
+class NanGradient(ToyClip):
+    """Finite answers, NaN gradients: the sign of NaN is zero, so that PGD would stand still."""
+
+    def encode_image(self, images):
+        features = super().encode_image(images)
+        if features.requires_grad:
+            features.register_hook(lambda gradient: gradient * float("nan"))
+        return features
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
+        (NanGradient(), "gradients"),
         (Nan(), "NaN"),
         (NanUnderAttack(), "NaN"),
         (Blind(), "ignores its input"),
@@ -161,10 +172,25 @@ def test_an_attack_that_cheats_is_an_error(monkeypatch):
     assert "ball" in record.error
 
 
-def test_claims_that_a_fresh_pass_does_not_confirm_do_not_count():
+def test_claims_that_a_fresh_pass_does_not_confirm_count_as_broken_and_are_flagged():
     torch.manual_seed(0)
     record = scored(Noisy(), n=300)
     unconfirmed = [s for s in record.samples if s.unconfirmed]
     assert unconfirmed
-    assert all(s.robust and s.broken_by is None for s in unconfirmed)
+    assert all(not s.robust and s.broken_by == "pgd-2" for s in unconfirmed)
     assert "unconfirmed-adversarials" in codes(record)
+
+
+def test_probabilities_in_place_of_logits_are_flagged():
+    from mmtard_bench.attacks.checks import inspect_model
+    from tests.conftest import Linear
+
+    model = Linear(4)
+    images, labels = model.samples(8)
+
+    def flags(classifier):
+        doubts = inspect_model(classifier, images, labels, classes=4, scale=100.0)
+        return {doubt.code for doubt in doubts}
+
+    assert flags(model) == set()
+    assert "softmax-output" in flags(lambda pixels: model(pixels).softmax(1))

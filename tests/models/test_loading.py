@@ -46,6 +46,21 @@ def test_the_digest_follows_the_weights_and_not_their_precision_on_disk():
     assert wrap(other).digest != clip.digest
 
 
+def test_the_digest_tells_activations_apart():
+    """QuickGELU and GELU have no weights, and another activation is another model."""
+    plain, quick = mb.load_model("ViT-B-32:random"), mb.load_model("ViT-B-32-quickgelu:random")
+    assert torch.equal(plain.module.visual.proj, quick.module.visual.proj)
+    assert plain.digest != quick.digest
+
+
+def test_tags_that_need_quick_gelu_get_it():
+    from mmtard_bench.models.loading import _needs_quick_gelu
+
+    assert _needs_quick_gelu("ViT-B-32", "openai")
+    assert not _needs_quick_gelu("ViT-B-32", "laion2b_s34b_b79k")
+    assert not _needs_quick_gelu("ViT-B-32", "weights.pt")
+
+
 def test_an_object_without_weights_needs_a_digest():
     class Plain:
         logit_scale = torch.tensor(3.0)
@@ -122,6 +137,10 @@ def test_the_resize_is_differentiable_and_the_identity_at_the_right_size():
     small = torch.rand(1, 3, 20, 24, requires_grad=True)
     preprocess.resize(small).sum().backward()
     assert small.grad.abs().sum() > 0
+    # Black and white pixels, where clipping to the box would hide the gradient.
+    black = torch.zeros(1, 3, 20, 24, requires_grad=True)
+    preprocess.resize(black).sum().backward()
+    assert (black.grad.flatten(1).abs() > 0).float().mean() > 0.8
 
 
 @pytest.mark.slow
