@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -71,8 +74,7 @@ def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
     untrained = pretrained is None and not architecture.startswith(("hf-hub:", "local-dir:"))
     _check_inputs(spec, architecture, pretrained)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(0)
             module = open_clip.create_model(
                 architecture,
@@ -86,6 +88,18 @@ def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
         raise InputError(_explain(spec, error)) from error
     config = cast("dict[str, Any]", open_clip.get_model_preprocess_cfg(module))
     return Clip(module, tokenizer, _preprocess(spec, config), name=spec, source=spec)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's remarks on the root logger; what matters in them raises here."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _needs_quick_gelu(architecture: str, pretrained: str | None) -> bool:
