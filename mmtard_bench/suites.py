@@ -54,7 +54,7 @@ class _SuiteFile(_Strict):
 def suite_folder() -> Path:
     """Where the suites that ship are: inside an installed package, beside it in a checkout."""
     package = Path(__file__).parent
-    installed = package / "suites"
+    installed = package / "suite_files"
     return installed if installed.is_dir() else package.parent / "suites"
 
 
