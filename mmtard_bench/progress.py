@@ -11,7 +11,6 @@ from rich.progress import (
     Progress as Bars,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -26,13 +25,13 @@ class RunProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._bars = Bars(
+            # At most 80 columns, with "autoattack-standard linf 8/255" and 9,999 samples.
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("robust {task.fields[robust]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -54,13 +53,21 @@ class RunProgress:
     ) -> None:
         self._bars.__exit__(kind, error, trace)
 
-    def start(self, name: str, *, total: int, settled: int) -> None:
-        """Begin a record of ``total`` samples, of which some are settled already."""
-        if self._bar is not None:
-            self._bars.remove_task(self._bar)
+    def start(self, name: str, label: str, *, total: int, settled: int) -> None:
+        """Begin a record of ``total`` samples, of which some are settled already.
+
+        ``label`` stands beside the bar, the whole ``name`` in lines where there is no bar.
+        """
+        self.stop()
         self._name, self._first = name, settled
         self._started = self._spoke = time.monotonic()
-        self._bar = self._bars.add_task(name, total=total, completed=settled, robust="  -  ")
+        self._bar = self._bars.add_task(label, total=total, completed=settled, robust="-")
+
+    def stop(self) -> None:
+        """End the record: its bar goes."""
+        if self._bar is not None:
+            self._bars.remove_task(self._bar)
+            self._bar = None
 
     def update(self, progress: Progress) -> None:
         """Show how far the record is."""

@@ -87,17 +87,19 @@ def _run_record(
             return record
     partial = Partial(path.with_suffix(".partial"), identity)
     done = partial.read()
-    progress.start(name, total=len(job.data.labels), settled=len(done))
+    settled = {sample.id: sample for batch in done for sample in batch.samples}
+    progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled))
     record = execute(
         job,
         batch_size=batch_size,
         device=device,
-        done={sample.id: sample for batch in done for sample in batch.samples},
+        done=settled,
         spent=sum(batch.seconds for batch in done),
         notes=[note for batch in done for note in batch.notes],
         keep=partial.append,
         report=progress.update,
     )
+    progress.stop()
     write_record(path, record)
     if record.status == "ok":
         partial.remove()
