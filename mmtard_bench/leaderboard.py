@@ -66,7 +66,7 @@ def render(records: Sequence[Record]) -> str:
 
 def _section(suite: str, records: Sequence[Record]) -> str:
     rows = _rows(records)
-    balls = list(dict.fromkeys(w.ball for row in rows for w in row.worst))
+    balls = sorted({w.ball for row in rows for w in row.worst}, key=lambda b: (b[:4] != "linf", b))
     # The first ball of the suite decides; rows that lack a record come last.
     rows.sort(
         key=lambda row: (
