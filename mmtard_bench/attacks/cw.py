@@ -72,11 +72,12 @@ def build_cw_l2(threat: ThreatModel, n_classes: int) -> Attack:
         counter = CountPasses(model).eval()
         found = minimal_l2(counter, images, labels, good_enough=eps)
         distance = norm_of(found - images, "l2")
-        broken = ((distance > 0) & (distance <= eps)).tolist()
-        decided(len(ids), sum(broken))
+        broken = (distance > 0) & (distance <= eps)
+        found[~broken] = images[~broken]
+        decided(len(ids), int(broken.sum()))
         return AttackResult(
             adversarial=found,
-            broken_by=[threat.attack if b else None for b in broken],
+            broken_by=[threat.attack if b else None for b in broken.tolist()],
             forward=share(counter.forward_rows, len(ids)),
             backward=share(counter.backward_rows, len(ids)),
         )
