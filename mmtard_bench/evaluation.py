@@ -236,7 +236,8 @@ class _Evaluation:
             predictions = self._predict(images, self.job.attack.block or self.batch_size)
             right = (predictions == self.labels[rows]).tolist()
             # Of a block that was cut short and is done again, some samples are in ``done``.
-            others = [s for name, s in done.items() if name not in {ids[row] for row in rows}]
+            here = {ids[row] for row in rows}
+            others = [sample for name, sample in done.items() if name not in here]
             settled = len(others) + right.count(False)
             standing = sum(sample.robust for sample in others) + right.count(True)
             seen = len(others) + len(rows)

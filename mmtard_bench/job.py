@@ -1,6 +1,7 @@
 """Everything that decides the verdicts of one record, and the identity that follows from it."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mmtard_bench.attacks.base import Attack
 from mmtard_bench.attacks.catalogue import build_attack
@@ -28,7 +29,7 @@ class Job:
     seed: int
     suite: SuiteFacts | None
 
-    @property
+    @cached_property
     def facts(self) -> tuple[ModelFacts, TaskFacts, ThreatFacts]:
         """The configuration as the record states it."""
         model = ModelFacts(
@@ -64,12 +65,12 @@ class Job:
         )
         return model, task_facts, threat
 
-    @property
+    @cached_property
     def sample_ids_digest(self) -> str:
         """Hash of the ids of the samples, in order."""
         return digest_of(list(self.data.manifest.ids))
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """The identity of the record that this job will become."""
         model, task, threat = self.facts
