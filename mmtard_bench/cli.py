@@ -14,7 +14,7 @@ from mmtard_bench.errors import InputError
 if TYPE_CHECKING:
     from mmtard_bench.records import Record
 
-KINDS = ("models", "datasets", "tasks", "threats", "protocols", "suites")
+KINDS = ("models", "datasets", "tasks", "threats", "protocols", "suites", "recipes")
 STATUS_STALE = 1
 STATUS_INPUT = 2
 STATUS_INTERRUPT = 130
@@ -55,6 +55,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--limit", type=_positive, help="this many samples a task instead")
     command.add_argument("--seed", type=_seed, help="another seed than the suite's")
     command.set_defaults(run=_run)
+
+    command = commands.add_parser("train", help="train a student from a recipe")
+    command.add_argument("recipe", help="a recipe's name, or the path of a .toml file")
+    command.add_argument("--out", type=Path, required=True, help="the checkpoint's directory")
+    command.add_argument("--seed", type=_seed, default=0)
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    command.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    command.add_argument(
+        "--tracker", action="append", default=[], help="tensorboard, wandb; may be repeated"
+    )
+    command.add_argument("--adapter", action="store_true", help="save LoRA adapters on their own")
+    command.set_defaults(run=_train)
 
     command = commands.add_parser("list", help="list what is registered")
     command.add_argument("kind", choices=KINDS)
@@ -147,6 +162,28 @@ def _run(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.train.recipe import load_recipe
+
+    named = load_recipe(arguments.recipe, arguments.set)
+
+    from rich.console import Console
+
+    from mmtard_bench.train.session import Place, train
+
+    place = Place(
+        folder=arguments.out,
+        seed=arguments.seed,
+        resume=arguments.resume,
+        cpu=arguments.device == "cpu",
+        trackers=arguments.tracker,
+        adapter=arguments.adapter,
+    )
+    card = train(named, place, Console(highlight=False))
+    print(card)
+    return 0
+
+
 def _list(arguments: argparse.Namespace) -> int:
     rows = _listing(arguments.kind)
     if arguments.json:
@@ -166,6 +203,10 @@ def _listing(kind: str) -> list[tuple[str, str]]:
 
         suites = [load_suite(name) for name in list_suites()]
         return [(s.name, f"{s.description} ({len(s.threats)} threat models)") for s in suites]
+    if kind == "recipes":
+        from mmtard_bench.train.recipe import list_recipes, load_recipe
+
+        return [(name, load_recipe(name).recipe.description) for name in list_recipes()]
     if kind == "protocols":
         found = [registry.protocols.get(name) for name in registry.protocols]
         return [(p.name, f"{p.description}; {p.samples}. {p.source}") for p in found]

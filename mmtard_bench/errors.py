@@ -19,7 +19,7 @@ def explain(error: ValidationError) -> str:
     """The first problems of a pydantic error as one sentence."""
     said = []
     for problem in error.errors()[:3]:
-        where = ".".join(str(part) for part in problem["loc"] if part not in ("_TaskTable", "str"))
+        where = ".".join(str(part) for part in problem["loc"] if part not in ("TaskTable", "str"))
         if problem["type"] == "extra_forbidden":
             said.append(f"the key '{where}' is unknown")
         elif problem["type"] == "missing":

@@ -19,7 +19,9 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _TaskTable(_Strict):
+class TaskTable(_Strict):
+    """A task that a suite or a recipe declares itself; ``Task`` says what the keys mean."""
+
     name: str = Field(min_length=1)
     data: str = Field(min_length=1)
     templates: list[str] = Field(default=[DEFAULT_TEMPLATE], min_length=1)
@@ -47,7 +49,7 @@ class _SuiteFile(_Strict):
     n: int = Field(ge=1)
     seed: int = Field(ge=0, lt=2**32)
     block: int = Field(default=64, ge=1)
-    tasks: list[str | _TaskTable] = Field(min_length=1)
+    tasks: list[str | TaskTable] = Field(min_length=1)
     threats: list[_ThreatTable] = Field(min_length=1)
 
 
@@ -87,7 +89,7 @@ def load_suite(name: str) -> Suite:
 def _assemble(parsed: _SuiteFile) -> Suite:
     from mmtard_bench.attacks.catalogue import attack_family
 
-    tasks = tuple(find_task(t) if isinstance(t, str) else _task(t) for t in parsed.tasks)
+    tasks = tuple(resolve_task(t) for t in parsed.tasks)
     threats = tuple(
         ThreatModel(t.attack, t.norm, Eps.parse(t.eps), t.surface) for t in parsed.threats
     )
@@ -127,7 +129,10 @@ def _assemble(parsed: _SuiteFile) -> Suite:
     )
 
 
-def _task(table: _TaskTable) -> Task:
+def resolve_task(table: str | TaskTable) -> Task:
+    """The task that a suite or recipe names or declares. Raises InputError."""
+    if isinstance(table, str):
+        return find_task(table)
     for template in table.templates:
         if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
             raise InputError(
@@ -147,7 +152,7 @@ def _task(table: _TaskTable) -> Task:
     )
 
 
-def _classes(table: _TaskTable) -> tuple[str, ...]:
+def _classes(table: TaskTable) -> tuple[str, ...]:
     if table.classes == "imagenet-1k":
         from open_clip import IMAGENET_CLASSNAMES
 

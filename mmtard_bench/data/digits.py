@@ -179,6 +179,18 @@ def digits_train(size: int = 60000) -> DigitsSplit:
     return DigitsSplit("digits/train", size, True, combinations(seen=True), by_caption=True)
 
 
+@register_dataset("digits/train")
+def digits_train_20000() -> DigitsSplit:
+    """20,000 training images of the 448 combinations that training uses, by combination."""
+    return digits_train(20000)
+
+
+@register_dataset("digits/validation")
+def digits_validation() -> DigitsSplit:
+    """2,000 more images from the sources and combinations of training, labelled by digit."""
+    return DigitsSplit("digits/validation", 2000, True, combinations(seen=True), by_caption=False)
+
+
 @register_dataset("digits/test")
 def digits_test() -> DigitsSplit:
     """2,000 test images over all 560 combinations, labelled by digit."""

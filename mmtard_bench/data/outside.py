@@ -39,6 +39,8 @@ class TableDataset:
 
     @cached_property
     def labels(self) -> Sequence[int]:
+        if not self.task.label_column:
+            return [-1] * len(self.table)
         values = list(self.table[self.task.label_column])
         for i, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, int):
@@ -50,7 +52,7 @@ class TableDataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        feature = self.table.features[self.task.label_column]
+        feature = self.table.features.get(self.task.label_column)
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
     def image(self, index: int) -> Pixels:
@@ -106,7 +108,7 @@ def open_outside(task: Task) -> Dataset:
     open_it = {"parquet": _open_parquet, "imagefolder": _open_folder, "hub": _open_hub}[scheme]
     table, revision = open_it(task, where)
     for column in (task.image_column, task.label_column):
-        if column not in table.column_names:
+        if column and column not in table.column_names:
             raise InputError(
                 f"{task.data} has no column '{column}'; it has {', '.join(table.column_names)}. "
                 "Name the columns with image_column and label_column in the task."

@@ -61,6 +61,8 @@ class Clip:
     afterwards: what is computed from them (the digest, the class embeddings in ``heads``) is kept.
     For a module without a ``state_dict``, ``given_digest`` stands in for the hash of its weights;
     it must change when the model's answers do, since it decides which records are reused.
+    ``config`` is the content of an ``open_clip_config.json``, where the model has one: what a
+    trainer needs to save the model again.
     """
 
     module: ClipModel
@@ -69,6 +71,7 @@ class Clip:
     name: str
     source: str = "python object"
     given_digest: str | None = None
+    config: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -72,7 +72,8 @@ def load_local_dir(path: Path, name: str) -> Clip:
 
 def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
     untrained = pretrained is None and not architecture.startswith(("hf-hub:", "local-dir:"))
-    _check_inputs(spec, architecture, pretrained)
+    config = _check_inputs(spec, architecture, pretrained)
+    quick_gelu = _needs_quick_gelu(architecture, pretrained)
     try:
         with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(0)
@@ -81,13 +82,25 @@ def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
                 pretrained,
                 weights_only=True,
                 require_pretrained=not untrained,
-                force_quick_gelu=_needs_quick_gelu(architecture, pretrained),
+                force_quick_gelu=quick_gelu,
             )
         tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # open_clip, safetensors, pickle and hub errors have no common base
         raise InputError(_explain(spec, error)) from error
-    config = cast("dict[str, Any]", open_clip.get_model_preprocess_cfg(module))
-    return Clip(module, tokenizer, _preprocess(spec, config), name=spec, source=spec)
+    preprocess = cast("dict[str, Any]", open_clip.get_model_preprocess_cfg(module))
+    if config is None:
+        model_config = {**(open_clip.get_model_config(architecture) or {})}
+        if quick_gelu:
+            model_config["quick_gelu"] = True
+        config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
+    return Clip(
+        module,
+        tokenizer,
+        _preprocess(spec, preprocess),
+        name=spec,
+        source=spec,
+        config=config,
+    )
 
 
 @contextmanager
@@ -108,8 +121,11 @@ def _needs_quick_gelu(architecture: str, pretrained: str | None) -> bool:
     return bool(tag and tag.get("quick_gelu"))
 
 
-def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> None:
-    """Refuse early what open_clip would answer with a traceback, a warning or foreign code."""
+def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> dict[str, Any] | None:
+    """Refuse early what open_clip would answer with a traceback, a warning or foreign code.
+
+    Returns the configuration of a folder or hub repository; None for a known architecture.
+    """
     scheme, _, rest = architecture.partition(":")
     config_file: Path | None = None
     if scheme == "local-dir":
@@ -128,17 +144,24 @@ def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> None:
                 f"'{pretrained}' is neither a file nor weights that open_clip knows for "
                 f"{architecture}. {registry.near_matches(pretrained, [*tags, 'random'])}"
             )
-    if config_file is not None and "trust_remote_code" in str(_read_json(spec, config_file)):
+    if config_file is None:
+        return None
+    config = _read_json(spec, config_file)
+    if "trust_remote_code" in str(config):
         raise InputError(
             f"'{spec}' asks for trust_remote_code; code that comes with weights is never run."
         )
+    return config
 
 
-def _read_json(spec: str, path: Path) -> object:
+def _read_json(spec: str, path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"'{spec}': {path.name} cannot be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"'{spec}': {path.name} holds no JSON object; expected a configuration.")
+    return config
 
 
 def _hub_config(spec: str, repository: str) -> Path:

@@ -22,3 +22,19 @@ register_task(
         description=f"choose among the 112 captions never trained on: '{INK_CAPTION}'",
     )
 )
+register_task(
+    Task(
+        name="digits/train",
+        data="digits/train",
+        templates=("{}",),
+        description="for training: choose among the 448 captions of training",
+    )
+)
+register_task(
+    Task(
+        name="digits/validation",
+        data="digits/validation",
+        templates=(DIGIT_TEMPLATE,),
+        description="for training: name the digit, on images like those of training",
+    )
+)

@@ -69,8 +69,17 @@ class TaskData:
                 )
 
 
-def load_task(task: Task, *, n: int | None, seed: int) -> TaskData:
-    """Open a task's data and draw its samples. Raises InputError for anything unusable."""
+def load_task(task: Task, *, n: int | None, seed: int, labelled: bool = True) -> TaskData:
+    """Open a task's data and draw its samples. Raises InputError for anything unusable.
+
+    Unless ``labelled``, data without labels (an empty ``label_column``) will do: its labels are
+    -1, and it need not name classes.
+    """
+    if labelled and not task.label_column:
+        raise InputError(
+            f"The task '{task.name}' has no labels (label_column is empty), but they are needed "
+            "here; name the column that holds them."
+        )
     if task.data.partition(":")[0] in OUTSIDE:
         # Imported on use: the library takes a second, and the embedded data needs none of it.
         from mmtard_bench.data.outside import open_outside
@@ -81,14 +90,14 @@ def load_task(task: Task, *, n: int | None, seed: int) -> TaskData:
     # An empty table has neither classes nor labels: say that first.
     manifest = draw_manifest(dataset, n=n, seed=seed)
     classes = task.classes or dataset.class_names
-    if not classes:
+    if not classes and task.label_column:
         raise InputError(
             f"{task.data} does not name its classes; give classes = [...] or classes_file = ... "
             "in the task, one name a label."
         )
     every = dataset.labels
     labels = tuple(every[i] for i in manifest.indices)
-    for sample, label in zip(dataset.ids, every, strict=True):
+    for sample, label in zip(dataset.ids, every, strict=True) if task.label_column else ():
         if not 0 <= label < len(classes):
             raise InputError(
                 f"{task.data}: sample '{sample}' has the label {label}, but there are "

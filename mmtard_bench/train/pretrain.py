@@ -1,8 +1,8 @@
-"""Make the tiny models that ship with the package: ``python -m mmtard_bench.train.tiny``.
+"""Pre-train the tiny CLIPs: ``python -m mmtard_bench.train.pretrain tiny-clip --out DIR``.
 
-``tiny-clip`` is pre-trained contrastively on the training part of the digits world, on captions
-and digit names together. ``tiny-tecoa`` is fine-tuned from it as in TeCoA (Mao et al., 2023):
-cross-entropy of adversarial images against frozen text embeddings, image tower only.
+What the recipes of ``digits/`` start from, as the paper's start from OpenAI's weights: contrastive
+training on the training part of the digits world, on captions and digit names together.
+``tiny-clip`` is the teachers' size, ``tiny-clip-small`` the students'.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -20,17 +21,34 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmtard_bench.attacks.pgd import pgd
 from mmtard_bench.data.digits import DIGITS, caption, combinations, digits_train
 from mmtard_bench.tasks.declared import DIGIT_TEMPLATE
 
-MODEL_CONFIG = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+
+def _model_config(*, embedding: int, image_width: int, text_width: int) -> dict[str, Any]:
+    return {
+        "embed_dim": embedding,
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": [1, 1, 1, 1],
+            "width": image_width,
+            "patch_size": None,
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": text_width,
+            "heads": 2,
+            "layers": 2,
+        },
+    }
+
+
+MODEL_CONFIGS = {
+    "tiny-clip": _model_config(embedding=64, image_width=16, text_width=32),
+    "tiny-clip-small": _model_config(embedding=48, image_width=8, text_width=16),
 }
 PREPROCESS_CONFIG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "size": 32}
-EPS = 8 / 255
 
 
 def _training_set() -> tuple[Tensor, Tensor]:
@@ -69,10 +87,12 @@ def _contrast(images: Tensor, texts: Tensor, groups: Tensor, scale: Tensor) -> T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def pretrain(images: Tensor, places: Tensor, *, steps: int, seed: int) -> CLIP:
+def pretrain(
+    config: dict[str, Any], images: Tensor, places: Tensor, *, steps: int, seed: int
+) -> CLIP:
     """Contrastive pre-training from scratch, on the caption and the digit's name of an image."""
     torch.manual_seed(seed)
-    model = CLIP(**MODEL_CONFIG)
+    model = CLIP(**config)
     tokenizer = open_clip.SimpleTokenizer(context_length=16)
     combos = combinations(seen=True)
     captions = tokenizer([caption(c) for c in combos])
@@ -105,59 +125,11 @@ def pretrain(images: Tensor, places: Tensor, *, steps: int, seed: int) -> CLIP:
     return model.eval()
 
 
-def finetune(model: CLIP, images: Tensor, places: Tensor, *, steps: int, seed: int) -> CLIP:
-    """TeCoA: cross-entropy of PGD-5 images over the digit names and over the captions."""
-    tokenizer = open_clip.SimpleTokenizer(context_length=16)
-    combos = combinations(seen=True)
-    digits = torch.tensor([c[1] for c in combos])
-    with torch.no_grad():
-        texts = tokenizer([DIGIT_TEMPLATE.format(name) for name in DIGITS])
-        names = model.encode_text(texts, normalize=True)
-        captions = model.encode_text(tokenizer([caption(c) for c in combos]), normalize=True)
-        scale = model.logit_scale.exp()
-    model.requires_grad_(False)
-    model.visual.requires_grad_(True)
-    optimiser = torch.optim.AdamW(model.visual.parameters(), lr=1.5e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _schedule(s + 1, steps + 1))
-    torch.manual_seed(seed)
-    started = time.monotonic()
-    for step, batch in enumerate(_batches(len(images), 128, steps, seed + 1)):
-        clean, place = images[batch] / 255, places[batch]
-
-        def loss(features: Tensor, place: Tensor = place) -> Tensor:
-            by_name = F.cross_entropy(scale * features @ names.T, digits[place], reduction="none")
-            by_caption = F.cross_entropy(scale * features @ captions.T, place, reduction="none")
-            return by_name + 0.5 * by_caption
-
-        model.eval()
-        attacked, _ = pgd(
-            lambda pixels: model.encode_image(_normalise(pixels), normalize=True),
-            clean,
-            loss=loss,
-            norm="linf",
-            eps=EPS,
-            steps=5,
-            step_size=2.5 * EPS / 5,
-            start=(torch.rand_like(clean) * 2 - 1) * EPS,
-        )
-        model.train()
-        value = loss(model.encode_image(_normalise(attacked), normalize=True)).mean()
-        optimiser.zero_grad()
-        torch.autograd.backward(value)
-        torch.nn.utils.clip_grad_norm_(model.visual.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 100 == 99:
-            spent = time.monotonic() - started
-            print(f"finetune {step + 1}/{steps} loss {value:.3f} {spent:.0f} s")
-    return model.eval()
-
-
-def save(model: CLIP, folder: Path) -> None:
+def save(model: CLIP, config: dict[str, Any], folder: Path) -> None:
     """Write an open_clip directory: configuration and float16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_cfg": MODEL_CONFIG, "preprocess_cfg": PREPROCESS_CONFIG}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    whole = {"model_cfg": config, "preprocess_cfg": PREPROCESS_CONFIG}
+    (folder / "open_clip_config.json").write_text(json.dumps(whole, indent=2) + "\n")
     half = {
         key: value.half().contiguous() if value.is_floating_point() else value.contiguous()
         for key, value in model.state_dict().items()
@@ -166,23 +138,17 @@ def save(model: CLIP, folder: Path) -> None:
 
 
 def main() -> None:
-    """Train both models, or one of them, and write them."""
+    """Pre-train one of the two models and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="where the two folders go")
+    parser.add_argument("model", choices=sorted(MODEL_CONFIGS))
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pretrain-steps", type=int, default=2200)
-    parser.add_argument("--finetune-steps", type=int, default=1500)
-    parser.add_argument("--only", choices=("tiny-clip", "tiny-tecoa"))
+    parser.add_argument("--steps", type=int, default=2200)
     arguments = parser.parse_args()
+    config = MODEL_CONFIGS[arguments.model]
     images, places = _training_set()
-    if arguments.only != "tiny-tecoa":
-        model = pretrain(images, places, steps=arguments.pretrain_steps, seed=arguments.seed)
-        save(model, arguments.out / "tiny-clip")
-    if arguments.only != "tiny-clip":
-        # From the file, not from memory: what is fine-tuned is the model that ships.
-        model = open_clip.create_model(f"local-dir:{arguments.out / 'tiny-clip'}")
-        model = finetune(model, images, places, steps=arguments.finetune_steps, seed=arguments.seed)
-        save(model, arguments.out / "tiny-tecoa")
+    model = pretrain(config, images, places, steps=arguments.steps, seed=arguments.seed)
+    save(model, config, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""What a training run leaves on disk: the model with its card, and states to go on from."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmtard_bench.errors import InputError, StorageError
+from mmtard_bench.records import Environment, write_atomically
+
+T = TypeVar("T", bound=BaseModel)
+
+CARD = "card.json"
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+
+
+class Progress(BaseModel):
+    """How far a run is; lies in its directory and in each of its states."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    recipe: dict[str, Any]
+    seed: int
+    step: int
+    seconds: float
+
+
+class Card(BaseModel):
+    """What a checkpoint is and where it comes from."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    schema_version: int = 1
+    recipe_name: str
+    recipe: dict[str, Any]
+    recipe_digest: str
+    seed: int
+    data_revision: str
+    student_digest: str
+    teachers: dict[str, dict[str, str]]
+    steps: int
+    processes: int
+    seconds: float
+    trainable_parameters: int
+    metrics: dict[str, float]
+    weights_digest: str
+    environment: Environment
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into a StorageError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save wraps the system's error in a RuntimeError.
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise StorageError(
+            f"{path} could not be written: {why}. What was saved before is kept; free space, then "
+            "run the same command with --resume."
+        ) from error
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write safetensors whole or not at all. Raises StorageError."""
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+            save_file(tensors, temporary)
+            # mkstemp makes files that only their owner can read.
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_model(folder: Path, weights: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+    """Write an open_clip directory."""
+    write_weights(folder / WEIGHTS, weights)
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def read_card(folder: Path) -> Card | None:
+    """The card of a finished run, or None. Raises InputError if it cannot be read."""
+    return _read(folder / CARD, Card)
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    if not path.exists():
+        return None
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+
+
+class States:
+    """Full states of a run under ``folder``/states; keeps the last ``keep``."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder / "states"
+        self.keep = keep
+
+    def _steps(self) -> dict[int, Path]:
+        found = {}
+        for path in self.folder.glob("step-*"):
+            match = re.fullmatch(r"step-(\d+)", path.name)
+            # The file is written by us, last: what lacks it is not ours, or not whole.
+            if match and (path / "progress.json").is_file():
+                found[int(match[1])] = path
+        return dict(sorted(found.items()))
+
+    def latest(self) -> tuple[Path, Progress] | None:
+        """The newest whole state and how far it is."""
+        states = list(self._steps().values())
+        if not states:
+            return None
+        progress = _read(states[-1] / "progress.json", Progress)
+        assert progress is not None
+        return states[-1], progress
+
+    def save(self, write: Callable[[Path], None], progress: Progress, *, main: bool) -> None:
+        """Save a state: ``write`` fills a directory, on every process; ``main`` completes it.
+
+        Raises StorageError, and then leaves the earlier states as they were.
+        """
+        final = self.folder / f"step-{progress.step:07d}"
+        partial = self.folder / f".partial-{progress.step:07d}"
+        try:
+            with storage(final):
+                partial.mkdir(parents=True, exist_ok=True)
+                write(partial)
+                if main:
+                    (partial / "progress.json").write_text(progress.model_dump_json())
+                    _sync(partial)
+                    if final.exists():
+                        shutil.rmtree(final)
+                    partial.rename(final)
+        except StorageError:
+            if main:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if main:
+            for old in list(self._steps().values())[: -self.keep]:
+                shutil.rmtree(old)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def claim(folder: Path, *, resume: bool) -> None:
+    """Make a run's directory, or see that it is one. Raises InputError if it is taken."""
+    ours = (folder / "history.jsonl").exists() or (folder / CARD).exists()
+    if ours and not resume:
+        raise InputError(
+            f"{folder} holds a training run; add --resume to go on with it, or choose another "
+            "--out. Nothing there was touched."
+        )
+    try:
+        if not ours and folder.exists() and any(folder.iterdir()):
+            raise InputError(
+                f"{folder} is not empty and holds no training run; choose another --out. Nothing "
+                "there was touched."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be used: {error.strerror or error}. Choose another --out."
+        ) from error

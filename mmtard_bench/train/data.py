@@ -1,0 +1,112 @@
+"""Training images: which samples a step sees, and how they get there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmtard_bench.attacks.base import sample_generator
+from mmtard_bench.models.clip import Preprocess
+from mmtard_bench.tasks.resolve import TaskData
+
+IN_MEMORY = 2 * 1024**3
+"""Bytes of pixels up to which a data set of one image size is decoded once and kept."""
+
+
+class Order:
+    """Which samples each step sees: reshuffled epochs, a function of (seed, step) alone."""
+
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        self.count = count
+        self.batch = batch
+        self.seed = seed
+        self._epochs: dict[int, Tensor] = {}
+
+    def __call__(self, step: int) -> Tensor:
+        """Positions in the data set of the global batch of a step, (batch,)."""
+        places = torch.arange(step * self.batch, (step + 1) * self.batch)
+        epochs = places // self.count
+        parts = []
+        for epoch in torch.unique(epochs).tolist():
+            parts.append(self._epoch(epoch)[places[epochs == epoch] % self.count])
+        return torch.cat(parts)
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if epoch not in self._epochs:
+            generator = sample_generator(self.seed, "order", epoch)
+            self._epochs = {k: v for k, v in self._epochs.items() if k >= epoch - 1}
+            self._epochs[epoch] = torch.randperm(self.count, generator=generator)
+        return self._epochs[epoch]
+
+
+class Images(Dataset[Tensor]):
+    """The images of a task by position, 8-bit, at one size.
+
+    Small images of one size stay in memory as they are; others are resized to the student's
+    input each time, in the loader's workers.
+    """
+
+    def __init__(self, data: TaskData, preprocess: Preprocess) -> None:
+        self.data = data
+        self.preprocess = preprocess
+        self._kept = self._decode_all()
+
+    def _decode_all(self) -> Tensor | None:
+        first = self.data.dataset.image(self.data.manifest.indices[0])
+        if first.nbytes * len(self) > IN_MEMORY:
+            return None
+        kept = np.empty((len(self), *first.shape), dtype=np.uint8)
+        for i, index in enumerate(self.data.manifest.indices):
+            image = self.data.dataset.image(index)
+            if image.shape != first.shape:
+                return None
+            kept[i] = image
+        return torch.from_numpy(kept).permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        return len(self.data.manifest.indices)
+
+    def __getitem__(self, position: int) -> Tensor:
+        """One image, (3, H, W), uint8. Raises InputError, naming the sample, if it is unusable."""
+        if self._kept is not None:
+            return self._kept[position]
+        pixels = self.data.dataset.image(self.data.manifest.indices[position])
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].float()
+        return (self.preprocess.resize(image / 255)[0] * 255).round().to(torch.uint8)
+
+    def __getitems__(self, positions: list[int]) -> Tensor:
+        """Several at once, (N, 3, H, W): how the loader asks for a batch."""
+        if self._kept is not None:
+            return self._kept[positions]
+        return torch.stack([self[position] for position in positions])
+
+    def batches(self, positions: list[list[int]], workers: int) -> Iterator[Tensor]:
+        """Batches of images (N, 3, H, W), uint8, decoded ahead by so many worker processes."""
+        loader: DataLoader[Tensor] = DataLoader(
+            self,
+            batch_sampler=positions,
+            num_workers=0 if self._kept is not None else workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+        yield from loader
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def spread_over_classes(labels: tuple[int, ...], count: int) -> list[int]:
+    """Positions of at most ``count`` samples, as evenly over the classes as they allow.
+
+    The first of every class, in order, then the second of every class, and so on.
+    """
+    seen: dict[int, int] = {}
+    turns = []
+    for position, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        turns.append((seen[label], label, position))
+    return [position for _, _, position in sorted(turns)[:count]]

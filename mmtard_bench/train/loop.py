@@ -1,0 +1,192 @@
+"""One training step: attack the student, compare it with its teachers, update it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mmtard_bench.attacks.base import sample_generator
+from mmtard_bench.attacks.pgd import pgd
+from mmtard_bench.errors import InputError
+from mmtard_bench.train.methods.base import Guide, Loss, Method, Options
+from mmtard_bench.train.recipe import InnerAttack, Recipe
+from mmtard_bench.train.schedule import learning_rate
+from mmtard_bench.train.towers import Head, Output, Role, Teachers, Tower, View
+from mmtard_bench.types import Eps
+
+
+class NotFiniteError(InputError):
+    """A part of the loss, or the gradient, became NaN or infinite; nothing was updated."""
+
+
+def uniform_start(
+    shape: Sequence[int], attack: InnerAttack, *, key: tuple[object, ...], device: torch.device
+) -> Tensor:
+    """Perturbations for a global batch, uniform in [-eps, eps], from the key alone.
+
+    For the norm l2 they may lie outside the ball; PGD projects its start into it.
+    """
+    seed = sample_generator(*key).initial_seed()
+    generator = torch.Generator(device).manual_seed(seed)
+    unit = torch.rand(tuple(shape), generator=generator, device=device) * 2 - 1
+    return unit * float(Eps.parse(attack.eps))
+
+
+@dataclass
+class StudentBatch:
+    """What methods see of a batch; implements ``methods.base.Batch``."""
+
+    images: Mapping[View, Tensor]
+    positions: Tensor
+    labels: Tensor
+    teachers: Teachers
+    accelerator: Accelerator
+    student: dict[View, Output] = field(default_factory=dict)
+    _asked: dict[tuple[Role, View], Output] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> int:
+        return self.accelerator.num_processes
+
+    def teacher(self, role: Role, view: View, /) -> Output:
+        key = role, view
+        if key not in self._asked:
+            teacher = self.teachers[role]
+            known = teacher.recall(self.positions) if view == "clean" else None
+            self._asked[key] = teacher(self.images[view]) if known is None else known
+        return self._asked[key]
+
+    def gather(self, rows: Tensor, /) -> Tensor:
+        if self.processes == 1:
+            return rows
+        everything: Tensor = self.accelerator.gather(rows.detach())
+        begin = self.accelerator.process_index * len(rows)
+        return torch.cat([everything[:begin], rows, everything[begin + len(rows) :]])
+
+
+class Trainer:
+    """A student with its optimiser and its teachers, on this process's share of every batch."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        method: Method,
+        options: Options,
+        *,
+        tower: Tower,
+        head: Head,
+        teachers: Teachers,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        self.recipe = recipe
+        self.method = method
+        self.options = options
+        self.tower = tower
+        self.head = head
+        self.teachers = teachers
+        self.accelerator = accelerator
+        self.seed = seed
+        learned = [p for p in tower.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in learned)
+        optimiser = torch.optim.AdamW(
+            learned, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.model, self.optimiser = accelerator.prepare(tower, optimiser)
+
+    def step(self, step: int, images: Tensor, positions: Tensor, labels: Tensor) -> "Learned":
+        """Make step number ``step`` on this process's images (N, 3, H, W), uint8.
+
+        Raises NotFiniteError before anything is updated.
+        """
+        device = self.accelerator.device
+        clean = images.to(device, non_blocking=True).float() / 255
+        batch = StudentBatch(
+            {"clean": clean}, positions, labels.to(device), self.teachers, self.accelerator
+        )
+        guide = self.method.guide(self.options)
+        with self.accelerator.autocast():
+            if guide is not None:
+                adversarial = self._attack(step, batch, guide)
+                batch.images = {"clean": clean, "adv": adversarial}
+            self.tower.learn(True, batch_norm=self.recipe.batch_norm == "batch")
+            views = self.method.views
+            embeddings = self.model(torch.cat([batch.images[view] for view in views]))
+        for view, rows in zip(views, embeddings.float().chunk(len(views)), strict=True):
+            batch.student[view] = Output(rows, self.head)
+        loss = self.method.loss(batch, self.options)
+        self._update(step, loss)
+        return Learned(batch, loss)
+
+    def _attack(self, step: int, batch: StudentBatch, guide: Guide) -> Tensor:
+        """The adversarial images of the batch; the student is in evaluation mode."""
+        clean = batch.images["clean"]
+        target = batch.teacher(guide.role, "clean") if guide.role else None
+        whole = (len(clean) * batch.processes, *clean.shape[1:])
+        start = uniform_start(
+            whole, self.recipe.attack, key=(self.seed, "start", step), device=clean.device
+        )
+        begin = self.accelerator.process_index * len(clean)
+        mine = start[begin : begin + len(clean)]
+        return self.perturb(clean, mine, batch.labels, head=self.head, guide=guide, target=target)
+
+    def perturb(
+        self,
+        images: Tensor,
+        start: Tensor,
+        labels: Tensor,
+        *,
+        head: Head,
+        guide: Guide,
+        target: Output | None = None,
+    ) -> Tensor:
+        """PGD on the student as the recipe says, from ``start``, (N, 3, H, W) like the images."""
+        attack = self.recipe.attack
+        self.tower.learn(False, batch_norm=False)
+        points, _ = pgd(
+            self.tower,
+            images,
+            loss=lambda found: guide.objective(Output(found.float(), head), target, labels),
+            norm=attack.norm,
+            eps=float(Eps.parse(attack.eps)),
+            steps=attack.steps,
+            step_size=float(Eps.parse(attack.step_size)),
+            start=start,
+        )
+        return points
+
+    def _update(self, step: int, loss: Loss) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe, step)
+        terms = torch.stack([term.float() for term in loss.terms.values()])
+        self.accelerator.backward(terms.sum())
+        norm = self.accelerator.clip_grad_norm_(self.tower.parameters(), self.recipe.clip_norm)
+        # In fp16 the scaler skips steps whose gradient overflowed, as it should.
+        checked = [terms.detach()]
+        if norm is not None and self.recipe.precision != "fp16":
+            checked.append(norm.detach().float().reshape(1))
+        finite = torch.isfinite(torch.cat(checked)).tolist()
+        if not all(finite):
+            self.optimiser.zero_grad()
+            names = [f"the loss term '{name}'" for name in loss.terms] + ["the gradient"]
+            raise NotFiniteError(
+                f"At step {step}, {names[finite.index(False)]} became NaN or infinite. Training "
+                "stopped before the update. Lower learning_rate, or look at the data and teachers."
+            )
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+
+@dataclass
+class Learned:
+    """What a step saw, for whoever wants to look closer."""
+
+    batch: StudentBatch
+    loss: Loss
+
+
+def accuracy(output: Output, labels: Tensor) -> Tensor:
+    """The share of N images whose largest logit is the label's, a scalar."""
+    return (output.logits.argmax(1) == labels).float().mean()

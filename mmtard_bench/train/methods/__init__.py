@@ -1,0 +1,34 @@
+"""Training methods by name, one module each."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from mmtard_bench.errors import InputError, explain
+from mmtard_bench.registry import near_matches
+from mmtard_bench.train.methods import (
+    ard,
+    clean_ft,
+    fare,
+    mmt_ard,
+    mmt_ard_shipped,
+    pmg_aft,
+    tecoa,
+)
+from mmtard_bench.train.methods.base import Method, Options
+
+METHODS = {
+    module.METHOD.name: module.METHOD
+    for module in (clean_ft, tecoa, fare, pmg_aft, ard, mmt_ard_shipped, mmt_ard)
+}
+
+
+def find_method(name: str, options: dict[str, Any]) -> tuple[Method, Options]:
+    """A method and its options, checked. Raises InputError."""
+    if name not in METHODS:
+        raise InputError(f"There is no method '{name}'. {near_matches(name, METHODS)}")
+    method = METHODS[name]
+    try:
+        return method, method.options.model_validate(options, strict=True)
+    except ValidationError as error:
+        raise InputError(f"The options of {name} are not valid: {explain(error)}") from error

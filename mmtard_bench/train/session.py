@@ -1,0 +1,353 @@
+"""A whole training run: from a recipe to a checkpoint, resumable at any moment."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import Tensor
+
+from mmtard_bench.environment import describe
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.loading import load_model
+from mmtard_bench.records import write_atomically
+from mmtard_bench.suites import resolve_task
+from mmtard_bench.tasks.resolve import TaskData, load_task
+from mmtard_bench.train.checkpoint import (
+    CARD,
+    Card,
+    Progress,
+    States,
+    claim,
+    read_card,
+    write_model,
+    write_weights,
+)
+from mmtard_bench.train.data import Images, Order
+from mmtard_bench.train.loop import NotFiniteError, Trainer
+from mmtard_bench.train.methods import find_method
+from mmtard_bench.train.methods.base import Method, Options
+from mmtard_bench.train.progress import TrainProgress
+from mmtard_bench.train.recipe import Named, differences
+from mmtard_bench.train.towers import Head, Role, Teacher, Tower, head_of
+from mmtard_bench.train.watch import Figures, History, Validator, deciles, figures_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run happens and what it leaves: all that is not in the recipe."""
+
+    folder: Path
+    seed: int = 0
+    resume: bool = False
+    cpu: bool = False
+    trackers: Sequence[str] = ()
+    adapter: bool = False
+
+
+def train(named: Named, place: Place, console: Console) -> Card:
+    """Train a recipe's student in ``place.folder``, or go on with it there.
+
+    Interrupted, it saves its state first. Raises InputError for whatever is wrong with the
+    recipe, its models, its data or the directory; what was saved before stays.
+    """
+    method, options = find_method(named.recipe.method, named.recipe.options)
+    _require_teachers(named, [role for role, _ in method.targets(options)])
+    accelerator = _accelerator(named, place)
+    if accelerator.is_main_process:
+        claim(place.folder, resume=place.resume)
+    accelerator.wait_for_everyone()
+    session = Session(named, place, method, options, accelerator, console)
+    card = session.finished()
+    return card or session.run()
+
+
+def _require_teachers(named: Named, roles: Sequence[Role]) -> None:
+    needed = {role for role in roles if role != "original"}
+    missing = sorted(needed - set(named.recipe.teachers))
+    if missing:
+        raise InputError(
+            f"The method {named.recipe.method} needs a {' and a '.join(missing)} teacher, which "
+            f"the recipe {named.name} does not name; add it under [teachers], or --set "
+            f"teachers.{missing[0]}=MODEL."
+        )
+
+
+def _accelerator(named: Named, place: Place) -> Accelerator:
+    recipe = named.recipe
+    try:
+        accelerator = Accelerator(
+            mixed_precision=recipe.precision,
+            cpu=place.cpu,
+            log_with=list(place.trackers) or None,
+            project_dir=str(place.folder),
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(f"This run cannot be set up: {error}") from error
+    if recipe.batch % accelerator.num_processes:
+        raise InputError(
+            f"batch = {recipe.batch} cannot be divided among {accelerator.num_processes} "
+            "processes; it is the number of images a step over all of them."
+        )
+    several_on_cpu = accelerator.num_processes > 1 and accelerator.device.type == "cpu"
+    if recipe.batch_norm == "batch" and several_on_cpu:
+        raise InputError(
+            'batch_norm = "batch" over several processes needs GPUs (its statistics are of the '
+            'whole batch); use one process, or batch_norm = "frozen".'
+        )
+    return accelerator
+
+
+class Session:
+    """The parts of a run and the loop over its steps."""
+
+    def __init__(
+        self,
+        named: Named,
+        place: Place,
+        method: Method,
+        options: Options,
+        accelerator: Accelerator,
+        console: Console,
+    ) -> None:
+        self.named, self.recipe, self.place = named, named.recipe, place
+        self.method, self.options = method, options
+        self.accelerator = accelerator
+        self.console = console
+        self.main = accelerator.is_main_process
+        self.states = States(place.folder, self.recipe.keep)
+        self.history = History(place.folder)
+        self.seconds = 0.0
+        self.metrics: Figures = {}
+
+    def finished(self) -> Card | None:
+        """The card, if this very run is finished already. Raises InputError for another recipe."""
+        card = read_card(self.place.folder)
+        if card is not None:
+            self._require_same(card.recipe, card.seed)
+            if self.main:
+                self.console.print(f"{self.place.folder} is finished already.", soft_wrap=True)
+        return card
+
+    def _require_same(self, recipe: dict[str, Any], seed: int) -> None:
+        now = {**self.recipe.meaning, "seed": self.place.seed}
+        changed = list(differences({**recipe, "seed": seed}, now))
+        if changed:
+            raise InputError(
+                f"{self.place.folder} was begun with another recipe: {', '.join(changed)}. Go on "
+                "with the same one, or choose another --out."
+            )
+
+    def run(self) -> Card:
+        """Train from the newest state, or from the start."""
+        found = self.states.latest()
+        if found is not None:
+            self._require_same(found[1].recipe, found[1].seed)
+        # Dropout is the one thing that draws from the process's own stream.
+        set_seed(self.place.seed, device_specific=True)
+        self._load()
+        begin = 0
+        if found is not None:
+            self.accelerator.load_state(str(found[0]))
+            begin, self.seconds = found[1].step, found[1].seconds
+            if self.main:
+                self.console.print(f"Going on from step {begin}.", soft_wrap=True)
+        if self.main:
+            self.history.start(begin)
+        if self.place.trackers:
+            self.accelerator.init_trackers("tracker")
+        self._know(begin)
+        with TrainProgress(self.console, self.recipe.steps, begin, quiet=not self.main) as progress:
+            self._steps(begin, progress)
+        self.accelerator.end_training()
+        return self._finish()
+
+    def _load(self) -> None:
+        recipe, device = self.recipe, self.accelerator.device
+        labelled = self.method.labels
+        self.data = load_task(resolve_task(recipe.train), n=None, seed=0, labelled=labelled)
+        self.student = load_model(recipe.student)
+        if self.student.config is None:
+            raise InputError(
+                f"The student '{recipe.student}' has no open_clip configuration, so it could not "
+                "be saved; expected an open_clip architecture, directory or repository."
+            )
+        self.student_digest = self.student.digest
+        self.teachers = {
+            role: self._teacher(role, recipe.student if role == "original" else None)
+            for role in {role for role, _ in self.method.targets(self.options)}
+        }
+        tower = Tower(self.student)
+        tower.requires_grad_(True)
+        if recipe.lora is not None:
+            from mmtard_bench.train.lora import add_lora
+
+            add_lora(tower.visual, **recipe.lora.model_dump())
+        self.student.to(device)
+        if recipe.batch_norm == "batch" and self.accelerator.num_processes > 1:
+            tower = cast("Tower", torch.nn.SyncBatchNorm.convert_sync_batchnorm(tower))
+        self.trainer = Trainer(
+            recipe,
+            self.method,
+            self.options,
+            tower=tower,
+            head=self._head(self.student, self.data),
+            teachers={role: teacher for role, (_, teacher) in self.teachers.items()},
+            accelerator=self.accelerator,
+            seed=self.place.seed,
+        )
+        validation = load_task(resolve_task(recipe.validation.task), n=None, seed=0)
+        self.validator = Validator(
+            validation,
+            recipe.validation.samples,
+            head=self._head(self.student, validation),
+            preprocess=self.student.preprocess,
+            trainer=self.trainer,
+        )
+        self.images = Images(self.data, self.student.preprocess)
+        self.order = Order(len(self.images), recipe.batch, self.place.seed)
+        self.labels = torch.tensor(self.data.labels)
+
+    def _head(self, clip: Clip, data: TaskData) -> Head:
+        return head_of(clip, data.classes, data.task.templates, self.accelerator.device)
+
+    def _teacher(self, role: Role, spec: str | None) -> tuple[Clip, Teacher]:
+        clip = load_model(spec or self.recipe.teachers[cast("Any", role)])
+        clip.to(self.accelerator.device)
+        return clip, Teacher(Tower(clip), self._head(clip, self.data))
+
+    def _know(self, begin: int) -> None:
+        """Compute once what teachers say of clean images, where training comes back to them.
+
+        In the order of the data set and in fixed blocks: on which step of which run a sample is
+        seen first must not change a bit of it.
+        """
+        recipe, count = self.recipe, len(self.images)
+        if (recipe.steps * recipe.batch <= count) or begin >= recipe.steps:
+            return
+        blocks = [list(range(i, min(i + 256, count))) for i in range(0, count, 256)]
+        mine = blocks[self.accelerator.process_index :: self.accelerator.num_processes]
+        for role, view in self.method.targets(self.options):
+            if view != "clean":
+                continue
+            teacher = self.teachers[role][1]
+            parts = [
+                teacher(images.to(self.accelerator.device).float() / 255).embedding.cpu()
+                for images in self.images.batches(mine, recipe.workers)
+            ]
+            teacher.known = self._assemble(parts, mine, count)
+
+    def _assemble(self, parts: list[Tensor], mine: list[list[int]], count: int) -> Tensor:
+        width = parts[0].shape[1]
+        known = torch.zeros(count, width)
+        for rows, part in zip(mine, parts, strict=True):
+            known[rows] = part
+        if self.accelerator.num_processes == 1:
+            return known
+        total: Tensor = self.accelerator.reduce(known.to(self.accelerator.device), "sum")
+        return total.cpu()
+
+    def _steps(self, begin: int, progress: TrainProgress) -> None:
+        recipe, size = self.recipe, self.recipe.batch // self.accelerator.num_processes
+        first = self.accelerator.process_index * size
+        shares = [self.order(step)[first : first + size] for step in range(begin, recipe.steps)]
+        batches = self.images.batches([share.tolist() for share in shares], recipe.workers)
+        step = begin
+        try:
+            for step, share in enumerate(shares, begin):
+                self._step(step, share, next(batches), progress)
+        except (KeyboardInterrupt, NotFiniteError):
+            # The weights are those after ``step`` steps: nothing was updated since.
+            if self.accelerator.num_processes == 1 and step > begin:
+                self._save(step)
+            raise
+
+    def _step(self, step: int, share: Tensor, images: Tensor, progress: TrainProgress) -> None:
+        recipe, done = self.recipe, step + 1
+        started = time.monotonic()
+        learned = self.trainer.step(step, images, share, self.labels[share])
+        self.seconds += time.monotonic() - started
+        last = done == recipe.steps
+        if done % recipe.log_every == 0 or done == 1 or last:
+            figures, weights = figures_of(self.trainer, learned)
+            self._note(done, figures, weights)
+            progress.show(figures, {name: float(w.mean()) for name, w in weights.items()})
+        if done % recipe.validation.every == 0 or last:
+            self.metrics = self.validator()
+            self._note(done, self.metrics, {})
+            progress.show(self.metrics, {})
+        if done % recipe.save_every == 0 and not last:
+            self._save(done)
+        progress.advance(done)
+
+    def _note(self, step: int, figures: Figures, weights: dict[str, Tensor]) -> None:
+        if not self.main:
+            return
+        line: dict[str, object] = {"step": step, "seconds": round(self.seconds, 3), **figures}
+        line |= {f"weights/{name}": values for name, values in deciles(weights).items()}
+        self.history.append(line)
+        self.accelerator.log(figures, step=step)
+        if "tensorboard" in self.place.trackers:
+            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            for name, values in weights.items():
+                writer.add_histogram(f"weights/{name}", values, step)
+
+    def _save(self, step: int) -> None:
+        progress = Progress(
+            recipe=self.recipe.meaning, seed=self.place.seed, step=step, seconds=self.seconds
+        )
+
+        def write(folder: Path) -> None:
+            self.accelerator.save_state(str(folder))
+            self.accelerator.wait_for_everyone()
+
+        self.states.save(write, progress, main=self.main)
+
+    def _finish(self) -> Card:
+        """Write the model, then its card: a directory with a card is whole."""
+        folder = self.place.folder
+        card = Card(
+            recipe_name=self.named.name,
+            recipe=self.recipe.meaning,
+            recipe_digest=self.recipe.digest,
+            seed=self.place.seed,
+            data_revision=self.data.revision,
+            student_digest=self.student_digest,
+            teachers={
+                role: {"source": clip.source, "digest": clip.digest}
+                for role, (clip, _) in self.teachers.items()
+            },
+            steps=self.recipe.steps,
+            processes=self.accelerator.num_processes,
+            seconds=round(self.seconds, 1),
+            trainable_parameters=self.trainer.trainable,
+            metrics=self.metrics,
+            weights_digest="0" * 64,
+            environment=describe(self.accelerator.device, self.recipe.batch),
+        )
+        if self.main:
+            assert self.student.config is not None
+            write_model(folder, self._weights(), self.student.config)
+            # Read back: what ships is what was written, and it can be loaded.
+            digest = load_model(f"local-dir:{folder}").digest
+            card = card.model_copy(update={"weights_digest": digest})
+            write_atomically(folder / CARD, card.model_dump_json(indent=1) + "\n")
+        return card
+
+    def _weights(self) -> dict[str, Tensor]:
+        module = cast("torch.nn.Module", self.student.module)
+        if self.recipe.lora is None:
+            return dict(module.state_dict())
+        from mmtard_bench.train.lora import adapter, merged
+
+        visual = self.trainer.tower.visual
+        if self.place.adapter:
+            write_weights(self.place.folder / "adapter.safetensors", adapter(visual))
+        rest = {k: v for k, v in module.state_dict().items() if not k.startswith("visual.")}
+        return rest | {f"visual.{key}": value for key, value in merged(visual).items()}

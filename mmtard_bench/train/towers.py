@@ -1,0 +1,105 @@
+"""Image towers with their class embeddings: the student that learns, the teachers that do not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.tasks.zero_shot import class_embeddings
+
+View = Literal["clean", "adv"]
+Role = Literal["clean", "robust", "original"]
+"""Teachers: two of other weights, and the student's own starting weights."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Frozen text side of one model for one set of prompts: (C, D) unit rows, and the scale."""
+
+    embeddings: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model says of N images: the embedding (N, D) as its tower gives it, and its head."""
+
+    embedding: Tensor
+    head: Head
+
+    @cached_property
+    def cosine(self) -> Tensor:
+        """Cosine similarity with every class, (N, C), float32."""
+        return F.normalize(self.embedding.float(), dim=-1) @ self.head.embeddings.T
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """scale * cosine, (N, C), float32."""
+        return self.head.scale * self.cosine
+
+
+class Tower(nn.Module):
+    """Images (N, 3, H, W) in [0, 1] -> embeddings (N, D), through a model's own preprocessing."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__()
+        visual = getattr(clip.module, "visual", None)
+        if not isinstance(visual, nn.Module):
+            raise InputError(
+                f"The model '{clip.name}' has no image tower 'visual', so it can neither learn nor "
+                "teach here; expected a model in open_clip's layout."
+            )
+        self.visual = visual
+        self._preprocess = clip.preprocess
+
+    def forward(self, images: Tensor) -> Tensor:
+        inputs = self._preprocess.normalise(self._preprocess.resize(images))
+        embedding: Tensor = self.visual(inputs)
+        return embedding
+
+    def learn(self, learning: bool, *, batch_norm: bool) -> None:
+        """Switch between learning (dropout acts) and being attacked or scored (it does not).
+
+        Statistics of batch normalisation follow the batch only if asked to.
+        """
+        self.train(learning)
+        if not batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+
+def head_of(
+    clip: Clip, classes: tuple[str, ...], templates: tuple[str, ...], device: torch.device
+) -> Head:
+    """The head of a model for a task's prompts, computed once; the text tower stays frozen."""
+    return Head(class_embeddings(clip, classes, templates, device), clip.scale().to(device))
+
+
+class Teacher:
+    """A frozen model. Outputs on clean images may be ``known``: index -> row of embeddings."""
+
+    def __init__(self, tower: Tower, head: Head) -> None:
+        self.tower = tower.eval().requires_grad_(False)
+        self.head = head
+        self.known: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Output:
+        return Output(self.tower(images).float(), self.head)
+
+    def recall(self, indices: Tensor) -> Output | None:
+        """The outputs on clean samples of the training set, if they were computed before."""
+        if self.known is None:
+            return None
+        rows = self.known[indices]
+        return Output(rows.to(self.head.embeddings.device), self.head)
+
+
+Teachers = Mapping[Role, Teacher]
