@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -70,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--adapter", action="store_true", help="save LoRA adapters on their own")
     command.set_defaults(run=_train)
+
+    command = commands.add_parser(
+        "reproduce", help="train every method with several seeds and compare them"
+    )
+    command.add_argument("study", help="digits")
+    command.add_argument("--seeds", type=_positive, default=5)
+    command.add_argument("--out", type=Path, help="default: runs/reproduce-STUDY")
+    command.add_argument("--method", action="append", help="only this one; may be repeated")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change every recipe"
+    )
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    command.set_defaults(run=_reproduce)
 
     command = commands.add_parser("list", help="list what is registered")
     command.add_argument("kind", choices=KINDS)
@@ -180,7 +194,30 @@ def _train(arguments: argparse.Namespace) -> int:
         adapter=arguments.adapter,
     )
     card = train(named, place, Console(highlight=False))
-    print(card)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        shares = ", ".join(f"{name} {value:.1%}" for name, value in card.metrics.items())
+        print(
+            f"{named.name}: {card.steps} steps in {card.seconds:.0f} s, {shares}\n"
+            f"{arguments.out}: mmtard-bench run SUITE --model local-dir:{arguments.out}"
+        )
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mmtard_bench.train.reproduce import reproduce
+
+    report = reproduce(
+        arguments.study,
+        out=arguments.out or Path("runs") / f"reproduce-{arguments.study}",
+        seeds=arguments.seeds,
+        methods=arguments.method,
+        overrides=arguments.set,
+        device=arguments.device,
+        console=Console(highlight=False),
+    )
+    print(f"written to {report}")
     return 0
 
 

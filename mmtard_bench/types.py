@@ -78,10 +78,10 @@ class Task:
 
     ``data`` is a registered data set or a spec: ``parquet:FILES``, ``imagefolder:DIR``,
     ``hub:ORG/NAME[@REVISION]``. ``classes`` overrides the names that the data set carries (one
-    name a label, in label order). An empty ``label_column`` says that the data has no labels: such
-    data can train a method that needs none, but not score a model. Each template has one ``{}`` for the class name. With
-    ``convert_rgb`` images that are not 8-bit RGB are converted as Pillow does; without, they are
-    refused.
+    name a label, in label order). An empty ``label_column`` says that the data has no labels: it
+    can train a method that needs none, but not score a model. Each template has one ``{}`` for
+    the class name. With ``convert_rgb`` images that are not 8-bit RGB are converted as Pillow
+    does; without, they are refused.
     """
 
     name: str

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,6 +18,7 @@ from huggingface_hub import hf_hub_download
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip, Preprocess
+from mmtard_bench.models.text_table import is_table_config, load_table_clip
 
 _FORMS = (
     "a registered name (mmtard-bench list models), ARCH:PRETRAINED (an open_clip tag, a weights "
@@ -73,6 +75,9 @@ def load_local_dir(path: Path, name: str) -> Clip:
 def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
     untrained = pretrained is None and not architecture.startswith(("hf-hub:", "local-dir:"))
     config = _check_inputs(spec, architecture, pretrained)
+    scheme, _, rest = architecture.partition(":")
+    if scheme == "local-dir" and is_table_config(config):
+        return replace(load_table_clip(Path(rest), spec, spec), config=config)
     quick_gelu = _needs_quick_gelu(architecture, pretrained)
     try:
         with torch.random.fork_rng(devices=[]), _quiet():

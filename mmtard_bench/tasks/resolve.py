@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +35,12 @@ class TaskData:
     manifest: Manifest
     labels: tuple[int, ...]
     dataset: Dataset
+
+    def at(self, rows: Sequence[int]) -> "TaskData":
+        """The same task with some of its samples, in the order given."""
+        indices, ids = self.manifest.indices, self.manifest.ids
+        manifest = Manifest(tuple(indices[i] for i in rows), tuple(ids[i] for i in rows))
+        return replace(self, manifest=manifest, labels=tuple(self.labels[i] for i in rows))
 
     @cached_property
     def pixels(self) -> list[Pixels]:

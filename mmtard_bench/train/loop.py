@@ -48,7 +48,7 @@ class StudentBatch:
 
     @property
     def processes(self) -> int:
-        return self.accelerator.num_processes
+        return int(self.accelerator.num_processes)
 
     def teacher(self, role: Role, view: View, /) -> Output:
         key = role, view

@@ -30,6 +30,7 @@ from mmtard_bench.train.checkpoint import (
     write_weights,
 )
 from mmtard_bench.train.data import Images, Order
+from mmtard_bench.train.figures import diagnostics
 from mmtard_bench.train.loop import NotFiniteError, Trainer
 from mmtard_bench.train.methods import find_method
 from mmtard_bench.train.methods.base import Method, Options
@@ -191,7 +192,8 @@ class Session:
             add_lora(tower.visual, **recipe.lora.model_dump())
         self.student.to(device)
         if recipe.batch_norm == "batch" and self.accelerator.num_processes > 1:
-            tower = cast("Tower", torch.nn.SyncBatchNorm.convert_sync_batchnorm(tower))
+            convert: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+            tower = convert(tower)
         self.trainer = Trainer(
             recipe,
             self.method,
@@ -334,6 +336,7 @@ class Session:
         if self.main:
             assert self.student.config is not None
             write_model(folder, self._weights(), self.student.config)
+            diagnostics(list(self.history.read()), folder / "diagnostics.png")
             # Read back: what ships is what was written, and it can be loaded.
             digest = load_model(f"local-dir:{folder}").digest
             card = card.model_copy(update={"weights_digest": digest})

@@ -67,9 +67,9 @@ class Validator:
     ) -> None:
         every = spread_over_classes(data.labels, count)
         share = trainer.accelerator
-        self.rows = every[share.process_index :: share.num_processes]
+        mine = every[share.process_index :: share.num_processes]
         self.total = len(every)
-        self.data = data
+        self.data = data.at(mine)
         self.head = head
         self.preprocess = preprocess
         self.trainer = trainer
@@ -78,12 +78,13 @@ class Validator:
         """Accuracies under "validation/clean" and "validation/robust"; PGD on cross-entropy."""
         trainer, size = self.trainer, 256
         right = torch.zeros(2, device=trainer.accelerator.device)
-        for begin in range(0, len(self.rows), size):
-            right += self._count(self.rows[begin : begin + size])
+        rows = range(len(self.data.labels))
+        for begin in range(0, len(rows), size):
+            right += self._count(rows[begin : begin + size])
         clean, robust = (trainer.accelerator.reduce(right, "sum") / self.total).tolist()
         return {"validation/clean": clean, "validation/robust": robust}
 
-    def _count(self, rows: list[int]) -> Tensor:
+    def _count(self, rows: range) -> Tensor:
         trainer = self.trainer
         device = trainer.accelerator.device
         images = self.data.images(rows, surface="model", preprocess=self.preprocess).to(device)
@@ -91,9 +92,12 @@ class Validator:
         start = torch.cat(
             [
                 uniform_start(
-                    (1, *images.shape[1:]), trainer.recipe.attack, key=("val", row), device=device
+                    (1, *images.shape[1:]),
+                    trainer.recipe.attack,
+                    key=("validation", sample),
+                    device=device,
                 )
-                for row in rows
+                for sample in self.data.manifest.ids[rows.start : rows.stop]
             ]
         )
         found = trainer.perturb(images, start, labels, head=self.head, guide=CROSS_ENTROPY)

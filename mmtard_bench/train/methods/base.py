@@ -38,10 +38,12 @@ class Batch(Interface):
     batch; only this process's rows carry gradients, and ``processes`` is how many there are.
     """
 
-    labels: Tensor
-    student: Mapping[View, Output]
-    processes: int
-
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def student(self) -> Mapping[View, Output]: ...
+    @property
+    def processes(self) -> int: ...
     def teacher(self, role: Role, view: View, /) -> Output: ...
     def gather(self, rows: Tensor, /) -> Tensor: ...
 

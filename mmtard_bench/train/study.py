@@ -1,0 +1,93 @@
+"""Statistics of a study, methods x seeds: paired differences, steps to the baseline. No files."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A family of recipes to compare: its methods, the baseline, the suites that score."""
+
+    family: str
+    methods: tuple[str, ...]
+    baseline: str
+    robust_suite: str
+    unseen_suite: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """One student: verdicts on the same samples for every student, and its training curve.
+
+    ``clean``, ``robust`` and ``unseen`` are 0 or 1 a sample. ``curve`` holds (step, seconds,
+    robust validation accuracy).
+    """
+
+    clean: Sequence[bool]
+    robust: Sequence[bool]
+    unseen: Sequence[bool]
+    curve: Sequence[tuple[float, float, float]]
+
+
+METRICS = ("clean", "robust", "unseen")
+
+
+def verdicts(scores: Sequence[Score], metric: str) -> Matrix:
+    """Verdicts of one method, (seeds, samples)."""
+    return np.array([getattr(score, metric) for score in scores], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of a paired difference, and its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_difference(ours: Matrix, baseline: Matrix) -> Difference:
+    """The mean difference of two methods, (seeds, samples) each, paired by seed and sample.
+
+    The interval covers other seeds and other samples: the variance of the mean is the sum of
+    that over seeds and that over samples, which for crossed effects is conservative (Owen, 2007,
+    "The pigeonhole bootstrap"); t with seeds - 1 degrees of freedom. One seed gives no interval
+    over seeds: it is infinite.
+    """
+    gap = ours - baseline
+    seeds, samples = gap.shape
+    mean = float(gap.mean())
+    if seeds < 2:
+        return Difference(mean, -math.inf, math.inf)
+    variance = gap.mean(1).var(ddof=1) / seeds + gap.mean(0).var(ddof=1) / samples
+    reach = float(stats.t.ppf(0.975, seeds - 1) * math.sqrt(variance))
+    return Difference(mean, mean - reach, mean + reach)
+
+
+def mean_curve(scores: Sequence[Score]) -> Matrix:
+    """(points, 3): step, mean seconds, mean robust validation accuracy over the seeds."""
+    mean: Matrix = np.array([score.curve for score in scores], dtype=np.float64).mean(0)
+    return mean
+
+
+def steps_to(curve: Matrix, target: float) -> float:
+    """The first step at which a mean curve is at ``target``, by interpolation; infinite if never.
+
+    Before the first point nothing is known, so that point's step is the least answer.
+    """
+    steps, robust = curve[:, 0], curve[:, 2]
+    above = np.flatnonzero(robust >= target)
+    if not len(above):
+        return math.inf
+    at = int(above[0])
+    if at == 0:
+        return float(steps[0])
+    share = (target - robust[at - 1]) / (robust[at] - robust[at - 1])
+    return float(steps[at - 1] + share * (steps[at] - steps[at - 1]))
