@@ -33,8 +33,17 @@ class TableDataset:
 
     @cached_property
     def ids(self) -> Sequence[str]:
+        """The column "id"; a later sample of the same id gets "#2", "#3" behind it.
+
+        CIFAR-100 holds an image twice, with two labels; both are samples.
+        """
         if "id" in self.table.column_names:
-            return [str(value) for value in self.table["id"]]
+            seen: dict[str, int] = {}
+            names = []
+            for name in map(str, self.table["id"]):
+                seen[name] = seen.get(name, 0) + 1
+                names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+            return names
         return [f"{i:08d}" for i in range(len(self.table))]
 
     @cached_property

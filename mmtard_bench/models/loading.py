@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import open_clip
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError
@@ -67,9 +68,25 @@ def require_clip(value: object, what: str) -> Clip:
     return value
 
 
-def load_local_dir(path: Path, name: str) -> Clip:
-    """Load an open_clip directory (configuration and weights) under a name of its own."""
-    return _open_clip(name, f"local-dir:{path}", None)
+def load_local_dir(path: Path, name: str, *, visual: Path | None = None) -> Clip:
+    """Load an open_clip directory (configuration and weights) under a name of its own.
+
+    ``visual`` is a safetensors file whose image tower takes the place of the directory's. Raises
+    InputError for anything that cannot be loaded or does not fit.
+    """
+    clip = _open_clip(name, f"local-dir:{path}", None)
+    if visual is not None:
+        try:
+            tower = load_file(visual)
+            stays = {k: v for k, v in _state(clip).items() if not k.startswith("visual.")}
+            cast("torch.nn.Module", clip.module).load_state_dict(stays | tower)
+        except Exception as error:  # safetensors, torch and system errors have no common base
+            raise InputError(_explain(name, error)) from error
+    return clip
+
+
+def _state(clip: Clip) -> dict[str, Any]:
+    return dict(cast("torch.nn.Module", clip.module).state_dict())
 
 
 def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:

@@ -1,4 +1,8 @@
-"""The tiny models that ship with the package."""
+"""The tiny models that ship with the package.
+
+Two are whole; the others were trained from one of these by our recipes, text tower frozen, so
+that only their image towers are kept (``mmtard_bench.train.ship``), each with its card beside it.
+"""
 
 from importlib.resources import files
 from pathlib import Path
@@ -10,10 +14,20 @@ if TYPE_CHECKING:
     from mmtard_bench.models.clip import Clip
 
 
+def _weights() -> Path:
+    return Path(str(files("mmtard_bench.models"))) / "weights"
+
+
 def _load(name: str) -> "Clip":
     from mmtard_bench.models.loading import load_local_dir
 
-    return load_local_dir(Path(str(files("mmtard_bench.models"))) / "weights" / name, name)
+    return load_local_dir(_weights() / name, name)
+
+
+def _trained_from(base: str, name: str) -> "Clip":
+    from mmtard_bench.models.loading import load_local_dir
+
+    return load_local_dir(_weights() / base, name, visual=_weights() / f"{name}.safetensors")
 
 
 @register_model("tiny-clip")
@@ -32,3 +46,15 @@ def tiny_clip_small() -> "Clip":
 def tiny_tecoa() -> "Clip":
     """Fine-tuned from tiny-clip as in TeCoA, linf 8/255, image tower only."""
     return _load("tiny-tecoa")
+
+
+@register_model("teacher-clean")
+def teacher_clean() -> "Clip":
+    """tiny-clip after digits/teacher-clean: the clean teacher of digits/*."""
+    return _trained_from("tiny-clip", "teacher-clean")
+
+
+@register_model("teacher-robust")
+def teacher_robust() -> "Clip":
+    """tiny-clip after digits/teacher-robust (TeCoA): the robust teacher of digits/*."""
+    return _trained_from("tiny-clip", "teacher-robust")

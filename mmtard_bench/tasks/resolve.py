@@ -75,26 +75,48 @@ class TaskData:
                 )
 
 
-def load_task(task: Task, *, n: int | None, seed: int, labelled: bool = True) -> TaskData:
-    """Open a task's data and draw its samples. Raises InputError for anything unusable.
+def load_task(task: Task, *, n: int | None, seed: int) -> TaskData:
+    """Open a task's data and draw samples to score. Raises InputError for anything unusable."""
+    _require_labels(task)
+    dataset = _open(task)
+    # An empty table has neither classes nor labels: say that first.
+    return _assemble(task, dataset, draw_manifest(dataset, n=n, seed=seed))
+
+
+def load_training_data(task: Task, *, labelled: bool) -> TaskData:
+    """Open a task's data to learn from: every sample, in the order of the source.
 
     Unless ``labelled``, data without labels (an empty ``label_column``) will do: its labels are
-    -1, and it need not name classes.
+    -1, and it need not name classes. Raises InputError for anything unusable.
     """
-    if labelled and not task.label_column:
+    if labelled:
+        _require_labels(task)
+    dataset = _open(task)
+    ids = tuple(dataset.ids)
+    if not ids:
+        raise InputError(f"{task.data} is empty: expected at least one image.")
+    return _assemble(task, dataset, Manifest(tuple(range(len(ids))), ids))
+
+
+def _require_labels(task: Task) -> None:
+    if not task.label_column:
         raise InputError(
             f"The task '{task.name}' has no labels (label_column is empty), but they are needed "
             "here; name the column that holds them."
         )
+
+
+def _open(task: Task) -> Dataset:
     if task.data.partition(":")[0] in OUTSIDE:
         # Imported on use: the library takes a second, and the embedded data needs none of it.
         from mmtard_bench.data.outside import open_outside
 
-        dataset = open_outside(task)
-    else:
-        dataset = registry.datasets.get(task.data)()
-    # An empty table has neither classes nor labels: say that first.
-    manifest = draw_manifest(dataset, n=n, seed=seed)
+        return open_outside(task)
+    return registry.datasets.get(task.data)()
+
+
+def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
+    """Samples with their classes and labels, checked against each other."""
     classes = task.classes or dataset.class_names
     if not classes and task.label_column:
         raise InputError(

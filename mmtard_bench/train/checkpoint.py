@@ -146,7 +146,7 @@ class States:
                 if main:
                     (partial / "progress.json").write_text(progress.model_dump_json())
                     _sync(partial)
-                    if final.exists():
+                    if progress.step in self._steps():
                         shutil.rmtree(final)
                     partial.rename(final)
         except StorageError:

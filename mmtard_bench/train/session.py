@@ -18,7 +18,7 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.records import write_atomically
 from mmtard_bench.suites import resolve_task
-from mmtard_bench.tasks.resolve import TaskData, load_task
+from mmtard_bench.tasks.resolve import TaskData, load_task, load_training_data
 from mmtard_bench.train.checkpoint import (
     CARD,
     Card,
@@ -31,7 +31,8 @@ from mmtard_bench.train.checkpoint import (
 )
 from mmtard_bench.train.data import Images, Order
 from mmtard_bench.train.figures import diagnostics
-from mmtard_bench.train.loop import NotFiniteError, Trainer
+from mmtard_bench.train.interruption import Interruption
+from mmtard_bench.train.loop import Trainer
 from mmtard_bench.train.methods import find_method
 from mmtard_bench.train.methods.base import Method, Options
 from mmtard_bench.train.progress import TrainProgress
@@ -171,8 +172,7 @@ class Session:
 
     def _load(self) -> None:
         recipe, device = self.recipe, self.accelerator.device
-        labelled = self.method.labels
-        self.data = load_task(resolve_task(recipe.train), n=None, seed=0, labelled=labelled)
+        self.data = load_training_data(resolve_task(recipe.train), labelled=self.method.labels)
         self.student = load_model(recipe.student)
         if self.student.config is None:
             raise InputError(
@@ -260,15 +260,14 @@ class Session:
         first = self.accelerator.process_index * size
         shares = [self.order(step)[first : first + size] for step in range(begin, recipe.steps)]
         batches = self.images.batches([share.tolist() for share in shares], recipe.workers)
-        step = begin
-        try:
+        with Interruption() as interruption:
             for step, share in enumerate(shares, begin):
                 self._step(step, share, next(batches), progress)
-        except (KeyboardInterrupt, NotFiniteError):
-            # The weights are those after ``step`` steps: nothing was updated since.
-            if self.accelerator.num_processes == 1 and step > begin:
-                self._save(step)
-            raise
+                if interruption.asked:
+                    # Other processes may be a step further or less far: they keep what they have.
+                    if self.accelerator.num_processes == 1:
+                        self._save(step + 1)
+                    raise KeyboardInterrupt
 
     def _step(self, step: int, share: Tensor, images: Tensor, progress: TrainProgress) -> None:
         recipe, done = self.recipe, step + 1

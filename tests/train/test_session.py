@@ -1,0 +1,300 @@
+"""Whole runs: what they leave, how they go on, and that nothing but the recipe decides."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from mmtard_bench.errors import InputError, StorageError
+from mmtard_bench.models.loading import load_model
+from mmtard_bench.train import checkpoint, session
+from mmtard_bench.train.checkpoint import read_card
+from mmtard_bench.train.methods import METHODS
+from mmtard_bench.train.session import Place, train
+from tests.conftest import REPOSITORY
+
+
+def weights(folder):
+    return load_file(folder / "open_clip_model.safetensors")
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def without_seconds(folder):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in history(folder)]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_trains_the_image_tower_alone(method, run_small):
+    folder = run_small("run", f"method={method}", "steps=2", "save_every=1")
+    clip = load_model(f"local-dir:{folder}")
+    start = load_model("tiny-clip-small").module.state_dict()
+    for key, value in clip.module.state_dict().items():
+        learns = key.startswith("visual.") and not key.endswith(
+            ("running_mean", "running_var", "num_batches_tracked")
+        )
+        assert torch.equal(value, start[key]) != learns, key
+    card = read_card(folder)
+    assert card.weights_digest == clip.digest
+    assert card.student_digest == load_model("tiny-clip-small").digest
+    assert set(card.metrics) == {"validation/clean", "validation/robust"}
+    assert (folder / "diagnostics.png").stat().st_size > 10_000
+
+
+def test_a_run_is_a_function_of_recipe_and_seed(run_small):
+    first, again, other = run_small("a"), run_small("b"), run_small("c", seed=1)
+    assert_same(weights(first), weights(again))
+    assert without_seconds(first) == without_seconds(again)
+    assert not torch.equal(
+        weights(first)["visual.attnpool.c_proj.weight"],
+        weights(other)["visual.attnpool.c_proj.weight"],
+    )
+
+
+def test_the_history_holds_what_a_user_wants_to_see(run_small):
+    lines = history(run_small("a", "method=mmt-ard"))
+    trained = [line for line in lines if "loss/kl_robust" in line]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4, 5, 6]
+    for line in trained:
+        assert {"loss/kl_clean", "loss/consistency", "train/clean", "train/adv"} <= set(line)
+        assert {f"agreement/{role}/{v}" for role in ("clean", "robust") for v in ("clean", "adv")}
+        for weight in ("weights/robust", "weights/clean"):
+            assert len(line[weight]) == 11
+            assert line[weight] == sorted(line[weight])
+    assert [line["step"] for line in lines if "validation/robust" in line] == [3, 6]
+    assert all(
+        line["validation/robust"] <= line["validation/clean"]
+        for line in lines
+        if "validation/robust" in line
+    )
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+def stop_at(monkeypatch, step, error):
+    """Make the step of this number raise, after the weights were updated."""
+    original = session.Session._step
+
+    def interrupted(self, number, *rest):
+        if number == step:
+            raise error
+        return original(self, number, *rest)
+
+    monkeypatch.setattr(session.Session, "_step", interrupted)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_killed_run_goes_on_to_the_same_weights(step, run_small, monkeypatch):
+    whole = run_small("whole", "method=mmt-ard", "batch_norm=batch")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, step, Killed())
+        run_small("cut", "method=mmt-ard", "batch_norm=batch")
+    cut = run_small("cut", "method=mmt-ard", "batch_norm=batch", resume=True)
+    assert_same(weights(whole), weights(cut))
+    assert without_seconds(whole) == without_seconds(cut)
+
+
+def test_kill_9_in_the_middle_and_resume(recipe, tmp_path, run_small):
+    arguments = [sys.executable, "-m", "mmtard_bench", "train", str(recipe), "--device", "cpu"]
+    slow = ["--set", "steps=40", "--set", "log_every=100", "--set", "validation.every=100"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*arguments, *slow, "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "cut").glob("states/step-*/progress.json")):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "cut" / "card.json").exists()
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Going on from step" in done.stdout
+    whole = run_small("whole", "steps=40", "log_every=100", "validation.every=100")
+    assert_same(weights(whole), weights(tmp_path / "cut"))
+
+
+def test_ctrl_c_keeps_the_last_step(run_small, monkeypatch, tmp_path):
+    original = session.Session._step
+
+    def pressed(self, number, *rest):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, number, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(session.Session, "_step", pressed)
+        run_small("cut", "save_every=100")
+    assert [path.name for path in (tmp_path / "cut" / "states").iterdir()] == ["step-0000003"]
+    run_small("cut", "save_every=100", resume=True)
+    assert_same(weights(run_small("whole", "save_every=100")), weights(tmp_path / "cut"))
+
+
+def test_only_the_last_states_are_kept_and_foreign_folders_stay(run_small, tmp_path):
+    foreign = tmp_path / "run" / "states" / "step-0000001"
+    run_small("run", "steps=2", "save_every=1")
+    foreign.joinpath("progress.json").unlink()
+    foreign.joinpath("mine.txt").write_text("not yours")
+    (tmp_path / "run" / "card.json").unlink()
+    with pytest.raises(StorageError, match="step-0000001 could not be written"):
+        run_small("run", "steps=2", "save_every=1", resume=True)
+    assert foreign.joinpath("mine.txt").read_text() == "not yours"
+    folder = run_small("other", "steps=6", "save_every=1", "keep=2")
+    names = sorted(path.name for path in (folder / "states").iterdir())
+    assert names == ["step-0000004", "step-0000005"]
+
+
+def test_a_finished_run_is_not_made_again(run_small):
+    folder = run_small("run", "steps=1")
+    before = (folder / "card.json").read_bytes()
+    run_small("run", "steps=1", resume=True)
+    assert (folder / "card.json").read_bytes() == before
+
+
+def test_a_run_does_not_touch_what_is_there(run_small, tmp_path):
+    run_small("run", "steps=1")
+    with pytest.raises(InputError, match="add --resume"):
+        run_small("run", "steps=1")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="not empty"):
+            run_small("full", resume=resume)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_recipe_cannot_go_on(finished, run_small, monkeypatch):
+    with monkeypatch.context() as patch:
+        if not finished:
+            stop_at(patch, 4, Killed())
+        try:
+            run_small("run")
+        except Killed:
+            assert not finished
+    with pytest.raises(InputError, match=r"batch \(16, now 8\)"):
+        run_small("run", "batch=8", resume=True)
+    with pytest.raises(InputError, match=r"seed \(0, now 7\)"):
+        run_small("run", resume=True, seed=7)
+    run_small("run", "log_every=2", resume=True)
+
+
+def test_nan_stops_before_the_update_and_names_the_term(run_small, tmp_path):
+    with pytest.raises(InputError, match="the loss term 'kl_robust' became NaN"):
+        run_small("run", "learning_rate=1e30", "clip_norm=1e30", "warmup=0.0", "save_every=1")
+    (state,) = (tmp_path / "run" / "states").iterdir()
+    assert state.name == "step-0000001"
+
+
+def test_a_full_disk_loses_nothing(run_small, tmp_path, monkeypatch):
+    original = checkpoint.States.save
+
+    def full(self, write, progress, *, main):
+        if progress.step == 4:
+
+            def write(folder):
+                (folder / "half").write_bytes(b"0")
+                raise OSError(28, "No space left on device")
+
+        original(self, write, progress, main=main)
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left"):
+        patch.setattr(checkpoint.States, "save", full)
+        run_small("run")
+    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["step-0000002"]
+    cut = run_small("run", resume=True)
+    assert_same(weights(cut), weights(run_small("whole")))
+
+
+def test_clean_teachers_are_asked_once_a_sample(run_small, monkeypatch):
+    seen = []
+    original = session.Teacher.__call__
+
+    def count(self, images):
+        seen.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(session.Teacher, "__call__", count)
+    run_small(
+        "long",
+        "steps=130",
+        "batch=16",
+        "log_every=1000",
+        "validation.every=1000",
+        "save_every=1000",
+    )
+    # 130 x 16 images of a set of 2,000: one pass over the set, and the log looks at x' twice.
+    assert sum(seen) == 2000 + 2 * 16
+    seen.clear()
+    run_small("short", "steps=2", "log_every=1000")
+    assert sum(seen) == 2 * 16 + 2 * 16
+
+
+def test_the_trackers_get_what_the_history_gets(run_small):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run_small("run", "method=mmt-ard", trackers=["tensorboard"])
+    events = EventAccumulator(str(folder / "tracker"), size_guidance={"histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert {"loss/kl_robust", "train/adv", "validation/robust"} <= set(tags["scalars"])
+    assert {"weights/robust", "weights/clean"} == set(tags["histograms"])
+    assert len(events.Scalars("loss/kl_robust")) == 6
+
+
+def test_an_unknown_tracker_is_refused(run_small):
+    with pytest.raises(InputError, match="nonsense"):
+        run_small("run", trackers=["nonsense"])
+
+
+def curve(folder):
+    return [line["loss/kl_robust"] for line in history(folder) if "loss/kl_robust" in line]
+
+
+@pytest.mark.parametrize("method", ["ard", "mmt-ard"])
+def test_two_processes_draw_the_same_curve(method, recipe, tmp_path, run_small):
+    options = [f"method={method}", "steps=4", "batch=16"]
+    sets = [word for option in options for word in ("--set", option)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "mmtard_bench", "train", str(recipe), "--out", str(tmp_path / "two"), *sets]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=REPOSITORY, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_card(tmp_path / "two").processes == 2
+    one = run_small("one", *options)
+    assert curve(tmp_path / "two") == pytest.approx(curve(one), rel=1e-4)
+    close = zip(weights(one).values(), weights(tmp_path / "two").values(), strict=True)
+    for a, b in close:
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
+
+
+def test_a_batch_that_does_not_split_is_refused(small, tmp_path, monkeypatch):
+    class Three(session.Accelerator):
+        num_processes = 3
+
+    monkeypatch.setattr(session, "Accelerator", Three)
+    with pytest.raises(InputError, match="batch = 16 cannot be divided among 3"):
+        train(small(), Place(tmp_path / "x", cpu=True), Console(quiet=True))
