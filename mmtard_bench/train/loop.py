@@ -111,7 +111,7 @@ class Trainer:
             if guide is not None:
                 adversarial = self._attack(step, batch, guide)
                 batch.images = {"clean": clean, "adv": adversarial}
-            self.tower.learn(True, batch_norm=self.recipe.batch_norm == "batch")
+            self.tower.train()
             views = self.method.views
             embeddings = self.model(torch.cat([batch.images[view] for view in views]))
         for view, rows in zip(views, embeddings.float().chunk(len(views)), strict=True):
@@ -144,7 +144,7 @@ class Trainer:
     ) -> Tensor:
         """PGD on the student as the recipe says, from ``start``, (N, 3, H, W) like the images."""
         attack = self.recipe.attack
-        self.tower.learn(False, batch_norm=False)
+        self.tower.eval()
         points, _ = pgd(
             self.tower,
             images,

@@ -59,8 +59,6 @@ class Recipe(_Strict):
     """A training run. ``batch`` is over all processes; ``warmup`` is a share of the steps.
 
     ``teachers`` names models by role; a model is whatever ``mmtard-bench run --model`` takes.
-    ``batch_norm`` is "frozen" (statistics of the starting weights, the rule for fine-tuning: a
-    sample's output then never depends on its batch) or "batch" (for training from scratch).
     """
 
     description: str = Field(min_length=1)
@@ -78,7 +76,6 @@ class Recipe(_Strict):
     weight_decay: float = Field(ge=0)
     warmup: float = Field(ge=0, lt=1)
     clip_norm: float = Field(gt=0)
-    batch_norm: Literal["frozen", "batch"] = "frozen"
     precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)

@@ -19,6 +19,7 @@ from mmtard_bench.models.loading import load_model
 from mmtard_bench.records import write_atomically
 from mmtard_bench.suites import resolve_task
 from mmtard_bench.tasks.resolve import TaskData, load_task, load_training_data
+from mmtard_bench.train.batch_norm import synchronise
 from mmtard_bench.train.checkpoint import (
     CARD,
     Card,
@@ -86,7 +87,8 @@ def _accelerator(named: Named, place: Place) -> Accelerator:
     try:
         accelerator = Accelerator(
             mixed_precision=recipe.precision,
-            cpu=place.cpu,
+            # Without saying so, several processes on a CPU would each train on their own.
+            cpu=place.cpu or not torch.accelerator.is_available(),
             log_with=list(place.trackers) or None,
             project_dir=str(place.folder),
         )
@@ -96,12 +98,6 @@ def _accelerator(named: Named, place: Place) -> Accelerator:
         raise InputError(
             f"batch = {recipe.batch} cannot be divided among {accelerator.num_processes} "
             "processes; it is the number of images a step over all of them."
-        )
-    several_on_cpu = accelerator.num_processes > 1 and accelerator.device.type == "cpu"
-    if recipe.batch_norm == "batch" and several_on_cpu:
-        raise InputError(
-            'batch_norm = "batch" over several processes needs GPUs (its statistics are of the '
-            'whole batch); use one process, or batch_norm = "frozen".'
         )
     return accelerator
 
@@ -191,9 +187,8 @@ class Session:
 
             add_lora(tower.visual, **recipe.lora.model_dump())
         self.student.to(device)
-        if recipe.batch_norm == "batch" and self.accelerator.num_processes > 1:
-            convert: Any = torch.nn.SyncBatchNorm.convert_sync_batchnorm
-            tower = convert(tower)
+        if self.accelerator.num_processes > 1:
+            synchronise(tower)
         self.trainer = Trainer(
             recipe,
             self.method,

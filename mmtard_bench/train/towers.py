@@ -63,17 +63,6 @@ class Tower(nn.Module):
         embedding: Tensor = self.visual(inputs)
         return embedding
 
-    def learn(self, learning: bool, *, batch_norm: bool) -> None:
-        """Switch between learning (dropout acts) and being attacked or scored (it does not).
-
-        Statistics of batch normalisation follow the batch only if asked to.
-        """
-        self.train(learning)
-        if not batch_norm:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-
 
 def head_of(
     clip: Clip, classes: tuple[str, ...], templates: tuple[str, ...], device: torch.device

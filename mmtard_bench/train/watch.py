@@ -30,7 +30,7 @@ def figures_of(trainer: Trainer, learned: Learned) -> tuple[Figures, dict[str, T
     images and on adversarial ones. What the step did not need is computed here.
     """
     batch = learned.batch
-    trainer.tower.learn(False, batch_norm=False)
+    trainer.tower.eval()
     local: dict[str, Tensor] = {
         f"loss/{name}": term.detach().float() for name, term in learned.loss.terms.items()
     }

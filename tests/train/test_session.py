@@ -45,10 +45,7 @@ def test_every_method_trains_the_image_tower_alone(method, run_small):
     clip = load_model(f"local-dir:{folder}")
     start = load_model("tiny-clip-small").module.state_dict()
     for key, value in clip.module.state_dict().items():
-        learns = key.startswith("visual.") and not key.endswith(
-            ("running_mean", "running_var", "num_batches_tracked")
-        )
-        assert torch.equal(value, start[key]) != learns, key
+        assert torch.equal(value, start[key]) != key.startswith("visual."), key
     card = read_card(folder)
     assert card.weights_digest == clip.digest
     assert card.student_digest == load_model("tiny-clip-small").digest
@@ -102,11 +99,11 @@ def stop_at(monkeypatch, step, error):
 
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_a_killed_run_goes_on_to_the_same_weights(step, run_small, monkeypatch):
-    whole = run_small("whole", "method=mmt-ard", "batch_norm=batch")
+    whole = run_small("whole", "method=mmt-ard")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, step, Killed())
-        run_small("cut", "method=mmt-ard", "batch_norm=batch")
-    cut = run_small("cut", "method=mmt-ard", "batch_norm=batch", resume=True)
+        run_small("cut", "method=mmt-ard")
+    cut = run_small("cut", "method=mmt-ard", resume=True)
     assert_same(weights(whole), weights(cut))
     assert without_seconds(whole) == without_seconds(cut)
 
@@ -271,24 +268,44 @@ def curve(folder):
     return [line["loss/kl_robust"] for line in history(folder) if "loss/kl_robust" in line]
 
 
-@pytest.mark.parametrize("method", ["ard", "mmt-ard"])
-def test_two_processes_draw_the_same_curve(method, recipe, tmp_path, run_small):
-    options = [f"method={method}", "steps=4", "batch=16"]
-    sets = [word for option in options for word in ("--set", option)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["-m", "mmtard_bench", "train", str(recipe), "--out", str(tmp_path / "two"), *sets]
+def launch(*words):
+    """Two processes on the CPU. Without --multi_gpu accelerate would launch one."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=REPOSITORY, timeout=300
+        [*command, "--dynamo_backend", "no", *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_draw_the_same_curve(recipe, tmp_path, run_small):
+    options = ["steps=4", "batch=16"]
+    sets = [word for option in options for word in ("--set", option)]
+    launch("-m", "mmtard_bench", "train", recipe, "--out", tmp_path / "two", *sets)
     assert read_card(tmp_path / "two").processes == 2
     one = run_small("one", *options)
-    assert curve(tmp_path / "two") == pytest.approx(curve(one), rel=1e-4)
-    close = zip(weights(one).values(), weights(tmp_path / "two").values(), strict=True)
-    for a, b in close:
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
+    assert curve(tmp_path / "two") == pytest.approx(curve(one), rel=1e-3)
+
+
+def test_two_processes_compute_the_gradient_of_one(recipe, tmp_path, run_small):
+    # Everything that is of the whole batch: its statistics, mean weights, ranking by text. L2,
+    # as steps along a sign turn rounding into whole steps where the student is sure.
+    options = ["method=mmt-ard", "steps=1", "batch=16"]
+    options += ["attack.norm=l2", "attack.eps=128/255", "attack.step_size=64/255"]
+    script = REPOSITORY / "tests" / "train" / "first_gradient.py"
+    launch(script, recipe, tmp_path / "two", *options)
+    subprocess.run(
+        [sys.executable, script, recipe, tmp_path / "one", *options], check=True, cwd=REPOSITORY
+    )
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    gap = sum((one[key] - two[key]).square().sum() for key in one)
+    assert gap.sqrt() <= 1e-4 * sum(value.square().sum() for value in one.values()).sqrt()
 
 
 def test_a_batch_that_does_not_split_is_refused(small, tmp_path, monkeypatch):
