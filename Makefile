@@ -30,6 +30,7 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/trainer.py
 
 clean:
 	rm -rf $(VENV) runs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

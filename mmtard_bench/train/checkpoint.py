@@ -173,6 +173,8 @@ def claim(folder: Path, *, resume: bool) -> None:
             "--out. Nothing there was touched."
         )
     try:
+        if folder.is_file():
+            raise InputError(f"{folder} is a file; choose another --out for the directory.")
         if not ours and folder.exists() and any(folder.iterdir()):
             raise InputError(
                 f"{folder} is not empty and holds no training run; choose another --out. Nothing "

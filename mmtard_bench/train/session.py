@@ -169,6 +169,11 @@ class Session:
     def _load(self) -> None:
         recipe, device = self.recipe, self.accelerator.device
         self.data = load_training_data(resolve_task(recipe.train), labelled=self.method.labels)
+        if self.method.classes and not self.data.classes:
+            raise InputError(
+                f"{self.data.task.data} has no class names, which the method {recipe.method} "
+                "needs; give classes = [...] or classes_file = ... in [train]."
+            )
         self.student = load_model(recipe.student)
         if self.student.config is None:
             raise InputError(

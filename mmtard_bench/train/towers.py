@@ -67,7 +67,12 @@ class Tower(nn.Module):
 def head_of(
     clip: Clip, classes: tuple[str, ...], templates: tuple[str, ...], device: torch.device
 ) -> Head:
-    """The head of a model for a task's prompts, computed once; the text tower stays frozen."""
+    """The head of a model for a task's prompts, computed once; the text tower stays frozen.
+
+    Without classes it is empty: methods that compare embeddings need none.
+    """
+    if not classes:
+        return Head(torch.zeros(0, 1, device=device), clip.scale().to(device))
     return Head(class_embeddings(clip, classes, templates, device), clip.scale().to(device))
 
 

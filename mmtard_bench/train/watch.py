@@ -41,7 +41,7 @@ def figures_of(trainer: Trainer, learned: Learned) -> tuple[Figures, dict[str, T
                 student = Output(trainer.tower(images).float(), trainer.head)
             if trainer.method.labels:
                 local[f"train/{view}"] = accuracy(student, batch.labels)
-            for role in trainer.teachers:
+            for role in trainer.teachers if trainer.method.classes else ():
                 teacher = batch.teacher(role, view).logits
                 if teacher.shape == student.logits.shape:
                     same = teacher.argmax(1) == student.logits.argmax(1)

@@ -84,8 +84,8 @@ class Method:
     """A way to train a student. ``views`` are the images that the student learns from.
 
     ``targets`` and ``guide`` say, for given options, which outputs of frozen models the loss asks
-    for and what the inner attack maximises (None: there is no attack). ``labels`` says whether
-    labels are needed.
+    for and what the inner attack maximises (None: there is no attack). ``labels`` and ``classes``
+    say whether labels and class names are needed.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Method:
     targets: Callable[[Any], tuple[tuple[Role, View], ...]] = lambda _: ()
     guide: Callable[[Any], Guide | None] = lambda _: None
     labels: bool = True
+    classes: bool = True
     options: type[Options] = Options
 
 

@@ -26,4 +26,5 @@ METHOD = Method(
     targets=lambda _: (("original", "clean"),),
     guide=lambda _: AWAY_FROM_ORIGINAL,
     labels=False,
+    classes=False,
 )

@@ -1,0 +1,92 @@
+"""What the trainer costs besides forward, backward and optimiser: a share of a step.
+
+``make bench`` prints it for recipes of the digits world. Every call of a tower, of autograd and
+of the optimiser is timed where it happens; the rest of the step, data and inner attack's
+arithmetic included, is the overhead. The first steps warm up and are left out.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from rich.console import Console
+from tabulate import tabulate
+
+from mmtard_bench.train.recipe import load_recipe
+from mmtard_bench.train.session import Place, Session, train
+from mmtard_bench.train.towers import Tower
+
+WARM_UP = 5
+
+
+class Clock:
+    """Seconds inside timed calls; calls inside timed calls count once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, its time added to ``seconds``."""
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self._depth += 1
+            started = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self.seconds += time.perf_counter() - started
+
+        return wrapped
+
+
+def measure(recipe: str, steps: int) -> tuple[float, float]:
+    """Median seconds of a step of a recipe, and the median share that is overhead."""
+    clock, whole, shares = Clock(), [], []
+    step = Session._step
+
+    def watched(session: Session, *arguments: Any) -> None:
+        before, started = clock.seconds, time.perf_counter()
+        step(session, *arguments)
+        spent = time.perf_counter() - started
+        whole.append(spent)
+        shares.append(1 - (clock.seconds - before) / spent)
+
+    quiet = [f"steps={steps}", "log_every=1000", "validation.every=1000", "save_every=1000"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(Session, "_step", watched),
+        mock.patch.object(Tower, "forward", clock.timed(Tower.forward)),
+        mock.patch.object(torch.autograd, "grad", clock.timed(torch.autograd.grad)),
+        mock.patch.object(torch.Tensor, "backward", clock.timed(torch.Tensor.backward)),
+        mock.patch.object(torch.optim.AdamW, "step", clock.timed(torch.optim.AdamW.step)),
+    ):
+        place = Place(Path(folder) / "run", cpu=not torch.cuda.is_available())
+        train(load_recipe(recipe, quiet), place, Console(quiet=True))
+    # The last step also looks at the result and saves it.
+    kept = slice(WARM_UP, -1)
+    return statistics.median(whole[kept]), statistics.median(shares[kept])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=30)
+    arguments = parser.parse_args()
+    rows = []
+    for recipe in ("digits/clean-ft", "digits/ard", "digits/mmt-ard"):
+        seconds, overhead = measure(recipe, arguments.steps)
+        rows.append([recipe, f"{1000 * seconds:.0f}", f"{overhead:.1%}"])
+    print(tabulate(rows, headers=["recipe", "ms a step", "overhead"], tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()

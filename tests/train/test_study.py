@@ -1,0 +1,95 @@
+"""Statistics of a study against hand-made cases, simulation, and a report that is read back."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mmtard_bench.train.report import write_report
+from mmtard_bench.train.study import Score, Study, mean_curve, paired_difference, steps_to
+
+
+def test_a_paired_difference_by_hand():
+    ours = np.array([[1, 1, 0, 1], [1, 0, 1, 1]], dtype=float)
+    base = np.array([[1, 0, 0, 1], [0, 0, 1, 1]], dtype=float)
+    gap = paired_difference(ours, base)
+    # Gaps: [[0, 1, 0, 0], [1, 0, 0, 0]]; means of seeds 1/4 and 1/4, of samples 1/2, 1/2, 0, 0.
+    variance = 0 / 2 + (4 * (1 / 4) ** 2 / 3) / 4
+    assert gap.mean == pytest.approx(0.25)
+    assert gap.high - gap.mean == pytest.approx(12.706205 * math.sqrt(variance), rel=1e-6)
+    assert gap.mean - gap.low == pytest.approx(gap.high - gap.mean)
+
+
+def test_one_seed_has_no_interval():
+    gap = paired_difference(np.array([[1.0, 0.0]]), np.array([[0.0, 0.0]]))
+    assert (gap.mean, gap.low, gap.high) == (0.5, -math.inf, math.inf)
+
+
+def test_the_interval_covers_the_truth():
+    # Seeds and samples both shift the outcome, and five seeds on 40 samples are little to go by.
+    rng = np.random.default_rng(0)
+    truth, covered = 0.05, 0
+    for _ in range(400):
+        shift = truth + 0.04 * rng.standard_normal((5, 1)) + 0.2 * rng.standard_normal((1, 40))
+        gap = shift + 0.3 * rng.standard_normal((5, 40))
+        found = paired_difference(gap, np.zeros_like(gap))
+        covered += found.low <= truth <= found.high
+    assert covered / 400 >= 0.95
+
+
+CURVE = np.array([[50, 1.0, 0.1], [100, 2.0, 0.3], [150, 3.0, 0.2], [200, 4.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("target", "steps"),
+    [(0.05, 50), (0.1, 50), (0.2, 75), (0.3, 100), (0.4, 150 + 50 / 1.5), (0.5, 200)],
+)
+def test_steps_to_a_target(target, steps):
+    assert steps_to(CURVE, target) == pytest.approx(steps)
+
+
+def test_a_target_that_is_never_reached():
+    assert steps_to(CURVE, 0.51) == math.inf
+
+
+def score(rng, robust, curve):
+    clean = rng.random(40) < 0.8
+    return Score(clean, clean & (rng.random(40) < robust), rng.random(60) < 0.5, curve)
+
+
+def test_curves_are_averaged_over_seeds():
+    rng = np.random.default_rng(0)
+    scores = [score(rng, 0.5, [(50, s, 0.1 * s), (100, 2 * s, 0.2 * s)]) for s in (1.0, 3.0)]
+    np.testing.assert_allclose(mean_curve(scores), [[50, 2, 0.2], [100, 4, 0.4]])
+
+
+def test_a_report_says_what_was_measured(tmp_path):
+    rng = np.random.default_rng(0)
+    study = Study("digits", ("tecoa", "ard", "mmt-ard"), "ard", "robust-v1", "unseen-v1")
+    curves = {
+        "tecoa": [(50, 5.0, 0.05), (100, 10.0, 0.1)],
+        "ard": [(50, 5.0, 0.1), (100, 10.0, 0.3)],
+        "mmt-ard": [(50, 7.0, 0.3), (100, 14.0, 0.4)],
+    }
+    scores = {
+        (method, seed): score(rng, 0.2 + 0.3 * (method == "mmt-ard"), curves[method])
+        for method in study.methods
+        for seed in range(3)
+    }
+    page = write_report(study, scores, seeds=3, overrides=["steps=100"], folder=tmp_path)
+    text = page.read_text()
+    rows = {row.split("|")[1].strip(): row.split("|") for row in text.splitlines() if "|" in row}
+    clean = 100 * np.mean([scores["ard", seed].clean for seed in range(3)], axis=1)
+    assert rows["`ard`"][2].strip() == f"{clean.mean():.1f} ± {clean.std(ddof=1):.1f}"
+    assert rows["`ard`"][5].strip() == ""
+    assert rows["`tecoa`"][8].strip() == "never"
+    assert rows["`mmt-ard`"][8].strip() == "50 (2.0x)"
+    assert rows["training efficiency"][2].strip() == "2.3x"
+    assert rows["training efficiency"][3].strip() == "2.0x"
+    assert "`steps=100`" in text
+    for picture in ("curves.png", "trade-off.png"):
+        assert f"({picture})" in text
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    lines = (tmp_path / "students.csv").read_text().splitlines()
+    assert len(lines) == 1 + 9
+    assert lines[1].startswith(f"tecoa,0,{np.mean(scores['tecoa', 0].clean):.4f},")
