@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _error(str(error))
         return STATUS_INPUT
     except KeyboardInterrupt:
-        _error("Stopped. What was finished is kept; the same command goes on from there.")
+        again = "the same command with --resume" if run is _train else "the same command"
+        _error(f"Stopped. What was finished is kept; {again} goes on from there.")
         return STATUS_INTERRUPT
     except BrokenPipeError:
         # The reader of a pipe left (head, less): not our error, and nothing more to say.

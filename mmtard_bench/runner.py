@@ -66,7 +66,7 @@ def run_model(
     record there was edited, or if one cannot be written.
     """
     folder = run_folder(out, suite, clip)
-    with _only_process(folder):
+    with only_process(folder):
         for task in suite.tasks:
             data = load_task(task, n=suite.n, seed=suite.seed)
             for threat in suite.threats:
@@ -120,8 +120,11 @@ def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:
 
 
 @contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    """Hold the run directory's lock; the system releases it however the process ends."""
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold a directory's lock; the system releases it however the process ends.
+
+    Raises InputError if another process holds it, or if the directory cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")

@@ -5,7 +5,7 @@ import json
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,8 @@ from mmtard_bench import registry
 from mmtard_bench.errors import InputError, explain
 from mmtard_bench.tasks.resolve import DEFAULT_TEMPLATE, find_task
 from mmtard_bench.types import Eps, Norm, Suite, Surface, Task, ThreatModel
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -53,6 +55,22 @@ class _SuiteFile(_Strict):
     threats: list[_ThreatTable] = Field(min_length=1)
 
 
+def read_table(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file that is a ``what``. Raises InputError if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"The {what} {path} cannot be read: {error}.") from error
+
+
+def validate(kind: type[T], table: dict[str, Any], what: str) -> T:
+    """A table as a pydantic model. Raises InputError with what is wrong in it."""
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        raise InputError(f"The {what} is not valid: {explain(error)}") from error
+
+
 def suite_folder() -> Path:
     """Where the suites that ship are: inside an installed package, beside it in a checkout."""
     package = Path(__file__).parent
@@ -73,14 +91,7 @@ def load_suite(name: str) -> Suite:
             f"There is no suite '{name}'. {registry.near_matches(name, list_suites())} "
             "A path to a suite of your own ends in .toml."
         )
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"The suite {path} cannot be read: {error}.") from error
-    try:
-        parsed = _SuiteFile.model_validate(table)
-    except ValidationError as error:
-        raise InputError(f"The suite {path} is not valid: {explain(error)}") from error
+    parsed = validate(_SuiteFile, read_table(path, "suite"), f"suite {path}")
     if parsed.name != path.stem:
         raise InputError(f"The suite in {path} is called '{parsed.name}'; expected '{path.stem}'.")
     return _assemble(parsed)

@@ -175,7 +175,8 @@ def claim(folder: Path, *, resume: bool) -> None:
     try:
         if folder.is_file():
             raise InputError(f"{folder} is a file; choose another --out for the directory.")
-        if not ours and folder.exists() and any(folder.iterdir()):
+        others = [path for path in folder.glob("*") if path.name != ".lock"]
+        if not ours and others:
             raise InputError(
                 f"{folder} is not empty and holds no training run; choose another --out. Nothing "
                 "there was touched."

@@ -5,15 +5,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmtard_bench.attacks.base import sample_generator
 from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.train.towers import Teacher
 
 IN_MEMORY = 2 * 1024**3
 """Bytes of pixels up to which a data set of one image size is decoded once and kept."""
+
+
+BLOCK = 256
+"""Images that a teacher sees at a time when it looks at all of them."""
 
 
 class Order:
@@ -93,6 +99,29 @@ class Images(Dataset[Tensor]):
             pin_memory=torch.cuda.is_available(),
         )
         yield from loader
+
+
+def learn_by_heart(
+    teacher: Teacher, images: Images, workers: int, accelerator: Accelerator
+) -> Tensor:
+    """A teacher's embeddings of all clean images, (N, D), on the CPU, shared by all processes.
+
+    In the order of the data set and in fixed blocks: on which step of which run a sample is seen
+    first must not change a bit of it.
+    """
+    count = len(images)
+    blocks = [list(range(i, min(i + BLOCK, count))) for i in range(0, count, BLOCK)]
+    mine = blocks[accelerator.process_index :: accelerator.num_processes]
+
+    def embed(batch: Tensor) -> Tensor:
+        return teacher(batch.to(accelerator.device).float() / 255).embedding.cpu()
+
+    known = torch.zeros(count, embed(images[0][None]).shape[1])
+    for rows, batch in zip(mine, images.batches(mine, workers), strict=True):
+        known[rows] = embed(batch)
+    if accelerator.num_processes > 1:
+        known = accelerator.reduce(known.to(accelerator.device), "sum").cpu()
+    return known
 
 
 def _as_it_is(batch: Any) -> Any:

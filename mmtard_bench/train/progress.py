@@ -1,50 +1,32 @@
 """What training says while it works: a live bar on a terminal, a line now and then elsewhere."""
 
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from mmtard_bench.progress import Live
 from mmtard_bench.train.watch import Figures
 
-_QUIET_SECONDS = 20.0
 
-
-class TrainProgress:
+class TrainProgress(Live):
     """Steps done, loss terms, teacher weights, accuracies and time left."""
 
     def __init__(self, console: Console, steps: int, begin: int, *, quiet: bool) -> None:
-        self.console = console
-        self.steps = steps
-        self.begin = begin
-        self.quiet = quiet
-        self._text: dict[str, str] = {}
-        self._started = self._spoke = time.monotonic()
-        self._bars = Progress(
+        super().__init__(
+            console,
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
+            quiet=quiet,
         )
-        self._bar = self._bars.add_task("", total=steps, completed=begin)
-
-    def __enter__(self) -> Self:
-        self._bars.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.__exit__(kind, error, trace)
+        self.steps = steps
+        self.begin = begin
+        self._text: dict[str, str] = {}
+        self._started = time.monotonic()
+        self._bar = self.bars.add_task("", total=steps, completed=begin)
 
     def show(self, figures: Figures, weights: dict[str, float]) -> None:
         """Take in the figures of a step, and the mean weights of the teachers."""
@@ -63,11 +45,10 @@ class TrainProgress:
     def advance(self, step: int) -> None:
         """Say that so many steps are done."""
         text = ", ".join(self._text.values())
-        self._bars.update(self._bar, completed=step, description=text)
-        now = time.monotonic()
-        if self.quiet or self.console.is_terminal or now - self._spoke < _QUIET_SECONDS:
+        self.bars.update(self._bar, completed=step, description=text)
+        if not self.due():
             return
-        self._spoke = now
-        left = (now - self._started) / (step - self.begin) * (self.steps - step)
+        spent = time.monotonic() - self._started
+        left = spent / (step - self.begin) * (self.steps - step)
         line = f"step {step}/{self.steps}: {text}, about {left:.0f} s left"
         self.console.print(line, markup=False, soft_wrap=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
 from mmtard_bench.records import digest_of
 from mmtard_bench.registry import near_matches
-from mmtard_bench.suites import TaskTable, resolve_task
+from mmtard_bench.suites import TaskTable, read_table, resolve_task, validate
 from mmtard_bench.types import Eps, Norm
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -121,16 +121,10 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Named:
             f"There is no recipe '{name}'. {near_matches(name, list_recipes())} "
             "A path to a recipe of your own ends in .toml."
         )
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"The recipe {path} cannot be read: {error}.") from error
+    table = read_table(path, "recipe")
     for key, value in map(_override, overrides):
         _put(table, key, value)
-    try:
-        recipe = Recipe.model_validate(table)
-    except ValidationError as error:
-        raise InputError(f"The recipe {name} is not valid: {explain(error)}") from error
+    recipe = validate(Recipe, table, f"recipe {name}")
     resolve_task(recipe.train)
     resolve_task(recipe.validation.task)
     return Named(name, recipe)

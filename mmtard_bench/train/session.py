@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.records import write_atomically
+from mmtard_bench.runner import only_process
 from mmtard_bench.suites import resolve_task
 from mmtard_bench.tasks.resolve import TaskData, load_task, load_training_data
 from mmtard_bench.train.batch_norm import synchronise
@@ -30,7 +32,7 @@ from mmtard_bench.train.checkpoint import (
     write_model,
     write_weights,
 )
-from mmtard_bench.train.data import Images, Order
+from mmtard_bench.train.data import Images, Order, learn_by_heart
 from mmtard_bench.train.figures import diagnostics
 from mmtard_bench.train.interruption import Interruption
 from mmtard_bench.train.loop import Trainer
@@ -63,12 +65,13 @@ def train(named: Named, place: Place, console: Console) -> Card:
     method, options = find_method(named.recipe.method, named.recipe.options)
     _require_teachers(named, [role for role, _ in method.targets(options)])
     accelerator = _accelerator(named, place)
-    if accelerator.is_main_process:
-        claim(place.folder, resume=place.resume)
-    accelerator.wait_for_everyone()
-    session = Session(named, place, method, options, accelerator, console)
-    card = session.finished()
-    return card or session.run()
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            claim(place.folder, resume=place.resume)
+            stack.enter_context(only_process(place.folder))
+        accelerator.wait_for_everyone()
+        session = Session(named, place, method, options, accelerator, console)
+        return session.finished() or session.run()
 
 
 def _require_teachers(named: Named, roles: Sequence[Role]) -> None:
@@ -160,7 +163,7 @@ class Session:
             self.history.start(begin)
         if self.place.trackers:
             self.accelerator.init_trackers("tracker")
-        self._know(begin)
+        self._know()
         with TrainProgress(self.console, self.recipe.steps, begin, quiet=not self.main) as progress:
             self._steps(begin, progress)
         self.accelerator.end_training()
@@ -224,36 +227,17 @@ class Session:
         clip.to(self.accelerator.device)
         return clip, Teacher(Tower(clip), self._head(clip, self.data))
 
-    def _know(self, begin: int) -> None:
-        """Compute once what teachers say of clean images, where training comes back to them.
-
-        In the order of the data set and in fixed blocks: on which step of which run a sample is
-        seen first must not change a bit of it.
-        """
-        recipe, count = self.recipe, len(self.images)
-        if (recipe.steps * recipe.batch <= count) or begin >= recipe.steps:
+    def _know(self) -> None:
+        """Let teachers learn by heart what they say of clean images, if training comes back."""
+        recipe = self.recipe
+        if recipe.steps * recipe.batch <= len(self.images):
             return
-        blocks = [list(range(i, min(i + 256, count))) for i in range(0, count, 256)]
-        mine = blocks[self.accelerator.process_index :: self.accelerator.num_processes]
         for role, view in self.method.targets(self.options):
-            if view != "clean":
-                continue
-            teacher = self.teachers[role][1]
-            parts = [
-                teacher(images.to(self.accelerator.device).float() / 255).embedding.cpu()
-                for images in self.images.batches(mine, recipe.workers)
-            ]
-            teacher.known = self._assemble(parts, mine, count)
-
-    def _assemble(self, parts: list[Tensor], mine: list[list[int]], count: int) -> Tensor:
-        width = parts[0].shape[1]
-        known = torch.zeros(count, width)
-        for rows, part in zip(mine, parts, strict=True):
-            known[rows] = part
-        if self.accelerator.num_processes == 1:
-            return known
-        total: Tensor = self.accelerator.reduce(known.to(self.accelerator.device), "sum")
-        return total.cpu()
+            if view == "clean":
+                teacher = self.teachers[role][1]
+                teacher.known = learn_by_heart(
+                    teacher, self.images, recipe.workers, self.accelerator
+                )
 
     def _steps(self, begin: int, progress: TrainProgress) -> None:
         recipe, size = self.recipe, self.recipe.batch // self.accelerator.num_processes
