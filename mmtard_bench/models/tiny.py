@@ -1,7 +1,7 @@
 """The tiny models that ship with the package.
 
-Two are whole; the others were trained from one of these by our recipes, text tower frozen, so
-that only their image towers are kept (``mmtard_bench.train.ship``), each with its card beside it.
+Two are whole; the others were trained from one of these, text tower frozen, so that only their
+image towers are kept (``mmtard_bench.train.ship``), with the card of the recipe beside them.
 """
 
 from importlib.resources import files
@@ -45,7 +45,7 @@ def tiny_clip_small() -> "Clip":
 @register_model("tiny-tecoa")
 def tiny_tecoa() -> "Clip":
     """Fine-tuned from tiny-clip as in TeCoA, linf 8/255, image tower only."""
-    return _load("tiny-tecoa")
+    return _trained_from("tiny-clip", "tiny-tecoa")
 
 
 @register_model("teacher-clean")

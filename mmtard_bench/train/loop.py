@@ -158,14 +158,17 @@ class Trainer:
         return points
 
     def _update(self, step: int, loss: Loss) -> None:
+        recipe = self.recipe
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.recipe, step)
+            group["lr"] = learning_rate(
+                step, steps=recipe.steps, peak=recipe.learning_rate, warmup=recipe.warmup
+            )
         terms = torch.stack([term.float() for term in loss.terms.values()])
         self.accelerator.backward(terms.sum())
-        norm = self.accelerator.clip_grad_norm_(self.tower.parameters(), self.recipe.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.tower.parameters(), recipe.clip_norm)
         # In fp16 the scaler skips steps whose gradient overflowed, as it should.
         checked = [terms.detach()]
-        if norm is not None and self.recipe.precision != "fp16":
+        if norm is not None and recipe.precision != "fp16":
             checked.append(norm.detach().float().reshape(1))
         finite = torch.isfinite(torch.cat(checked)).tolist()
         if not all(finite):

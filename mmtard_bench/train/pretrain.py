@@ -6,10 +6,8 @@ training on the training part of the digits world, on captions and digit names t
 """
 
 import argparse
-import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,13 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmtard_bench.data.digits import DIGITS, caption, combinations, digits_train
 from mmtard_bench.tasks.declared import DIGIT_TEMPLATE
+from mmtard_bench.train.checkpoint import write_model
+from mmtard_bench.train.data import Order
+from mmtard_bench.train.schedule import learning_rate
 
 
 def _model_config(*, embedding: int, image_width: int, text_width: int) -> dict[str, Any]:
@@ -49,34 +49,12 @@ MODEL_CONFIGS = {
     "tiny-clip-small": _model_config(embedding=48, image_width=8, text_width=16),
 }
 PREPROCESS_CONFIG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "size": 32}
-
-
-def _training_set() -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32), uint8, and places in ``combinations(seen=True)``, (N,)."""
-    split = digits_train()
-    pixels = np.stack([split.image(i) for i in range(split.size)])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(split.labels)
-
-
-def _batches(count: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Index batches that walk through reshuffled epochs."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < size:
-            order = torch.cat([order, torch.randperm(count, generator=generator)])
-        yield order[:size]
-        order = order[size:]
+BATCH = 128
+PEAK = 2e-3
 
 
 def _normalise(images: Tensor) -> Tensor:
     return (images - 0.5) / 0.25
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over a twentieth of the steps, then cosine to zero."""
-    warm = max(steps // 20, 1)
-    return step / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * step / steps)
 
 
 def _contrast(images: Tensor, texts: Tensor, groups: Tensor, scale: Tensor) -> Tensor:
@@ -87,9 +65,7 @@ def _contrast(images: Tensor, texts: Tensor, groups: Tensor, scale: Tensor) -> T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def pretrain(
-    config: dict[str, Any], images: Tensor, places: Tensor, *, steps: int, seed: int
-) -> CLIP:
+def pretrain(config: dict[str, Any], *, steps: int, seed: int) -> CLIP:
     """Contrastive pre-training from scratch, on the caption and the digit's name of an image."""
     torch.manual_seed(seed)
     model = CLIP(**config)
@@ -98,12 +74,16 @@ def pretrain(
     captions = tokenizer([caption(c) for c in combos])
     names = tokenizer([DIGIT_TEMPLATE.format(name) for name in DIGITS])
     digits = torch.tensor([c[1] for c in combos])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: _schedule(s + 1, steps + 1))
+    split = digits_train()
+    images = torch.from_numpy(np.stack([split.image(i) for i in range(split.size)]))
+    labels, order = torch.tensor(split.labels), Order(split.size, BATCH, seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.05)
     started = time.monotonic()
-    for step, batch in enumerate(_batches(len(images), 128, steps, seed)):
-        place = places[batch]
-        features = model.encode_image(_normalise(images[batch] / 255), normalize=True)
+    for step in range(steps):
+        batch = order(step)
+        place = labels[batch]
+        pixels = images[batch].permute(0, 3, 1, 2) / 255
+        features = model.encode_image(_normalise(pixels), normalize=True)
         scale = model.logit_scale.exp()
         text = model.encode_text(torch.cat([captions[place], names]), normalize=True)
         by_name = F.cross_entropy(scale * features @ text[-10:].T, digits[place])
@@ -111,12 +91,12 @@ def pretrain(
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.param_groups[0]["lr"] = learning_rate(step, steps=steps, peak=PEAK, warmup=0.05)
         optimiser.step()
-        schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
         if step % 100 == 99:
-            print(f"pretrain {step + 1}/{steps} loss {loss:.3f} {time.monotonic() - started:.0f} s")
+            print(f"step {step + 1}/{steps} loss {loss:.3f} {time.monotonic() - started:.0f} s")
     # Tokens that no text of the digits world uses never learned anything: make them silent.
     used = torch.unique(torch.cat([captions, names]))
     table = torch.zeros_like(model.token_embedding.weight)
@@ -126,15 +106,12 @@ def pretrain(
 
 
 def save(model: CLIP, config: dict[str, Any], folder: Path) -> None:
-    """Write an open_clip directory: configuration and float16 safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = {"model_cfg": config, "preprocess_cfg": PREPROCESS_CONFIG}
-    (folder / "open_clip_config.json").write_text(json.dumps(whole, indent=2) + "\n")
+    """Write an open_clip directory with float16 weights."""
     half = {
-        key: value.half().contiguous() if value.is_floating_point() else value.contiguous()
+        key: value.half() if value.is_floating_point() else value
         for key, value in model.state_dict().items()
     }
-    save_file(half, folder / "open_clip_model.safetensors")
+    write_model(folder, half, {"model_cfg": config, "preprocess_cfg": PREPROCESS_CONFIG})
 
 
 def main() -> None:
@@ -146,8 +123,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2200)
     arguments = parser.parse_args()
     config = MODEL_CONFIGS[arguments.model]
-    images, places = _training_set()
-    model = pretrain(config, images, places, steps=arguments.steps, seed=arguments.seed)
+    model = pretrain(config, steps=arguments.steps, seed=arguments.seed)
     save(model, config, arguments.out)
 
 

@@ -56,7 +56,8 @@ def test_the_paper_scale_has_the_papers_numbers(name):
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     recipe = load_recipe("imagenet/vit-b-32").recipe
-    rates = [learning_rate(recipe, step) for step in range(recipe.steps)]
+    plan = {"steps": recipe.steps, "peak": recipe.learning_rate, "warmup": recipe.warmup}
+    rates = [learning_rate(step, **plan) for step in range(recipe.steps)]
     assert rates[0] == pytest.approx(2e-5 / 350)
     assert rates[349] == pytest.approx(2e-5)
     assert max(rates) == pytest.approx(2e-5)
