@@ -32,7 +32,6 @@ class Switches(Options):
     gate: bool = True
     consistency: bool = True
     alignment: float = Field(default=1.0, gt=0)
-    steepness: float = Field(default=2.0, gt=0)
 
     @model_validator(mode="after")
     def _somebody_teaches(self) -> "Switches":
@@ -51,14 +50,14 @@ def confidence_weights(teacher: Output, student: Output, labels: Tensor) -> Tens
     return trust * (2 - probability(student.logits, labels))
 
 
-def sigmoid_gate(robust: Tensor, clean: Tensor, steepness: float) -> Tensor:
+def sigmoid_gate(robust: Tensor, clean: Tensor) -> Tensor:
     """The robust teacher's share of each sample, (N,), from both divergences (N,).
 
     sigmoid(2 (d_R - d_C) / (d_R + d_C)): the teacher that the student is further from gets more,
     at most 88%, so that neither dominates. No gradient passes.
     """
     robust, clean = robust.detach(), clean.detach()
-    return torch.sigmoid(steepness * (robust - clean) / (robust + clean).clamp_min(1e-12))
+    return torch.sigmoid(2 * (robust - clean) / (robust + clean).clamp_min(1e-12))
 
 
 def text_to_image(teacher: Output, student: Output, batch: Batch) -> Tensor:
@@ -86,7 +85,7 @@ def loss(batch: Batch, switches: Switches) -> Loss:
     apart = {role: kl(teacher.logits, student.logits) for role, (teacher, student) in sides.items()}
     weights = {role: torch.ones_like(values) for role, values in apart.items()}
     if switches.gate and len(sides) == 2:
-        share = sigmoid_gate(apart["robust"], apart["clean"], switches.steepness)
+        share = sigmoid_gate(apart["robust"], apart["clean"])
         weights = {"robust": 2 * share, "clean": 2 * (1 - share)}
     if switches.weights:
         for role, (teacher, student) in sides.items():
