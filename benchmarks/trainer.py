@@ -1,8 +1,9 @@
 """What the trainer costs besides forward, backward and optimiser: a share of a step.
 
-``make bench`` prints it for recipes of the digits world. Every call of a tower, of autograd and
-of the optimiser is timed where it happens; the rest of the step, data and inner attack's
-arithmetic included, is the overhead. The first steps warm up and are left out.
+``make bench`` prints it for recipes of the digits world. Every call of a tower, of what turns its
+output into a loss, of autograd and of the optimiser is timed where it happens; the rest of the
+step, data and inner attack's arithmetic included, is the overhead. The first steps warm up and are
+left out.
 """
 
 import argparse
@@ -15,12 +16,13 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from tabulate import tabulate
 
 from mmtard_bench.train.recipe import load_recipe
 from mmtard_bench.train.session import Place, Session, train
-from mmtard_bench.train.towers import Tower
+from mmtard_bench.train.towers import Output, Tower
 
 WARM_UP = 5
 
@@ -65,6 +67,9 @@ def measure(recipe: str, steps: int) -> tuple[float, float]:
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(Session, "_step", watched),
         mock.patch.object(Tower, "forward", clock.timed(Tower.forward)),
+        mock.patch.object(Output.cosine, "func", clock.timed(Output.cosine.func)),
+        mock.patch.object(F, "log_softmax", clock.timed(F.log_softmax)),
+        mock.patch.object(F, "cross_entropy", clock.timed(F.cross_entropy)),
         mock.patch.object(torch.autograd, "grad", clock.timed(torch.autograd.grad)),
         mock.patch.object(torch.Tensor, "backward", clock.timed(torch.Tensor.backward)),
         mock.patch.object(torch.optim.AdamW, "step", clock.timed(torch.optim.AdamW.step)),

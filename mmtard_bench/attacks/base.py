@@ -114,16 +114,21 @@ def norm_of(perturbation: Tensor, norm: Norm) -> Tensor:
     return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
 
 
-def project(points: Tensor, centre: Tensor, *, norm: Norm, eps: float) -> Tensor:
-    """Bring each point back into the ball around its centre, then into the box [0, 1].
+def projector(centre: Tensor, *, norm: Norm, eps: float) -> Callable[[Tensor], Tensor]:
+    """What brings each point back into the ball around its centre, then into the box [0, 1].
 
     Centres lie in the box, so clipping to it never leaves the ball.
     """
     if norm == "linf":
-        return torch.minimum(torch.maximum(points, centre - eps), centre + eps).clamp(0, 1)
-    offset = points - centre
-    length = norm_of(offset, norm).clamp_min(1e-12).view(-1, *[1] * (offset.ndim - 1))
-    return (centre + offset * (eps / length).clamp_max(1.0)).clamp(0, 1)
+        lower, upper = (centre - eps).clamp_min(0), (centre + eps).clamp_max(1)
+        return lambda points: points.clamp(lower, upper)
+
+    def project(points: Tensor) -> Tensor:
+        offset = points - centre
+        length = norm_of(offset, norm).clamp_min(1e-12).view(-1, *[1] * (offset.ndim - 1))
+        return (centre + offset * (eps / length).clamp_max(1.0)).clamp(0, 1)
+
+    return project
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from mmtard_bench.attacks.base import (
     Classifier,
     margin,
     norm_of,
-    project,
+    projector,
     random_start,
 )
 from mmtard_bench.errors import InputError
@@ -43,8 +43,9 @@ def pgd(
     its last. Costs ``steps`` forward and backward passes a sample. Returns the points
     (N, 3, H, W) and for which samples ``done`` was true, (N,).
     """
-    points = project(images + start, images, norm=norm, eps=eps)
-    kept = points.clone()
+    project = projector(images, norm=norm, eps=eps)
+    points = project(images + start)
+    kept = points if done is None else points.clone()
     finished = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     for _ in range(steps):
         points = points.detach().requires_grad_()
@@ -55,8 +56,10 @@ def pgd(
                 newly = done(logits) & ~finished
                 kept[newly] = points[newly]
                 finished |= newly
-            points = project(points + step_size * _unit(gradient, norm), images, norm=norm, eps=eps)
-    kept[~finished] = points.detach()[~finished]
+            points = project(points.add(_unit(gradient, norm), alpha=step_size))
+    if done is None:
+        return points, finished
+    kept[~finished] = points[~finished]
     return kept, finished
 
 
