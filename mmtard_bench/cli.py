@@ -198,7 +198,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         shares = ", ".join(f"{name} {value:.1%}" for name, value in card.metrics.items())
         print(
-            f"{named.name}: {card.steps} steps in {card.seconds:.0f} s, {shares}\n"
+            f"{named.name}: {named.recipe.steps} steps in {card.seconds:.0f} s, {shares}\n"
             f"{arguments.out}: mmtard-bench run SUITE --model local-dir:{arguments.out}"
         )
     return 0

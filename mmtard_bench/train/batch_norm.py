@@ -7,6 +7,8 @@ import torch
 import torch.distributed.nn.functional as distributed
 from torch import Tensor, nn
 
+from mmtard_bench.errors import InputError
+
 
 class GlobalBatchNorm(nn.BatchNorm2d):
     """As ``nn.BatchNorm2d``, with the statistics of all processes' (N, C, H, W), N equal on each.
@@ -17,13 +19,15 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        mean = _mean_over_processes(input.mean((0, 2, 3)))
-        centred = input - mean[:, None, None]
+        # Statistics in full precision, as every implementation of it keeps them.
+        images = input.float()
+        mean = _mean_over_processes(images.mean((0, 2, 3)))
+        centred = images - mean[:, None, None]
         variance = _mean_over_processes(centred.square().mean((0, 2, 3)))
         processes = torch.distributed.get_world_size()
         self._remember(mean, variance, processes * input.numel() // input.shape[1])
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -42,8 +46,16 @@ def _mean_over_processes(values: Tensor) -> Tensor:
 
 
 def synchronise(module: nn.Module) -> None:
-    """Replace every ``nn.BatchNorm2d`` below a module, sharing parameters and statistics."""
+    """Replace every ``nn.BatchNorm2d`` below a module, sharing parameters and statistics.
+
+    Raises InputError for batch normalisation of another kind, which may do more than normalise.
+    """
     for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and type(child) is not nn.BatchNorm2d:
+            raise InputError(
+                f"The student's layer {type(child).__name__} cannot be trained by several "
+                "processes: its statistics would be of each one's images. Use one process."
+            )
         if isinstance(child, nn.BatchNorm2d):
             norm = GlobalBatchNorm(child.num_features, child.eps, child.momentum)
             norm.weight, norm.bias = child.weight, child.bias

@@ -21,16 +21,28 @@ from mmtard_bench.records import Environment, write_atomically
 T = TypeVar("T", bound=BaseModel)
 
 CARD = "card.json"
+ORIGIN = "origin.json"
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 
 
-class Progress(BaseModel):
-    """How far a run is; lies in its directory and in each of its states."""
+class Origin(BaseModel):
+    """What a run must not change while it goes on; lies in its directory from the start.
+
+    ``digests`` are those of the student's start, of the teachers and of the data.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     recipe: dict[str, Any]
     seed: int
+    processes: int
+    digests: dict[str, str]
+
+
+class Progress(BaseModel):
+    """How far a run is; lies in each of its states."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     step: int
     seconds: float
 
@@ -43,12 +55,7 @@ class Card(BaseModel):
     recipe_name: str
     recipe: dict[str, Any]
     recipe_digest: str
-    seed: int
-    data_revision: str
-    student_digest: str
-    teachers: dict[str, dict[str, str]]
-    steps: int
-    processes: int
+    origin: Origin
     seconds: float
     trainable_parameters: int
     metrics: dict[str, float]
@@ -62,8 +69,10 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save wraps the system's error in a RuntimeError.
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # torch.save wraps the system's error in a RuntimeError; others are no matter of storage.
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise StorageError(
             f"{path} could not be written: {why}. What was saved before is kept; free space, then "
             "run the same command with --resume."
@@ -82,6 +91,8 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
             save_file(tensors, temporary)
             # mkstemp makes files that only their owner can read.
             temporary.chmod(0o644)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -96,6 +107,34 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], config: dict[str, A
 def read_card(folder: Path) -> Card | None:
     """The card of a finished run, or None. Raises InputError if it cannot be read."""
     return _read(folder / CARD, Card)
+
+
+def settle_origin(folder: Path, origin: Origin, *, main: bool) -> None:
+    """Write down where a run comes from, or see that it still comes from there.
+
+    Raises InputError that names what has changed since the run began.
+    """
+    begun = _read(folder / ORIGIN, Origin)
+    if begun is None:
+        if main:
+            write_atomically(folder / ORIGIN, origin.model_dump_json(indent=1) + "\n")
+        return
+    changed = list(differences(begun.model_dump(), origin.model_dump()))
+    if changed:
+        raise InputError(
+            f"{folder} was begun with something else: {', '.join(changed)}. Go on as it began, or "
+            "choose another --out."
+        )
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys in which two tables differ, with both values: "steps (300, now 400)"."""
+    for key in sorted({*one, *other}):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key} ({a}, now {b})"
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
@@ -166,7 +205,7 @@ def _sync(folder: Path) -> None:
 
 def claim(folder: Path, *, resume: bool) -> None:
     """Make a run's directory, or see that it is one. Raises InputError if it is taken."""
-    ours = (folder / "history.jsonl").exists() or (folder / CARD).exists()
+    ours = (folder / ORIGIN).exists()
     if ours and not resume:
         raise InputError(
             f"{folder} holds a training run; add --resume to go on with it, or choose another "

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmtard_bench.attacks.base import sample_generator
+from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.train.towers import Teacher
+from mmtard_bench.types import Surface
 
 IN_MEMORY = 2 * 1024**3
 """Bytes of pixels up to which a data set of one image size is decoded once and kept."""
@@ -51,37 +53,42 @@ class Order:
 class Images(Dataset[Tensor]):
     """The images of a task by position, 8-bit, at one size.
 
-    Small images of one size stay in memory as they are; others are resized to the student's
-    input each time, in the loader's workers.
+    With the surface "native" that is their own, with "model" the student's input size. Where they
+    fit they are decoded once and stay in memory, else the loader's workers decode them each time.
+    Raises InputError for images of several sizes on the native surface.
     """
 
-    def __init__(self, data: TaskData, preprocess: Preprocess) -> None:
+    def __init__(self, data: TaskData, preprocess: Preprocess, surface: Surface) -> None:
         self.data = data
         self.preprocess = preprocess
-        self._kept = self._decode_all()
-
-    def _decode_all(self) -> Tensor | None:
-        first = self.data.dataset.image(self.data.manifest.indices[0])
-        if first.nbytes * len(self) > IN_MEMORY:
-            return None
-        kept = np.empty((len(self), *first.shape), dtype=np.uint8)
-        for i, index in enumerate(self.data.manifest.indices):
-            image = self.data.dataset.image(index)
-            if image.shape != first.shape:
-                return None
-            kept[i] = image
-        return torch.from_numpy(kept).permute(0, 3, 1, 2)
+        self.surface = surface
+        self._kept: Tensor | None = None
+        first = self[0]
+        if first.numel() * len(self) <= IN_MEMORY:
+            self._kept = torch.empty((len(self), *first.shape), dtype=torch.uint8)
+            for position in range(len(self)):
+                self._kept[position] = self._decode(position, first.shape)
 
     def __len__(self) -> int:
         return len(self.data.manifest.indices)
 
     def __getitem__(self, position: int) -> Tensor:
         """One image, (3, H, W), uint8. Raises InputError, naming the sample, if it is unusable."""
-        if self._kept is not None:
-            return self._kept[position]
+        return self._decode(position) if self._kept is None else self._kept[position]
+
+    def _decode(self, position: int, shape: torch.Size | None = None) -> Tensor:
         pixels = self.data.dataset.image(self.data.manifest.indices[position])
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None].float()
-        return (self.preprocess.resize(image / 255)[0] * 255).round().to(torch.uint8)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        if self.surface == "model":
+            resized = self.preprocess.resize(image[None].float() / 255)[0]
+            image = (resized * 255).round().to(torch.uint8)
+        if shape is not None and image.shape != shape:
+            raise InputError(
+                f"{self.data.task.data} mixes image sizes (sample "
+                f"'{self.data.manifest.ids[position]}'); the surface 'native' needs one. Set "
+                'surface = "model" in the recipe to have every image resized first.'
+            )
+        return image
 
     def __getitems__(self, positions: list[int]) -> Tensor:
         """Several at once, (N, 3, H, W): how the loader asks for a batch."""
@@ -97,8 +104,15 @@ class Images(Dataset[Tensor]):
             num_workers=0 if self._kept is not None else workers,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
+            # Its own stream: an iterator more or less must not shift that of dropout.
+            generator=torch.Generator(),
         )
-        yield from loader
+        try:
+            yield from loader
+        except InputError as error:
+            # A worker's error arrives with the worker's traceback around it.
+            last = str(error).strip().splitlines()[-1]
+            raise InputError(last.removeprefix(f"{InputError.__module__}.InputError: ")) from error
 
 
 def learn_by_heart(
@@ -114,7 +128,8 @@ def learn_by_heart(
     mine = blocks[accelerator.process_index :: accelerator.num_processes]
 
     def embed(batch: Tensor) -> Tensor:
-        return teacher(batch.to(accelerator.device).float() / 255).embedding.cpu()
+        with accelerator.autocast():
+            return teacher(batch.to(accelerator.device).float() / 255).embedding.cpu()
 
     known = torch.zeros(count, embed(images[0][None]).shape[1])
     for rows, batch in zip(mine, images.batches(mine, workers), strict=True):

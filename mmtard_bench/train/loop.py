@@ -166,11 +166,8 @@ class Trainer:
         terms = torch.stack([term.float() for term in loss.terms.values()])
         self.accelerator.backward(terms.sum())
         norm = self.accelerator.clip_grad_norm_(self.tower.parameters(), recipe.clip_norm)
-        # In fp16 the scaler skips steps whose gradient overflowed, as it should.
-        checked = [terms.detach()]
-        if norm is not None and recipe.precision != "fp16":
-            checked.append(norm.detach().float().reshape(1))
-        finite = torch.isfinite(torch.cat(checked)).tolist()
+        checked = torch.cat([terms.detach(), norm.detach().float().reshape(1)])
+        finite = torch.isfinite(checked).tolist()
         if not all(finite):
             self.optimiser.zero_grad()
             names = [f"the loss term '{name}'" for name in loss.terms] + ["the gradient"]

@@ -1,7 +1,7 @@
 """Recipes: TOML files that say everything about a training run but where it runs."""
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,9 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.records import digest_of
 from mmtard_bench.registry import near_matches
 from mmtard_bench.suites import TaskTable, read_table, resolve_task, validate
-from mmtard_bench.types import Eps, Norm
+from mmtard_bench.types import Eps, Norm, Surface
 
+_HOUSEKEEPING = {"description", "validation", "workers", "log_every", "save_every", "keep"}
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -59,6 +60,8 @@ class Recipe(_Strict):
     """A training run. ``batch`` is over all processes; ``warmup`` is a share of the steps.
 
     ``teachers`` names models by role; a model is whatever ``mmtard-bench run --model`` takes.
+    ``surface`` says which pixels are attacked: the data set's own, or those at the student's
+    input size.
     """
 
     description: str = Field(min_length=1)
@@ -69,6 +72,7 @@ class Recipe(_Strict):
     train: str | TaskTable
     validation: Validation
     attack: InnerAttack
+    surface: Surface = "native"
     lora: Lora | None = None
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
@@ -76,7 +80,7 @@ class Recipe(_Strict):
     weight_decay: float = Field(ge=0)
     warmup: float = Field(ge=0, lt=1)
     clip_norm: float = Field(gt=0)
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16"] = "no"
     workers: int = Field(default=0, ge=0)
     log_every: int = Field(default=10, ge=1)
     save_every: int = Field(default=100, ge=1)
@@ -84,9 +88,8 @@ class Recipe(_Strict):
 
     @property
     def meaning(self) -> dict[str, Any]:
-        """What decides the weights that come out: all but the description and housekeeping."""
-        housekeeping = {"description", "workers", "log_every", "save_every", "keep"}
-        return self.model_dump(exclude=housekeeping)
+        """What decides the weights that come out: all but what is only looked at or kept."""
+        return self.model_dump(exclude=_HOUSEKEEPING)
 
     @property
     def digest(self) -> str:
@@ -149,13 +152,3 @@ def _put(table: dict[str, Any], key: list[str], value: object) -> None:
                 "be set in it."
             )
     table[key[-1]] = value
-
-
-def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The keys in which two recipes differ, with both values: "steps (300, now 400)"."""
-    for key in sorted({*one, *other}):
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key} ({a}, now {b})"

@@ -59,13 +59,14 @@ def reproduce(
             f"A study compares with '{study.baseline}'; add --method {study.baseline}."
         )
     scores: dict[tuple[str, int], Score] = {}
+    scorer = find_device(device)
     for seed in range(seeds):
         for method in chosen:
             console.print(f"{study.family}/{method}, seed {seed}", highlight=False)
             folder = out / "checkpoints" / f"{method}-seed{seed}"
             named = load_recipe(f"{study.family}/{method}", overrides)
             train(named, Place(folder, seed=seed, resume=True, cpu=device == "cpu"), console)
-            scores[method, seed] = _score(study, folder, out, find_device(device), console)
+            scores[method, seed] = _score(study, folder, out, scorer, console)
     study = replace(study, methods=chosen)
     report = write_report(study, scores, seeds=seeds, overrides=overrides, folder=out)
     console.print(report.read_text("utf-8"), markup=False, highlight=False, soft_wrap=True)

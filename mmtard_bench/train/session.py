@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mmtard_bench.environment import describe
@@ -25,10 +27,12 @@ from mmtard_bench.train.batch_norm import synchronise
 from mmtard_bench.train.checkpoint import (
     CARD,
     Card,
+    Origin,
     Progress,
     States,
     claim,
     read_card,
+    settle_origin,
     write_model,
     write_weights,
 )
@@ -39,7 +43,7 @@ from mmtard_bench.train.loop import Trainer
 from mmtard_bench.train.methods import find_method
 from mmtard_bench.train.methods.base import Method, Options
 from mmtard_bench.train.progress import TrainProgress
-from mmtard_bench.train.recipe import Named, differences
+from mmtard_bench.train.recipe import Named
 from mmtard_bench.train.towers import Head, Role, Teacher, Tower, head_of
 from mmtard_bench.train.watch import Figures, History, Validator, deciles, figures_of
 
@@ -71,7 +75,7 @@ def train(named: Named, place: Place, console: Console) -> Card:
             stack.enter_context(only_process(place.folder))
         accelerator.wait_for_everyone()
         session = Session(named, place, method, options, accelerator, console)
-        return session.finished() or session.run()
+        return session.run()
 
 
 def _require_teachers(named: Named, roles: Sequence[Role]) -> None:
@@ -87,16 +91,26 @@ def _require_teachers(named: Named, roles: Sequence[Role]) -> None:
 
 def _accelerator(named: Named, place: Place) -> Accelerator:
     recipe = named.recipe
-    try:
-        accelerator = Accelerator(
-            mixed_precision=recipe.precision,
-            # Without saying so, several processes on a CPU would each train on their own.
-            cpu=place.cpu or not torch.accelerator.is_available(),
-            log_with=list(place.trackers) or None,
-            project_dir=str(place.folder),
+    there = {str(name) for name in get_available_trackers()}
+    for tracker in place.trackers:
+        if tracker not in there:
+            raise InputError(
+                f"The tracker '{tracker}' is unknown, or its package is not installed; there is "
+                f"{', '.join(sorted(there)) or 'none'}. pip install 'mmtard-bench[tensorboard]' or "
+                "'mmtard-bench[wandb]' brings one."
+            )
+    if place.adapter and recipe.lora is None:
+        raise InputError(
+            f"--adapter saves LoRA's adapters, but the recipe {named.name} has no [lora]; leave "
+            "it out, or train with --set lora.rank=16 and so on."
         )
-    except (ValueError, ImportError) as error:
-        raise InputError(f"This run cannot be set up: {error}") from error
+    accelerator = Accelerator(
+        mixed_precision=recipe.precision,
+        # Without saying so, several processes on a CPU would each train on their own.
+        cpu=place.cpu or not torch.accelerator.is_available(),
+        log_with=list(place.trackers) or None,
+        project_dir=str(place.folder),
+    )
     if recipe.batch % accelerator.num_processes:
         raise InputError(
             f"batch = {recipe.batch} cannot be divided among {accelerator.num_processes} "
@@ -127,38 +141,18 @@ class Session:
         self.seconds = 0.0
         self.metrics: Figures = {}
 
-    def finished(self) -> Card | None:
-        """The card, if this very run is finished already. Raises InputError for another recipe."""
-        card = read_card(self.place.folder)
-        if card is not None:
-            self._require_same(card.recipe, card.seed)
-            if self.main:
-                self.console.print(f"{self.place.folder} is finished already.", soft_wrap=True)
-        return card
-
-    def _require_same(self, recipe: dict[str, Any], seed: int) -> None:
-        now = {**self.recipe.meaning, "seed": self.place.seed}
-        changed = list(differences({**recipe, "seed": seed}, now))
-        if changed:
-            raise InputError(
-                f"{self.place.folder} was begun with another recipe: {', '.join(changed)}. Go on "
-                "with the same one, or choose another --out."
-            )
-
     def run(self) -> Card:
-        """Train from the newest state, or from the start."""
-        found = self.states.latest()
-        if found is not None:
-            self._require_same(found[1].recipe, found[1].seed)
+        """Train from the newest state, or from the start; a finished run's card is read."""
         # Dropout is the one thing that draws from the process's own stream.
         set_seed(self.place.seed, device_specific=True)
-        self._load()
-        begin = 0
-        if found is not None:
-            self.accelerator.load_state(str(found[0]))
-            begin, self.seconds = found[1].step, found[1].seconds
-            if self.main:
-                self.console.print(f"Going on from step {begin}.", soft_wrap=True)
+        self._load_models()
+        settle_origin(self.place.folder, self.origin, main=self.main)
+        card = read_card(self.place.folder)
+        if card is not None:
+            self._say(f"{self.place.folder} is finished already.")
+            return card
+        self._prepare()
+        begin = self._restore()
         if self.main:
             self.history.start(begin)
         if self.place.trackers:
@@ -169,8 +163,31 @@ class Session:
         self.accelerator.end_training()
         return self._finish()
 
-    def _load(self) -> None:
-        recipe, device = self.recipe, self.accelerator.device
+    def _say(self, text: str) -> None:
+        if self.main:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    def _restore(self) -> int:
+        """Load the newest state; returns the step to go on from, 0 without one."""
+        found = self.states.latest()
+        if found is None:
+            return 0
+        folder, progress = found
+        try:
+            self.accelerator.load_state(str(folder))
+        except Exception as error:  # torch, pickle, safetensors and system errors: no common base
+            raise InputError(
+                f"The state {folder} cannot be read ({type(error).__name__}); delete it, and "
+                "--resume goes on from the one before."
+            ) from error
+        self.seconds = progress.seconds
+        self._say(f"Going on from step {progress.step}.")
+        for line in self.history.read():
+            self.metrics |= {k: v for k, v in line.items() if k.startswith("validation/")}
+        return progress.step
+
+    def _load_models(self) -> None:
+        recipe = self.recipe
         self.data = load_training_data(resolve_task(recipe.train), labelled=self.method.labels)
         if self.method.classes and not self.data.classes:
             raise InputError(
@@ -183,18 +200,27 @@ class Session:
                 f"The student '{recipe.student}' has no open_clip configuration, so it could not "
                 "be saved; expected an open_clip architecture, directory or repository."
             )
-        self.student_digest = self.student.digest
-        self.teachers = {
-            role: self._teacher(role, recipe.student if role == "original" else None)
-            for role in {role for role, _ in self.method.targets(self.options)}
-        }
+        # In the order of the method on every process: figures are joined by position.
+        roles = dict.fromkeys(role for role, _ in self.method.targets(self.options))
+        self.teachers = {role: self._teacher(role) for role in roles}
+        digests = {"student": self.student.digest, "data": self.data.revision}
+        digests |= {f"{role} teacher": clip.digest for role, (clip, _) in self.teachers.items()}
+        self.origin = Origin(
+            recipe=recipe.meaning,
+            seed=self.place.seed,
+            processes=self.accelerator.num_processes,
+            digests=digests,
+        )
+
+    def _prepare(self) -> None:
+        recipe = self.recipe
         tower = Tower(self.student)
         tower.requires_grad_(True)
         if recipe.lora is not None:
             from mmtard_bench.train.lora import add_lora
 
             add_lora(tower.visual, **recipe.lora.model_dump())
-        self.student.to(device)
+        self.student.to(self.accelerator.device)
         if self.accelerator.num_processes > 1:
             synchronise(tower)
         self.trainer = Trainer(
@@ -215,29 +241,45 @@ class Session:
             preprocess=self.student.preprocess,
             trainer=self.trainer,
         )
-        self.images = Images(self.data, self.student.preprocess)
+        self.images = Images(self.data, self.student.preprocess, recipe.surface)
         self.order = Order(len(self.images), recipe.batch, self.place.seed)
         self.labels = torch.tensor(self.data.labels)
 
     def _head(self, clip: Clip, data: TaskData) -> Head:
         return head_of(clip, data.classes, data.task.templates, self.accelerator.device)
 
-    def _teacher(self, role: Role, spec: str | None) -> tuple[Clip, Teacher]:
-        clip = load_model(spec or self.recipe.teachers[cast("Any", role)])
+    def _teacher(self, role: Role) -> tuple[Clip, Teacher]:
+        recipe = self.recipe
+        clip = load_model(recipe.student if role == "original" else recipe.teachers[role])
         clip.to(self.accelerator.device)
         return clip, Teacher(Tower(clip), self._head(clip, self.data))
 
     def _know(self) -> None:
-        """Let teachers learn by heart what they say of clean images, if training comes back."""
+        """Let teachers learn by heart what they say of clean images, if training comes back.
+
+        It takes part in the seconds of training, and is kept until the run is finished.
+        """
         recipe = self.recipe
         if recipe.steps * recipe.batch <= len(self.images):
             return
         for role, view in self.method.targets(self.options):
-            if view == "clean":
-                teacher = self.teachers[role][1]
-                teacher.known = learn_by_heart(
-                    teacher, self.images, recipe.workers, self.accelerator
-                )
+            if view != "clean":
+                continue
+            path = self._memory(role)
+            teacher = self.teachers[role][1]
+            if path.exists():
+                teacher.known = load_file(path)["embeddings"]
+                continue
+            started = time.monotonic()
+            self._say(f"The {role} teacher looks at {len(self.images)} images.")
+            teacher.known = learn_by_heart(teacher, self.images, recipe.workers, self.accelerator)
+            self.seconds += time.monotonic() - started
+            if self.main:
+                write_weights(path, {"embeddings": teacher.known})
+        self.accelerator.wait_for_everyone()
+
+    def _memory(self, role: Role) -> Path:
+        return self.place.folder / "states" / f"memory-{role}.safetensors"
 
     def _steps(self, begin: int, progress: TrainProgress) -> None:
         recipe, size = self.recipe, self.recipe.batch // self.accelerator.num_processes
@@ -247,7 +289,7 @@ class Session:
         with Interruption() as interruption:
             for step, share in enumerate(shares, begin):
                 self._step(step, share, next(batches), progress)
-                if interruption.asked:
+                if interruption.asked and step + 1 < recipe.steps:
                     # Other processes may be a step further or less far: they keep what they have.
                     if self.accelerator.num_processes == 1:
                         self._save(step + 1)
@@ -267,7 +309,7 @@ class Session:
             self.metrics = self.validator()
             self._note(done, self.metrics, {})
             progress.show(self.metrics, {})
-        if done % recipe.save_every == 0 and not last:
+        if done % recipe.save_every == 0 or last:
             self._save(done)
         progress.advance(done)
 
@@ -284,9 +326,7 @@ class Session:
                 writer.add_histogram(f"weights/{name}", values, step)
 
     def _save(self, step: int) -> None:
-        progress = Progress(
-            recipe=self.recipe.meaning, seed=self.place.seed, step=step, seconds=self.seconds
-        )
+        progress = Progress(step=step, seconds=self.seconds)
 
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
@@ -299,17 +339,9 @@ class Session:
         folder = self.place.folder
         card = Card(
             recipe_name=self.named.name,
-            recipe=self.recipe.meaning,
+            recipe=self.recipe.model_dump(),
             recipe_digest=self.recipe.digest,
-            seed=self.place.seed,
-            data_revision=self.data.revision,
-            student_digest=self.student_digest,
-            teachers={
-                role: {"source": clip.source, "digest": clip.digest}
-                for role, (clip, _) in self.teachers.items()
-            },
-            steps=self.recipe.steps,
-            processes=self.accelerator.num_processes,
+            origin=self.origin,
             seconds=round(self.seconds, 1),
             trainable_parameters=self.trainer.trainable,
             metrics=self.metrics,
@@ -324,6 +356,8 @@ class Session:
             digest = load_model(f"local-dir:{folder}").digest
             card = card.model_copy(update={"weights_digest": digest})
             write_atomically(folder / CARD, card.model_dump_json(indent=1) + "\n")
+            for role in self.teachers:
+                self._memory(role).unlink(missing_ok=True)
         return card
 
     def _weights(self) -> dict[str, Tensor]:

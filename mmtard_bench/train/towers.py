@@ -35,8 +35,9 @@ class Output:
 
     @cached_property
     def cosine(self) -> Tensor:
-        """Cosine similarity with every class, (N, C), float32."""
-        return F.normalize(self.embedding.float(), dim=-1) @ self.head.embeddings.T
+        """Cosine similarity with every class, (N, C), float32 under autocast too."""
+        with torch.autocast(self.embedding.device.type, enabled=False):
+            return F.normalize(self.embedding.float(), dim=-1) @ self.head.embeddings.T
 
     @cached_property
     def logits(self) -> Tensor:
@@ -60,7 +61,12 @@ class Tower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         inputs = self._preprocess.normalise(self._preprocess.resize(images))
-        embedding: Tensor = self.visual(inputs)
+        embedding = self.visual(inputs)
+        if not isinstance(embedding, Tensor):
+            raise InputError(
+                f"The image tower {type(self.visual).__name__} returns a "
+                f"{type(embedding).__name__}; only towers that return one embedding can be trained."
+            )
         return embedding
 
 

@@ -27,7 +27,7 @@ def figures_of(trainer: Trainer, learned: Learned) -> tuple[Figures, dict[str, T
     """Loss terms, training accuracies, agreement with teachers; and weights of all processes.
 
     Agreement is the share of images on which student and teacher name the same class, on clean
-    images and on adversarial ones. What the step did not need is computed here.
+    images and on adversarial ones. All of it in evaluation mode, with the updated student.
     """
     batch = learned.batch
     trainer.tower.eval()
@@ -36,12 +36,12 @@ def figures_of(trainer: Trainer, learned: Learned) -> tuple[Figures, dict[str, T
     }
     with trainer.accelerator.autocast():
         for view, images in batch.images.items():
-            student = batch.student.get(view)
-            if student is None:
-                student = Output(trainer.tower(images).float(), trainer.head)
-            if trainer.method.labels:
+            if not len(trainer.head.embeddings):
+                continue
+            student = Output(trainer.tower(images).float(), trainer.head)
+            if bool((batch.labels >= 0).all()):
                 local[f"train/{view}"] = accuracy(student, batch.labels)
-            for role in trainer.teachers if trainer.method.classes else ():
+            for role in trainer.teachers:
                 teacher = batch.teacher(role, view).logits
                 if teacher.shape == student.logits.shape:
                     same = teacher.argmax(1) == student.logits.argmax(1)
@@ -87,7 +87,9 @@ class Validator:
     def _count(self, rows: range) -> Tensor:
         trainer = self.trainer
         device = trainer.accelerator.device
-        images = self.data.images(rows, surface="model", preprocess=self.preprocess).to(device)
+        images = self.data.images(
+            rows, surface=trainer.recipe.surface, preprocess=self.preprocess
+        ).to(device)
         labels = torch.tensor([self.data.labels[row] for row in rows], device=device)
         start = torch.cat(
             [

@@ -2,15 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.resources import files
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.models.loading import load_model
@@ -48,7 +52,7 @@ def test_every_method_trains_the_image_tower_alone(method, run_small):
         assert torch.equal(value, start[key]) != key.startswith("visual."), key
     card = read_card(folder)
     assert card.weights_digest == clip.digest
-    assert card.student_digest == load_model("tiny-clip-small").digest
+    assert card.origin.digests["student"] == load_model("tiny-clip-small").digest
     assert set(card.metrics) == {"validation/clean", "validation/robust"}
     assert (folder / "diagnostics.png").stat().st_size > 10_000
 
@@ -69,7 +73,8 @@ def test_the_history_holds_what_a_user_wants_to_see(run_small):
     assert [line["step"] for line in trained] == [1, 2, 3, 4, 5, 6]
     for line in trained:
         assert {"loss/kl_clean", "loss/consistency", "train/clean", "train/adv"} <= set(line)
-        assert {f"agreement/{role}/{v}" for role in ("clean", "robust") for v in ("clean", "adv")}
+        for role in ("clean", "robust"):
+            assert {f"agreement/{role}/clean", f"agreement/{role}/adv"} <= set(line)
         for weight in ("weights/robust", "weights/clean"):
             assert len(line[weight]) == 11
             assert line[weight] == sorted(line[weight])
@@ -86,7 +91,7 @@ class Killed(BaseException):
 
 
 def stop_at(monkeypatch, step, error):
-    """Make the step of this number raise, after the weights were updated."""
+    """Make the step of this number raise, before it is made."""
     original = session.Session._step
 
     def interrupted(self, number, *rest):
@@ -152,13 +157,14 @@ def test_only_the_last_states_are_kept_and_foreign_folders_stay(run_small, tmp_p
     run_small("run", "steps=2", "save_every=1")
     foreign.joinpath("progress.json").unlink()
     foreign.joinpath("mine.txt").write_text("not yours")
+    shutil.rmtree(foreign.with_name("step-0000002"))
     (tmp_path / "run" / "card.json").unlink()
     with pytest.raises(StorageError, match="step-0000001 could not be written"):
         run_small("run", "steps=2", "save_every=1", resume=True)
     assert foreign.joinpath("mine.txt").read_text() == "not yours"
     folder = run_small("other", "steps=6", "save_every=1", "keep=2")
     names = sorted(path.name for path in (folder / "states").iterdir())
-    assert names == ["step-0000004", "step-0000005"]
+    assert names == ["step-0000005", "step-0000006"]
 
 
 def test_a_finished_run_is_not_made_again(run_small):
@@ -189,7 +195,7 @@ def test_another_recipe_cannot_go_on(finished, run_small, monkeypatch):
             run_small("run")
         except Killed:
             assert not finished
-    with pytest.raises(InputError, match=r"batch \(16, now 8\)"):
+    with pytest.raises(InputError, match=r"recipe.batch \(16, now 8\)"):
         run_small("run", "batch=8", resume=True)
     with pytest.raises(InputError, match=r"seed \(0, now 7\)"):
         run_small("run", resume=True, seed=7)
@@ -241,7 +247,7 @@ def test_clean_teachers_are_asked_once_a_sample(run_small, monkeypatch):
         "save_every=1000",
     )
     # 130 x 16 images of a set of 2,000: one pass over the set, and the log looks at x' twice.
-    assert sum(seen) == 2000 + 2 * 16
+    assert sum(seen) == 1 + 2000 + 2 * 16
     seen.clear()
     run_small("short", "steps=2", "log_every=1000")
     assert sum(seen) == 2 * 16 + 2 * 16
@@ -262,6 +268,80 @@ def test_the_trackers_get_what_the_history_gets(run_small):
 def test_an_unknown_tracker_is_refused(run_small):
     with pytest.raises(InputError, match="nonsense"):
         run_small("run", trackers=["nonsense"])
+
+
+def test_adapters_without_lora_are_refused(run_small):
+    with pytest.raises(InputError, match=r"has no \[lora\]"):
+        run_small("run", adapter=True)
+
+
+def test_a_recipe_changed_before_the_first_state_is_noticed(run_small, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 1, Killed())
+        run_small("run", "save_every=100")
+    with pytest.raises(InputError, match=r"recipe.learning_rate \(0.001, now 0.002\)"):
+        run_small("run", "learning_rate=0.002", resume=True)
+
+
+def test_another_teacher_of_the_same_name_is_noticed(run_small, tmp_path, monkeypatch):
+    teacher = tmp_path / "teacher"
+    source = Path(str(files("mmtard_bench.models"))) / "weights"
+    shutil.copytree(source / "tiny-clip", teacher)
+    named = f"teachers.robust=local-dir:{teacher}"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 3, Killed())
+        run_small("run", named)
+    changed = weights(teacher)
+    changed["visual.conv1.weight"] += 1
+    save_file(changed, teacher / "open_clip_model.safetensors")
+    with pytest.raises(InputError, match=r"digests\.robust teacher"):
+        run_small("run", named, resume=True)
+
+
+def test_a_damaged_state_is_a_sentence(run_small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 5, Killed())
+        run_small("run")
+    state = tmp_path / "run" / "states" / "step-0000004"
+    state.joinpath("optimizer.bin").write_bytes(b"no state")
+    with pytest.raises(InputError, match="delete it, and --resume goes on from the one before"):
+        run_small("run", resume=True)
+    shutil.rmtree(state)
+    assert_same(weights(run_small("run", resume=True)), weights(run_small("whole")))
+
+
+def test_a_resumed_run_with_dropout_ends_the_same(run_small, monkeypatch):
+    vit = ["student=ViT-S-32-alt:random", "lora.rank=2", "lora.alpha=2.0", "lora.dropout=0.5"]
+    vit += ["steps=4", "batch=2", "attack.steps=1", "validation.samples=2", "surface=native"]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_at(patch, 3, Killed())
+        run_small("cut", *vit)
+    whole, cut = run_small("whole", *vit), run_small("cut", *vit, resume=True)
+    assert_same(weights(whole), weights(cut))
+
+
+def test_a_damaged_image_is_named_from_a_worker_too(tmp_path, run_small):
+    images = [{"bytes": b"no image", "path": None}] * 8
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"])
+    )
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 4}, features)
+    table.to_parquet(tmp_path / "bad.parquet")
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("mmtard_bench.train.data.IN_MEMORY", 0)
+    monkey.setattr("mmtard_bench.train.data.Images.__init__", _without_a_look)
+    try:
+        with pytest.raises(InputError, match=r"^parquet:.*'00000.*is damaged") as caught:
+            run_small(
+                "run", f'train={{name="bad", data="parquet:{tmp_path}/bad.parquet"}}', "workers=1"
+            )
+    finally:
+        monkey.undo()
+    assert "Traceback" not in str(caught.value)
+
+
+def _without_a_look(self, data, preprocess, surface):
+    self.data, self.preprocess, self.surface, self._kept = data, preprocess, surface, None
 
 
 def curve(folder):
@@ -288,7 +368,7 @@ def test_two_processes_draw_the_same_curve(recipe, tmp_path, run_small):
     options = ["steps=4", "batch=16"]
     sets = [word for option in options for word in ("--set", option)]
     launch("-m", "mmtard_bench", "train", recipe, "--out", tmp_path / "two", *sets)
-    assert read_card(tmp_path / "two").processes == 2
+    assert read_card(tmp_path / "two").origin.processes == 2
     one = run_small("one", *options)
     assert curve(tmp_path / "two") == pytest.approx(curve(one), rel=1e-3)
 
