@@ -48,9 +48,9 @@ training never shows (`{study.unseen_suite}`). Mean and standard deviation over 
 
 Differences to `{study.baseline}` are in points, paired by seed and by sample, with a 95% interval
 that covers other seeds and other samples. Steps: training steps until the mean robust validation
-accuracy reaches the final one of `{study.baseline}`; how many times fewer in brackets. Validation is
-the recipe's own PGD, a weaker attack than AutoAttack, on held-out renderings of what was trained on:
-it compares methods while they learn, it does not measure their robustness.
+accuracy reaches the final one of `{study.baseline}`; how many times fewer in brackets. Validation
+is the recipe's own PGD, a weaker attack than AutoAttack, on held-out renderings of what was trained
+on: it compares methods while they learn, it does not measure their robustness.
 
 {_claims(study, grouped)}
 
