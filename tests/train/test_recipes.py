@@ -108,7 +108,9 @@ def test_the_paper_scale_runs_with_the_real_architectures(name, photos, tmp_path
 
     monkeypatch.setattr(Trainer, "step", watched)
     named = load_recipe(f"imagenet/{name}", overrides)
-    card = train(named, Place(tmp_path / "out", cpu=True, adapter="lora" in name), Console(quiet=True))
+    card = train(
+        named, Place(tmp_path / "out", cpu=True, adapter="lora" in name), Console(quiet=True)
+    )
     assert len(steps) == 2
     assert all(value > 0 for value in steps[0].values())
     assert read_card(tmp_path / "out") == card
