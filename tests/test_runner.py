@@ -104,6 +104,8 @@ def test_overrides_make_another_suite():
 PINNED = {
     "quick-v1": "3650124579235c85b1f32a78d0467aad2b5fd6725296411b829077c3363d7398",
     "digits-v1": "845e34a08de053be95d7a7d97fb55d049f417c604d08b24dad52f7404a4d180a",
+    "reproduce-digits-v1": "d084e2210a9cb45189ff60a8738a9813951387a6f8c6ff4bc5e613fb9ae5e74b",
+    "reproduce-unseen-v1": "5e76cbcbd85f863db91ad531b0fc20e5b9bc97359c1739115edd2cb7b1ae2fbb",
 }
 
 

@@ -163,10 +163,10 @@ def test_a_failure_is_an_error_and_never_a_robust_sample(module, reason):
 def test_an_attack_that_cheats_is_an_error(monkeypatch):
     from mmtard_bench.attacks import pgd
 
-    def outside(points, centre, **_):
-        return (centre + 0.3).clamp(0, 1)
+    def outside(centre, **_):
+        return lambda points: (centre + 0.3).clamp(0, 1)
 
-    monkeypatch.setattr(pgd, "project", outside)
+    monkeypatch.setattr(pgd, "projector", outside)
     record = scored(ToyClip())
     assert record.status == "error"
     assert "ball" in record.error

@@ -44,6 +44,6 @@ def test_a_study_is_measured_once(study, tmp_path, monkeypatch):
         assert float(robust) == pytest.approx(record.robust_accuracy, abs=1e-4)
     text = page.read_text()
     # What is there already is used: neither training nor an attack may run again.
-    monkeypatch.setattr("mmtard_bench.train.session.Session.run", None)
+    monkeypatch.setattr("mmtard_bench.train.session.Session._steps", None)
     monkeypatch.setattr("mmtard_bench.runner.execute", None)
     assert study().read_text() == text
