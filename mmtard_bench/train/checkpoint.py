@@ -16,14 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmtard_bench.errors import InputError, StorageError
+from mmtard_bench.models.text_table import CONFIG, WEIGHTS
 from mmtard_bench.records import Environment, write_atomically
 
 T = TypeVar("T", bound=BaseModel)
 
 CARD = "card.json"
 ORIGIN = "origin.json"
-WEIGHTS = "open_clip_model.safetensors"
-CONFIG = "open_clip_config.json"
 
 
 class Origin(BaseModel):

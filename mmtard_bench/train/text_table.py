@@ -8,7 +8,6 @@ centred: the mean over the prompts of the first data set is subtracted before th
 
 import argparse
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from torch import Tensor
 
 from mmtard_bench.data.outside import open_outside
 from mmtard_bench.errors import InputError
-from mmtard_bench.models.text_table import CONFIG, WEIGHTS, TableClip
-from mmtard_bench.records import write_atomically
-from mmtard_bench.train.checkpoint import write_weights
+from mmtard_bench.models.text_table import CONFIG, TableClip
+from mmtard_bench.train.checkpoint import write_model
 from mmtard_bench.types import Task
 
 TEMPLATE = "a photo of a {}."
@@ -124,8 +122,7 @@ def write_start(folder: Path, prompts: list[str], table: Tensor, *, width: int, 
         module = TableClip(vision, table, SCALE)
     model = {"embed_dim": table.shape[1], "vision_cfg": vision, "text_table": prompts}
     config = {"model_cfg": model, "preprocess_cfg": PREPROCESS_CONFIG}
-    write_weights(folder / WEIGHTS, module.state_dict())
-    write_atomically(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_model(folder, module.state_dict(), config)
 
 
 def main() -> None:
