@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mmtard_bench.attacks.base import AttackResult, CountPasses
 from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.cli import main
 from mmtard_bench.models.clip import Clip, Preprocess
 from mmtard_bench.types import Eps, Norm, ThreatModel
 
@@ -136,6 +139,31 @@ def cli(tmp_path: Path) -> Cli:
             timeout=300,
             **options,
         )
+
+    return run
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
+    """Run ``mmtard-bench`` in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    # main() replaces it, for the life of a command line.
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = list(map(str, arguments))
+        capsys.readouterr()
+        try:
+            status = main(command)
+        except SystemExit as exit_:  # from argparse
+            status = int(exit_.code or 0)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(command, status, said.out, said.err)
 
     return run
 

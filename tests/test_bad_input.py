@@ -1,4 +1,7 @@
-"""Bad input through the command line: one clear sentence, exit status 2, nothing lost."""
+"""Bad input through the command line: one clear sentence, exit status 2, nothing lost.
+
+In this process where that is the same, which saves a subprocess's imports.
+"""
 
 import ctypes
 import io
@@ -6,6 +9,7 @@ import json
 import os
 import pickle
 import resource
+import sys
 from pathlib import Path
 
 import datasets
@@ -63,7 +67,7 @@ def headless():
 def mine(tmp_path, monkeypatch):
     """Write a suite of one's own, and toy models beside it."""
     (tmp_path / "toys.py").write_text(TOYS)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.delitem(sys.modules, "toys", raising=False)
 
     def write(**changes: object) -> str:
         fields = {
@@ -107,8 +111,8 @@ def table(name: str, data: str, **keys: object) -> str:
         (["list", "cats"], ["cats", "models"]),
     ],
 )
-def test_unknown_names(cli, arguments, words):
-    assert_sentence(cli(*arguments), *words)
+def test_unknown_names(here, arguments, words):
+    assert_sentence(here(*arguments), *words)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +133,8 @@ def test_unknown_names(cli, arguments, words):
         ({"task": '"digits/digit", "digits/digit"'}, ["twice"]),
     ],
 )
-def test_suites(cli, mine, changes, words):
-    assert_sentence(cli("run", mine(**changes), "--model", "tiny-clip"), *words)
+def test_suites(here, mine, changes, words):
+    assert_sentence(here("run", mine(**changes), "--model", "tiny-clip"), *words)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +149,8 @@ def test_suites(cli, mine, changes, words):
         ("toys:raises", ["raises() failed", "no luck"]),
     ],
 )
-def test_models_that_cannot_be_scored(cli, mine, tmp_path, model, words):
-    done = cli("run", mine(), "--model", model, "--model", "toys:good")
+def test_models_that_cannot_be_scored(here, mine, tmp_path, model, words):
+    done = here("run", mine(), "--model", model, "--model", "toys:good")
     assert_sentence(done, *words)
     # The good model had its turn all the same.
     assert "good digits/digit pgd-2 linf 8/255: clean" in done.stdout
@@ -160,53 +164,53 @@ class Malice:
         return os.system, ("touch hacked",)
 
 
-def test_a_truncated_checkpoint(cli, mine, tmp_path):
+def test_a_truncated_checkpoint(here, mine, tmp_path):
     whole = Path(load_model("tiny-clip").module.__module__)  # the loader works at all
     assert whole
     folder = tmp_path / "cut"
     _copy_tiny(folder)
     weights = folder / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    done = cli("run", mine(), "--model", f"local-dir:{folder}")
+    done = here("run", mine(), "--model", f"local-dir:{folder}")
     assert_sentence(done, "could not be loaded", "truncated or damaged")
 
 
-def test_a_truncated_torch_checkpoint(cli, mine, tmp_path):
+def test_a_truncated_torch_checkpoint(here, mine, tmp_path):
     torch.save({"weight": torch.rand(1000)}, tmp_path / "w.pt")
     data = (tmp_path / "w.pt").read_bytes()
     (tmp_path / "w.pt").write_bytes(data[: len(data) // 2])
-    assert_sentence(cli("run", mine(), "--model", "RN50:w.pt"), "truncated or damaged")
+    assert_sentence(here("run", mine(), "--model", "RN50:w.pt"), "truncated or damaged")
 
 
-def test_a_pickle_with_code_is_not_run(cli, mine, tmp_path):
+def test_a_pickle_with_code_is_not_run(here, mine, tmp_path):
     torch.save({"state_dict": Malice()}, tmp_path / "evil.pt")
-    assert_sentence(cli("run", mine(), "--model", "RN50:evil.pt"), "could not be loaded", "code")
+    assert_sentence(here("run", mine(), "--model", "RN50:evil.pt"), "could not be loaded", "code")
     (tmp_path / "worse.pt").write_bytes(pickle.dumps(Malice()))
-    assert_sentence(cli("run", mine(), "--model", "RN50:worse.pt"), "could not be loaded", "code")
+    assert_sentence(here("run", mine(), "--model", "RN50:worse.pt"), "could not be loaded", "code")
     assert not (tmp_path / "hacked").exists()
 
 
-def test_weights_that_do_not_fit(cli, mine, tmp_path):
+def test_weights_that_do_not_fit(here, mine, tmp_path):
     torch.save({"visual.conv1.weight": torch.rand(3, 3)}, tmp_path / "other.pt")
-    done = cli("run", mine(), "--model", "RN50:other.pt")
+    done = here("run", mine(), "--model", "RN50:other.pt")
     assert_sentence(done, "do not fit the architecture")
 
 
-def test_a_directory_without_weights_is_not_scored_untrained(cli, mine, tmp_path):
+def test_a_directory_without_weights_is_not_scored_untrained(here, mine, tmp_path):
     _copy_tiny(tmp_path / "bare")
     (tmp_path / "bare" / "open_clip_model.safetensors").unlink()
-    done = cli("run", mine(), "--model", f"local-dir:{tmp_path / 'bare'}")
+    done = here("run", mine(), "--model", f"local-dir:{tmp_path / 'bare'}")
     assert_sentence(done, "could not be loaded")
 
 
-def test_remote_code_is_refused(cli, mine, tmp_path):
+def test_remote_code_is_refused(here, mine, tmp_path):
     _copy_tiny(tmp_path / "remote")
     config = tmp_path / "remote" / "open_clip_config.json"
     body = json.loads(config.read_text())
     body["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     # Written so that a search of the text would not see it.
     config.write_text(json.dumps(body).replace("remote_code", "remote\\u005fcode"))
-    done = cli("run", mine(), "--model", f"local-dir:{tmp_path / 'remote'}")
+    done = here("run", mine(), "--model", f"local-dir:{tmp_path / 'remote'}")
     assert_sentence(done, "trust_remote_code", "never run")
 
 
@@ -266,78 +270,78 @@ GOOD = [rgb(i) for i in range(4)]
     ],
     ids=["truncated", "text", "grey", "rgba", "16-bit", "mixed sizes"],
 )
-def test_images(cli, mine, tmp_path, images, words):
+def test_images(here, mine, tmp_path, images, words):
     data = parquet(tmp_path / "d.parquet", images, [0, 1, 0, 1], ["cat", "dog"])
-    done = cli("run", mine(task=table("pets", data)), "--model", "tiny-clip")
+    done = here("run", mine(task=table("pets", data)), "--model", "tiny-clip")
     assert_sentence(done, *words)
     if words[0] != "mixes image sizes":
         assert "sample '00000003'" in done.stderr
 
 
-def test_images_of_other_kinds_are_converted_on_request(cli, mine, tmp_path):
+def test_images_of_other_kinds_are_converted_on_request(here, mine, tmp_path):
     images = [rgb(1), rgb(2, mode="L"), rgb(3, mode="RGBA"), rgb(4, (40, 36))]
     data = parquet(tmp_path / "d.parquet", images, [0, 1, 0, 1], ["cat", "dog"])
     task = table("pets", data).replace("}", ", convert_rgb = true}")
-    done = cli("run", mine(task=task, surface="model"), "--model", "tiny-clip")
+    done = here("run", mine(task=task, surface="model"), "--model", "tiny-clip")
     assert done.returncode == 0, done.stderr
 
 
-def test_a_missing_image(cli, mine, tmp_path):
+def test_a_missing_image(here, mine, tmp_path):
     rows = {"image": [None, GOOD[0]], "label": [0, 0]}
     features = datasets.Features(
         {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat", "dog"])}
     )
     datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "d.parquet"))
     task = table("pets", f"parquet:{tmp_path / 'd.parquet'}")
-    done = cli("run", mine(task=task, n=2), "--model", "tiny-clip")
+    done = here("run", mine(task=task, n=2), "--model", "tiny-clip")
     assert_sentence(done, "sample '00000000'", "missing")
 
 
-def test_a_local_folder_does_not_stand_in_for_the_hub(cli, mine, tmp_path):
+def test_a_local_folder_does_not_stand_in_for_the_hub(here, mine, tmp_path):
     (tmp_path / "me" / "pets").mkdir(parents=True)
     data = "hub:me/pets@" + "0" * 40
-    done = cli("run", mine(task=table("pets", data)), "--model", "tiny-clip")
+    done = here("run", mine(task=table("pets", data)), "--model", "tiny-clip")
     assert_sentence(done, "local 'me/pets'")
 
 
 @pytest.mark.parametrize("label", [2, -1])
-def test_labels_out_of_range(cli, mine, tmp_path, label):
+def test_labels_out_of_range(here, mine, tmp_path, label):
     data = parquet(tmp_path / "d.parquet", GOOD, [0, 1, label, 1])
-    done = cli(
+    done = here(
         "run", mine(task=table("pets", data, classes=["cat", "dog"])), "--model", "tiny-clip"
     )
     assert_sentence(done, f"label {label}", "2 classes")
 
 
-def test_missing_class_names(cli, mine, tmp_path):
+def test_missing_class_names(here, mine, tmp_path):
     data = parquet(tmp_path / "d.parquet", GOOD, [0, 1, 0, 1])
-    done = cli("run", mine(task=table("pets", data)), "--model", "tiny-clip")
+    done = here("run", mine(task=table("pets", data)), "--model", "tiny-clip")
     assert_sentence(done, "does not name its classes", "classes_file")
 
 
-def test_an_empty_data_set(cli, mine, tmp_path):
+def test_an_empty_data_set(here, mine, tmp_path):
     data = parquet(tmp_path / "d.parquet", [], [], ["cat", "dog"])
-    done = cli("run", mine(task=table("pets", data)), "--model", "tiny-clip")
+    done = here("run", mine(task=table("pets", data)), "--model", "tiny-clip")
     assert_sentence(done, "empty")
     (tmp_path / "folder").mkdir()
-    done = cli("run", mine(task=table("pets", "imagefolder:folder")), "--model", "tiny-clip")
+    done = here("run", mine(task=table("pets", "imagefolder:folder")), "--model", "tiny-clip")
     assert_sentence(done, "folder", "empty")
 
 
-def test_files_and_columns_that_are_not_there(cli, mine, tmp_path):
-    done = cli("run", mine(task=table("pets", "parquet:gone.parquet")), "--model", "tiny-clip")
+def test_files_and_columns_that_are_not_there(here, mine, tmp_path):
+    done = here("run", mine(task=table("pets", "parquet:gone.parquet")), "--model", "tiny-clip")
     assert_sentence(done, "no file gone.parquet")
     data = parquet(tmp_path / "d.parquet", GOOD, [0, 1, 0, 1], ["cat", "dog"])
     task = table("pets", data, label_column="class")
-    assert_sentence(cli("run", mine(task=task), "--model", "tiny-clip"), "no column 'class'")
+    assert_sentence(here("run", mine(task=task), "--model", "tiny-clip"), "no column 'class'")
     (tmp_path / "d.parquet").write_bytes(b"no parquet")
-    done = cli("run", mine(task=table("pets", data)), "--model", "tiny-clip")
+    done = here("run", mine(task=table("pets", data)), "--model", "tiny-clip")
     assert_sentence(done, "could not be read")
 
 
-def test_more_samples_than_there_are(cli, mine, tmp_path):
+def test_more_samples_than_there_are(here, mine, tmp_path):
     data = parquet(tmp_path / "d.parquet", GOOD, [0, 1, 0, 1], ["cat", "dog"])
-    done = cli("run", mine(task=table("pets", data), n=5), "--model", "tiny-clip")
+    done = here("run", mine(task=table("pets", data), n=5), "--model", "tiny-clip")
     assert_sentence(done, "n = 5", "holds 4")
 
 
@@ -394,18 +398,18 @@ def test_a_full_disk_loses_nothing(cli, mine, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-def test_a_record_that_was_edited_or_cut_short(cli, mine, tmp_path):
-    assert cli("run", mine(), "--model", "tiny-clip").returncode == 0
+def test_a_record_that_was_edited_or_cut_short(here, mine, tmp_path):
+    assert here("run", mine(), "--model", "tiny-clip").returncode == 0
     (path,) = (tmp_path / "runs").rglob("*.json")
     text = path.read_text()
     for damaged in (text.replace('"robust": false', '"robust": true', 1), text[:-40]):
         assert damaged != text
         path.write_text(damaged)
         assert_sentence(
-            cli("run", mine(), "--model", "tiny-clip"), "edited or cut short", path.name
+            here("run", mine(), "--model", "tiny-clip"), "edited or cut short", path.name
         )
-        assert_sentence(cli("show", "runs"), "edited or cut short")
-        assert_sentence(cli("leaderboard", "--records", "runs"), "edited or cut short")
+        assert_sentence(here("show", "runs"), "edited or cut short")
+        assert_sentence(here("leaderboard", "--records", "runs"), "edited or cut short")
         assert path.read_text() == damaged
     path.write_text(text)
-    assert cli("show", "runs").returncode == 0
+    assert here("show", "runs").returncode == 0

@@ -1,8 +1,6 @@
 """Bad input to training through the command line: a sentence, exit status 2, nothing lost."""
 
 import os
-import subprocess
-import warnings
 from pathlib import Path
 
 import datasets
@@ -10,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmtard_bench.cli import main
 from tests.conftest import assert_sentence
 
 RECIPES = {
@@ -43,23 +40,6 @@ RECIPES = {
         ["LoRA needs a ViT image tower"],
     ),
 }
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
-    """Run ``mmtard-bench`` in this process, which saves the imports of a subprocess."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # main() replaces it, for the life of a command line.
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = list(map(str, words))
-        status = main(command)
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(command, status, said.out, said.err)
-
-    return run
 
 
 def train(run, recipe, *overrides):

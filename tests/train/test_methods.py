@@ -78,7 +78,7 @@ def divergence(p, q):
 class Reference:
     """The formulas of DESIGN section 7 and of the docstrings, on plain arrays."""
 
-    def __init__(self, case, embeddings):
+    def __init__(self, case, embeddings, temperature=1.0):
         self.y = case.labels.numpy()
         self.e = {("student", v): embeddings[v] for v in VIEWS}
         self.e |= {k: o.embedding.double().numpy() for k, o in case.teachers.items()}
@@ -89,7 +89,9 @@ class Reference:
             for m in models
             for v in VIEWS
         }
-        self.z = {(m, v): float(models[m].scale) * c for (m, v), c in self.cos.items()}
+        self.z = {
+            (m, v): float(models[m].scale) * c / temperature for (m, v), c in self.cos.items()
+        }
         self.p = {k: np.array([softmax(row) for row in z]) for k, z in self.z.items()}
 
     def ce(self, view):
@@ -156,13 +158,14 @@ def embeddings_of(case):
     return {v: case.student[v].embedding.detach().double().numpy().copy() for v in VIEWS}
 
 
-def compare(case, name, options, formula):
+def compare(case, name, options, formula, temperature=1.0):
     """The loss and its gradient against the reference and its central differences."""
     method, parsed = find_method(name, options)
     loss = method.loss(case, parsed)
     total = sum(loss.terms.values())
     places = embeddings_of(case)
-    assert total.item() == pytest.approx(float(formula(Reference(case, places))), rel=1e-5)
+    here = Reference(case, places, temperature)
+    assert total.item() == pytest.approx(float(formula(here)), rel=1e-5)
     views = [v for v in VIEWS if v in method.views]
     gradients = torch.autograd.grad(total, [case.student[v].embedding for v in views])
     for view, gradient in zip(views, gradients, strict=True):
@@ -173,7 +176,7 @@ def compare(case, name, options, formula):
             for step in (1e-5, -1e-5):
                 moved = {v: e.copy() for v, e in places.items()}
                 moved[view][index] += step
-                sides.append(formula(Reference(case, moved)))
+                sides.append(formula(Reference(case, moved, temperature)))
             slope = (sides[0] - sides[1]) / 2e-5
             assert float(gradient[index]) == pytest.approx(slope, rel=2e-4, abs=2e-5)
 
@@ -186,10 +189,15 @@ def test_a_loss_is_its_formula(case, name):
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("consistency", [True, False])
-def test_mmt_ard_is_its_formula(case, gate, weights, consistency):
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_mmt_ard_is_its_formula(case, gate, weights, consistency, temperature):
     switches = {"gate": gate, "weights": weights, "consistency": consistency}
-    still = Reference(case, embeddings_of(case))
-    compare(case, "mmt-ard", switches, lambda r: r.mmt_ard(frozen=still, **switches))
+    still = Reference(case, embeddings_of(case), temperature)
+
+    def formula(reference):
+        return temperature**2 * reference.mmt_ard(frozen=still, **switches)
+
+    compare(case, "mmt-ard", switches | {"temperature": temperature}, formula, temperature)
 
 
 def total_of(case, **switches):
@@ -206,6 +214,7 @@ def total_of(case, **switches):
         {"gate": False},
         {"consistency": False},
         {"alignment": 2.0},
+        {"temperature": 2.0},
     ],
     ids=str,
 )

@@ -20,11 +20,16 @@ from mmtard_bench.train.methods.base import (
     global_term,
     rows_of_mean_one,
 )
-from mmtard_bench.train.towers import Output, Role, View
+from mmtard_bench.train.towers import Role, View
 
 
 class Switches(Options):
-    """Each term on or off. ``alignment`` is the factor of the consistency term."""
+    """Each term on or off; ``alignment`` is the consistency's factor.
+
+    ``temperature`` divides every logit before a softmax, as in knowledge distillation (Hinton et
+    al., 2015, arXiv 1503.02531, section 2): teachers that are certain of their training images say
+    more than the label again.
+    """
 
     robust_teacher: bool = True
     clean_teacher: bool = True
@@ -32,6 +37,7 @@ class Switches(Options):
     gate: bool = True
     consistency: bool = True
     alignment: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _somebody_teaches(self) -> "Switches":
@@ -40,14 +46,13 @@ class Switches(Options):
         return self
 
 
-def confidence_weights(teacher: Output, student: Output, labels: Tensor) -> Tensor:
-    """p_T[y] * (2 - p_S[y]), (N,), before it is scaled to a mean of one over the batch.
+def confidence_weights(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
+    """p_T[y] * (2 - p_S[y]), (N,), from logits (N, C), before the batch mean is scaled to one.
 
     A teacher is followed as far as it is confident in the truth, and up to twice as closely where
     the student is not there yet: hard samples count more, unless they are hard for the teacher.
     """
-    trust = probability(teacher.logits, labels)
-    return trust * (2 - probability(student.logits, labels))
+    return probability(teacher, labels) * (2 - probability(student, labels))
 
 
 def sigmoid_gate(robust: Tensor, clean: Tensor) -> Tensor:
@@ -60,43 +65,48 @@ def sigmoid_gate(robust: Tensor, clean: Tensor) -> Tensor:
     return torch.sigmoid(2 * (robust - clean) / (robust + clean).clamp_min(1e-12))
 
 
-def text_to_image(teacher: Output, student: Output, batch: Batch) -> Tensor:
+def text_to_image(teacher: Tensor, student: Tensor, batch: Batch) -> Tensor:
     """Cross-modal consistency, a scalar: ARD in the other direction of CLIP's similarity matrix.
 
     Image-to-text is a softmax over C classes for each image; this is the mean over classes of
     KL(z_T[:, c] || z_S[:, c]) with softmax over the images of the global batch, so that a text
     ranks images for the student as it does for the teacher.
     """
-    target, logits = batch.gather(teacher.logits), batch.gather(student.logits)
+    target, logits = batch.gather(teacher), batch.gather(student)
     return global_term(kl(target.T, logits.T).mean(), batch.processes)
 
 
 def loss(batch: Batch, switches: Switches) -> Loss:
-    """2 g w_R KL(z_R(x) || z_S(x')) + 2 (1 - g) w_C KL(z_C(x) || z_S(x)) + consistency.
+    """T^2 (2 g w_R KL(z_R(x) || z_S(x')) + 2 (1 - g) w_C KL(z_C(x) || z_S(x)) + consistency).
 
-    Means over the batch; logits (N, C). Without gate g = 1/2, without weights w = 1; with the
-    robust teacher alone and no other term this is ``ard``.
+    Means over the batch; z are logits (N, C) over the temperature T, whose square keeps the
+    gradients' scale. Without gate g = 1/2, without weights w = 1; with the robust teacher alone,
+    no other term and T = 1 this is ``ard``.
     """
-    sides: dict[Role, tuple[Output, Output]] = {}
+    heat = switches.temperature
+    sides: dict[Role, tuple[Tensor, Tensor]] = {}
     if switches.robust_teacher:
-        sides["robust"] = batch.teacher("robust", "clean"), batch.student["adv"]
+        teacher, student = batch.teacher("robust", "clean"), batch.student["adv"]
+        sides["robust"] = teacher.logits / heat, student.logits / heat
     if switches.clean_teacher:
-        sides["clean"] = batch.teacher("clean", "clean"), batch.student["clean"]
-    apart = {role: kl(teacher.logits, student.logits) for role, (teacher, student) in sides.items()}
+        teacher, student = batch.teacher("clean", "clean"), batch.student["clean"]
+        sides["clean"] = teacher.logits / heat, student.logits / heat
+    apart = {role: kl(target, logits) for role, (target, logits) in sides.items()}
     weights = {role: torch.ones_like(values) for role, values in apart.items()}
     if switches.gate and len(sides) == 2:
         share = sigmoid_gate(apart["robust"], apart["clean"])
         weights = {"robust": 2 * share, "clean": 2 * (1 - share)}
     if switches.weights:
-        for role, (teacher, student) in sides.items():
-            raw = confidence_weights(teacher, student, batch.labels)
+        for role, (target, logits) in sides.items():
+            raw = confidence_weights(target, logits, batch.labels)
             weights[role] = weights[role] * rows_of_mean_one(raw, batch)
     terms = {f"kl_{role}": (weights[role] * values).mean() for role, values in apart.items()}
     if switches.consistency:
-        teacher = next(iter(sides.values()))[0]
-        aligned = text_to_image(teacher, batch.student["adv"], batch)
+        target = next(iter(sides.values()))[0]
+        aligned = text_to_image(target, batch.student["adv"].logits / heat, batch)
         terms["consistency"] = switches.alignment * aligned
-    return Loss(terms, {str(role): values for role, values in weights.items()})
+    scaled = {name: heat**2 * term for name, term in terms.items()}
+    return Loss(scaled, {str(role): values for role, values in weights.items()})
 
 
 def targets(switches: Switches) -> tuple[tuple[Role, View], ...]:
