@@ -29,7 +29,8 @@ BUDGETS = {
     "cw-linf-7": (8, 7),
     "apgd-pair": (1 + 1 + 101 + 1 + 9 * (1 + 101) + 1, 101 + 9 * 101),
     "apgd-pair-5r": (1 + 5 * 101 + 1 + 1 + 9 * (1 + 101) + 1, 5 * 101 + 9 * 101),
-    "autoattack-rand": (2 * (1 + 20 * 101 + 1), 2 * 20 * 101),
+    # A deterministic model: two passes to see that it is, then one draw a step stands for all 20.
+    "autoattack-rand": (2 * (2 + 1 + 101 + 1), 2 * (2 + 101)),
 }
 
 
@@ -45,6 +46,21 @@ def test_budget_on_a_sample_that_stands(name):
     # The attack's own account agrees with an independent count.
     assert model.forward_rows == sum(result.forward)
     assert model.backward_rows == sum(result.backward)
+
+
+class Noisy(Constant):
+    """The same with noise that changes no prediction."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) + 1e-3 * torch.rand(len(images), 1)
+
+
+def test_a_random_model_gets_every_draw():
+    images = torch.rand(2, 3, 8, 8)
+    labels = torch.zeros(2, dtype=torch.long)
+    result = attack("autoattack-rand", Noisy(12), images, labels, eps="8/255", classes=12)
+    assert result.forward == [2 * (2 + 1 + 20 * 101 + 1)] * 2
+    assert result.backward == [2 * (2 + 20 * 101)] * 2
 
 
 def test_budget_of_cw_l2():
