@@ -58,16 +58,20 @@ def paired_difference(ours: Matrix, baseline: Matrix) -> Difference:
 
     The interval covers other seeds and other samples: the variance of the mean is the sum of
     that over seeds and that over samples, which for crossed effects is conservative (Owen, 2007,
-    "The pigeonhole bootstrap"); t with seeds - 1 degrees of freedom. One seed gives no interval
-    over seeds: it is infinite.
+    "The pigeonhole bootstrap"); t with the degrees of freedom of that sum (Satterthwaite, 1946).
+    One seed gives no interval over seeds: it is infinite.
     """
     gap = ours - baseline
     seeds, samples = gap.shape
     mean = float(gap.mean())
     if seeds < 2:
         return Difference(mean, -math.inf, math.inf)
-    variance = gap.mean(1).var(ddof=1) / seeds + gap.mean(0).var(ddof=1) / samples
-    reach = float(stats.t.ppf(0.975, seeds - 1) * math.sqrt(variance))
+    parts = np.array([gap.mean(1).var(ddof=1) / seeds, gap.mean(0).var(ddof=1) / samples])
+    variance = float(parts.sum())
+    if not variance:
+        return Difference(mean, mean, mean)
+    freedom = variance**2 / float((parts**2 / [seeds - 1, samples - 1]).sum())
+    reach = float(stats.t.ppf(0.975, freedom) * math.sqrt(variance))
     return Difference(mean, mean - reach, mean + reach)
 
 

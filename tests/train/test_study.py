@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from mmtard_bench.train.report import write_report
-from mmtard_bench.train.study import Score, Study, mean_curve, paired_difference, steps_to
+from mmtard_bench.train.study import (
+    Difference,
+    Score,
+    Study,
+    mean_curve,
+    paired_difference,
+    steps_to,
+)
 
 
 def test_a_paired_difference_by_hand():
@@ -14,10 +21,28 @@ def test_a_paired_difference_by_hand():
     base = np.array([[1, 0, 0, 1], [0, 0, 1, 1]], dtype=float)
     gap = paired_difference(ours, base)
     # Gaps: [[0, 1, 0, 0], [1, 0, 0, 0]]; means of seeds 1/4 and 1/4, of samples 1/2, 1/2, 0, 0.
+    # The seeds agree, so the samples' three degrees of freedom are all there are.
     variance = 0 / 2 + (4 * (1 / 4) ** 2 / 3) / 4
     assert gap.mean == pytest.approx(0.25)
-    assert gap.high - gap.mean == pytest.approx(12.706205 * math.sqrt(variance), rel=1e-6)
+    assert gap.high - gap.mean == pytest.approx(3.182446 * math.sqrt(variance), rel=1e-6)
     assert gap.mean - gap.low == pytest.approx(gap.high - gap.mean)
+
+
+def test_degrees_of_freedom_by_hand():
+    ours = np.array([[1, 1, 0], [0, 1, 0]], dtype=float)
+    gap = paired_difference(ours, np.zeros_like(ours))
+    # Means of seeds 2/3, 1/3, variance 1/18; of samples 1/2, 1, 0, variance 1/4.
+    seeds, samples = 1 / 18 / 2, 1 / 4 / 3
+    freedom = (seeds + samples) ** 2 / (seeds**2 / 1 + samples**2 / 2)
+    assert freedom == pytest.approx(2.909, abs=1e-3)
+    # t at 97.5%: 4.302653 with two degrees of freedom, 3.182446 with three.
+    reach = (gap.high - gap.low) / 2 / math.sqrt(seeds + samples)
+    assert 3.182446 < reach < 3.35
+
+
+def test_equal_verdicts_have_no_width():
+    ours = np.ones((3, 4))
+    assert paired_difference(ours, ours) == Difference(0.0, 0.0, 0.0)
 
 
 def test_one_seed_has_no_interval():
@@ -25,16 +50,18 @@ def test_one_seed_has_no_interval():
     assert (gap.mean, gap.low, gap.high) == (0.5, -math.inf, math.inf)
 
 
-def test_the_interval_covers_the_truth():
+@pytest.mark.parametrize("of_seeds", [0.0, 0.04, 0.2])
+def test_the_interval_covers_the_truth(of_seeds):
     # Seeds and samples both shift the outcome, and five seeds on 40 samples are little to go by.
     rng = np.random.default_rng(0)
     truth, covered = 0.05, 0
-    for _ in range(400):
-        shift = truth + 0.04 * rng.standard_normal((5, 1)) + 0.2 * rng.standard_normal((1, 40))
+    for _ in range(1000):
+        seeds = of_seeds * rng.standard_normal((5, 1))
+        shift = truth + seeds + 0.2 * rng.standard_normal((1, 40))
         gap = shift + 0.3 * rng.standard_normal((5, 40))
         found = paired_difference(gap, np.zeros_like(gap))
         covered += found.low <= truth <= found.high
-    assert covered / 400 >= 0.95
+    assert covered / 1000 >= 0.94
 
 
 CURVE = np.array([[50, 1.0, 0.1], [100, 2.0, 0.3], [150, 3.0, 0.2], [200, 4.0, 0.5]])
