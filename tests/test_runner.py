@@ -295,7 +295,8 @@ def test_two_processes_may_not_work_in_one_run_directory(cli, tmp_path):
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     (tmp_path / "slow-v1.toml").write_text(SLOW_SUITE)
-    process = start(["run", "slow-v1.toml", "--model", "tiny-clip"], tmp_path)
+    # A robust model, so that the second record cannot be done before the signal is sent.
+    process = start(["run", "slow-v1.toml", "--model", "tiny-tecoa"], tmp_path)
     wait_for("*pgd-2*.json", tmp_path / "runs", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -31,8 +31,8 @@ def test_there_is_a_recipe_of_every_method_on_the_embedded_data():
     assert {f"digits/{method}" for method in METHODS} <= set(list_recipes())
 
 
-def test_students_of_the_digits_world_differ_in_nothing_but_the_method():
-    own = {"description", "method", "teachers"}
+def test_students_of_the_digits_world_differ_in_nothing_but_the_method_and_its_rate():
+    own = {"description", "method", "options", "teachers", "learning_rate"}
     recipes = [load_recipe(f"digits/{m}").recipe.model_dump(exclude=own) for m in METHODS]
     assert all(recipe == recipes[0] for recipe in recipes)
 
