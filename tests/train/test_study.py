@@ -50,8 +50,9 @@ def test_one_seed_has_no_interval():
     assert (gap.mean, gap.low, gap.high) == (0.5, -math.inf, math.inf)
 
 
-@pytest.mark.parametrize("of_seeds", [0.0, 0.04, 0.2])
-def test_the_interval_covers_the_truth(of_seeds):
+# Where the seeds alone decide, five of them give an interval that is a trace short of its word.
+@pytest.mark.parametrize(("of_seeds", "at_least"), [(0.0, 0.95), (0.04, 0.95), (0.2, 0.94)])
+def test_the_interval_covers_the_truth(of_seeds, at_least):
     # Seeds and samples both shift the outcome, and five seeds on 40 samples are little to go by.
     rng = np.random.default_rng(0)
     truth, covered = 0.05, 0
@@ -61,7 +62,7 @@ def test_the_interval_covers_the_truth(of_seeds):
         gap = shift + 0.3 * rng.standard_normal((5, 40))
         found = paired_difference(gap, np.zeros_like(gap))
         covered += found.low <= truth <= found.high
-    assert covered / 1000 >= 0.94
+    assert covered / 1000 >= at_least
 
 
 CURVE = np.array([[50, 1.0, 0.1], [100, 2.0, 0.3], [150, 3.0, 0.2], [200, 4.0, 0.5]])

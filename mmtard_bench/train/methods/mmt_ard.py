@@ -22,6 +22,9 @@ from mmtard_bench.train.methods.base import (
 )
 from mmtard_bench.train.towers import Role, View
 
+LEARNS_ON: dict[Role, View] = {"robust": "adv", "clean": "clean"}
+"""The student's images that each teacher, looking at clean ones, guides."""
+
 
 class Switches(Options):
     """Each term on or off; ``alignment`` is the consistency's factor.
@@ -84,13 +87,12 @@ def loss(batch: Batch, switches: Switches) -> Loss:
     no other term and T = 1 this is ``ard``.
     """
     heat = switches.temperature
-    sides: dict[Role, tuple[Tensor, Tensor]] = {}
-    if switches.robust_teacher:
-        teacher, student = batch.teacher("robust", "clean"), batch.student["adv"]
-        sides["robust"] = teacher.logits / heat, student.logits / heat
-    if switches.clean_teacher:
-        teacher, student = batch.teacher("clean", "clean"), batch.student["clean"]
-        sides["clean"] = teacher.logits / heat, student.logits / heat
+    on = {role for role, _ in targets(switches)}
+    sides = {
+        role: (batch.teacher(role, "clean").logits / heat, batch.student[view].logits / heat)
+        for role, view in LEARNS_ON.items()
+        if role in on
+    }
     apart = {role: kl(target, logits) for role, (target, logits) in sides.items()}
     weights = {role: torch.ones_like(values) for role, values in apart.items()}
     if switches.gate and len(sides) == 2:
