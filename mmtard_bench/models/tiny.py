@@ -58,3 +58,15 @@ def teacher_clean() -> "Clip":
 def teacher_robust() -> "Clip":
     """tiny-clip after digits/teacher-robust (TeCoA): the robust teacher of digits/*."""
     return _trained_from("tiny-clip", "teacher-robust")
+
+
+def _register_student(method: str) -> None:
+    def student() -> "Clip":
+        return _trained_from("tiny-clip-small", f"student-{method}")
+
+    student.__doc__ = f"tiny-clip-small after digits/{method}, seed 0: a student of digits/*."
+    register_model(f"student-{method}")(student)
+
+
+for _method in ("clean-ft", "tecoa", "fare", "pmg-aft", "ard", "mmt-ard-shipped", "mmt-ard"):
+    _register_student(_method)
