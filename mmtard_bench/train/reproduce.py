@@ -74,7 +74,8 @@ def reproduce(
 
 
 def _score(study: Study, folder: Path, out: Path, device: torch.device, console: Console) -> Score:
-    clip = load_model(f"local-dir:{folder}")
+    # Records are found by name: it must not follow from how the path was typed.
+    clip = replace(load_model(f"local-dir:{folder}"), name=folder.name)
     records: dict[str, Record] = {}
     with RunProgress(console) as progress:
         for suite in (study.robust_suite, study.unseen_suite):

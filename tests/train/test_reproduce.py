@@ -33,6 +33,7 @@ def test_a_study_is_measured_once(study, tmp_path, monkeypatch):
         ("reproduce-unseen-v1", "pgd-20"),
     }
     assert len(records) == 4
+    assert {r.model.name for r in records} == {"ard-seed0", "clean-ft-seed0"}
     rows = (tmp_path / "study" / "students.csv").read_text().splitlines()[1:]
     for row in rows:
         method, seed, clean, robust, _, _ = row.split(",")
