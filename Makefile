@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/mmtard-bench run quick-v1 --model tiny-tecoa --model tiny-clip --out runs
+	$(BIN)/mmtard-bench run quick-v1 --model teacher-robust --model tiny-clip --out runs
 	$(BIN)/mmtard-bench leaderboard --records runs --output runs/LEADERBOARD.md
 	@echo "written to runs/LEADERBOARD.md"
 

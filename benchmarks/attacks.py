@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     rows = []
-    for name in ("tiny-clip", "tiny-tecoa"):
+    for name in ("tiny-clip", "teacher-robust"):
         clip = mb.load_model(name)
         data = load_task(find_task("digits/digit"), n=arguments.samples, seed=0)
         task = data.task

@@ -95,7 +95,10 @@ def table(name: str, data: str, **keys: object) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "quick-v1", "--model", "tiny-tecao"], ["no model 'tiny-tecao'", "tiny-tecoa"]),
+        (
+            ["run", "quick-v1", "--model", "teacher-robsut"],
+            ["'teacher-robsut'", "teacher-robust"],
+        ),
         (["run", "quik-v1", "--model", "tiny-clip"], ["no suite 'quik-v1'", "quick-v1"]),
         (["run", "quick-v1", "--model", "RN50"], ["without weights", "RN50:random"]),
         (["run", "quick-v1", "--model", "RN50:opnai"], ["opnai", "openai"]),

@@ -3,6 +3,7 @@
 import pytest
 
 import mmtard_bench as mb
+from mmtard_bench import registry
 from mmtard_bench.leaderboard import load_records, render
 from mmtard_bench.suites import load_suite
 from tests.conftest import REPOSITORY
@@ -20,10 +21,10 @@ def test_the_page_follows_from_the_records(records):
 
 
 def test_the_records_are_of_the_suites_and_weights_that_ship(records):
-    digests = {name: mb.load_model(name).digest for name in ("tiny-clip", "tiny-tecoa")}
+    shipped = {(clip.name, clip.digest) for clip in map(mb.load_model, registry.models)}
+    assert {(record.model.name, record.model.digest) for record in records} == shipped
     for record in records:
         assert record.suite.digest == load_suite(record.suite.name).digest
-        assert record.model.digest == digests[record.model.name]
         assert record.flags == []
 
 
@@ -44,6 +45,12 @@ def test_the_tiny_models_reach_their_targets(records):
     assert clean >= 0.95
     assert robust <= 0.05
     assert accuracies(records, "tiny-clip", "digits/unseen")[0] >= 0.90
-    clean, robust = accuracies(records, "tiny-tecoa", "digits/digit")
+    clean, robust = accuracies(records, "teacher-robust", "digits/digit")
     assert clean >= 0.85
     assert robust >= 0.45
+
+
+def test_a_defended_student_stands_and_an_undefended_one_falls(records):
+    assert accuracies(records, "student-clean-ft", "digits/digit")[1] <= 0.05
+    ard = accuracies(records, "student-ard", "digits/digit")[1]
+    assert 0.2 <= ard < accuracies(records, "student-mmt-ard", "digits/digit")[1]

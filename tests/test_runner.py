@@ -36,7 +36,7 @@ def truth(record: Record) -> list[tuple[object, ...]]:
 
 def score(threat: str, *, batch_size: int, n: int = 70, norm: str = "linf") -> Record:
     return mb.evaluate(
-        "tiny-tecoa",
+        "teacher-robust",
         task="digits/digit",
         threat=threat,
         eps="8/255" if norm == "linf" else "60/255",
@@ -174,7 +174,7 @@ def test_what_was_settled_before_a_failure_is_kept(tmp_path):
 
 def test_an_interrupted_record_goes_on_where_it_was():
     data = load_task(find_task("digits/digit"), n=40, seed=0)
-    clip = mb.load_model("tiny-tecoa")
+    clip = mb.load_model("teacher-robust")
     job = prepare(clip, data, ThreatModel("pgd-5", "linf", Eps.parse("8/255")), seed=0)
     batches: list[Batch] = []
     whole = execute(job, batch_size=8, device=CPU, keep=batches.append)
@@ -296,7 +296,7 @@ def test_two_processes_may_not_work_in_one_run_directory(cli, tmp_path):
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     (tmp_path / "slow-v1.toml").write_text(SLOW_SUITE)
     # A robust model, so that the second record cannot be done before the signal is sent.
-    process = start(["run", "slow-v1.toml", "--model", "tiny-tecoa"], tmp_path)
+    process = start(["run", "slow-v1.toml", "--model", "teacher-robust"], tmp_path)
     wait_for("*pgd-2*.json", tmp_path / "runs", process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -64,29 +64,34 @@ def _apgd(threat: ThreatModel, loss: str, n_classes: int, *, restarts: int, eot:
     return _stage(f"apgd-{loss}", cls, threat, loss=loss, logger=_LOG, **budget)
 
 
-def _repeats(model: Classifier, images: Tensor) -> bool:
-    """Whether two passes give the same logits and the same gradient, to the bit."""
-    passes = []
-    for _ in range(2):
+def _repeats(model: Classifier, images: Tensor, passes: int) -> bool:
+    """Whether so many passes all give the same logits and the same gradient, to the bit."""
+    first: tuple[Tensor, Tensor] | None = None
+    for _ in range(passes):
         points = images.clone().requires_grad_()
         logits = model(points)
-        passes.append((logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), points)[0]))
-    (logits, gradient), (again, gradient_again) = passes
-    return torch.equal(logits, again) and torch.equal(gradient, gradient_again)
+        (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), points)
+        logits = logits.detach()
+        if first is None:
+            first = logits, gradient
+        elif not (torch.equal(first[0], logits) and torch.equal(first[1], gradient)):
+            return False
+    return True
 
 
 def _apgd_averaged(threat: ThreatModel, loss: str, n_classes: int, *, draws: int) -> Stage:
     """APGD on the mean gradient of several passes; of one where all of them would be the same.
 
-    The mean of equal gradients is that gradient, so a deterministic model gets the same verdicts
-    for a fraction of the passes.
+    The mean of equal gradients is that gradient, but for rounding, so a deterministic model gets
+    the same attack for a fraction of the passes. As many passes as the mean takes must agree: a
+    model that chooses between two states at random repeats itself by chance in two.
     """
     name, averaged = _apgd(threat, loss, n_classes, restarts=1, eot=draws)
     _, single = _apgd(threat, loss, n_classes, restarts=1, eot=1)
 
     def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
         def perturb(images: Tensor, labels: Tensor) -> Tensor:
-            chosen = single if _repeats(model, images) else averaged
+            chosen = single if _repeats(model, images, draws) else averaged
             return chosen(model, device, seed)(images, labels)
 
         return perturb
@@ -213,7 +218,8 @@ def build_rand(threat: ThreatModel, n_classes: int) -> Attack:
         _apgd_averaged(threat, "ce", n_classes, draws=20),
         _apgd_averaged(threat, "dlr", n_classes, draws=20),
     ]
-    return _attack(threat, n_classes, stages, {"iterations": 100, "eot": 20})
+    budget: dict[str, str | int | float] = {"iterations": 100, "eot": 20, "eot_deterministic": 1}
+    return _attack(threat, n_classes, stages, budget)
 
 
 def _pair(threat: ThreatModel, n_classes: int, restarts: int) -> Attack:

@@ -42,12 +42,6 @@ def tiny_clip_small() -> "Clip":
     return _load("tiny-clip-small")
 
 
-@register_model("tiny-tecoa")
-def tiny_tecoa() -> "Clip":
-    """Fine-tuned from tiny-clip as in TeCoA, linf 8/255, image tower only."""
-    return _trained_from("tiny-clip", "tiny-tecoa")
-
-
 @register_model("teacher-clean")
 def teacher_clean() -> "Clip":
     """tiny-clip after digits/teacher-clean: the clean teacher of digits/*."""
@@ -58,6 +52,12 @@ def teacher_clean() -> "Clip":
 def teacher_robust() -> "Clip":
     """tiny-clip after digits/teacher-robust (TeCoA): the robust teacher of digits/*."""
     return _trained_from("tiny-clip", "teacher-robust")
+
+
+@register_model("tiny-tecoa")
+def tiny_tecoa() -> "Clip":
+    """teacher-robust, under the name of its method."""
+    return teacher_robust()
 
 
 def _register_student(method: str) -> None:

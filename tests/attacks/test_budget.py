@@ -29,8 +29,8 @@ BUDGETS = {
     "cw-linf-7": (8, 7),
     "apgd-pair": (1 + 1 + 101 + 1 + 9 * (1 + 101) + 1, 101 + 9 * 101),
     "apgd-pair-5r": (1 + 5 * 101 + 1 + 1 + 9 * (1 + 101) + 1, 5 * 101 + 9 * 101),
-    # A deterministic model: two passes to see that it is, then one draw a step stands for all 20.
-    "autoattack-rand": (2 * (2 + 1 + 101 + 1), 2 * (2 + 101)),
+    # A deterministic model: 20 passes to see that it is, then one draw a step stands for all 20.
+    "autoattack-rand": (2 * (20 + 1 + 101 + 1), 2 * (20 + 101)),
 }
 
 
@@ -61,6 +61,24 @@ def test_a_random_model_gets_every_draw():
     result = attack("autoattack-rand", Noisy(12), images, labels, eps="8/255", classes=12)
     assert result.forward == [2 * (2 + 1 + 20 * 101 + 1)] * 2
     assert result.backward == [2 * (2 + 20 * 101)] * 2
+
+
+class Switching(Constant):
+    """The same in one of two states, by the toss of a coin: two passes often agree."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) + 1e-3 * torch.randint(2, ())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_model_of_few_random_states_gets_every_draw(seed):
+    images = torch.rand(1, 3, 8, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        result = attack(
+            "autoattack-rand", Switching(12), images, torch.zeros(1).long(), eps="8/255", classes=12
+        )
+    assert result.backward[0] > 2 * 20 * 101
 
 
 def test_budget_of_cw_l2():

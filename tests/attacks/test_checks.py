@@ -54,7 +54,7 @@ def test_an_honest_model_is_not_flagged():
     assert codes(record) == set()
 
 
-@pytest.mark.parametrize("name", ["tiny-clip", "tiny-tecoa"])
+@pytest.mark.parametrize("name", ["tiny-clip", "teacher-robust"])
 def test_the_tiny_models_are_not_flagged(name):
     record = mb.evaluate(name, task="digits/digit", threat="apgd-pair", eps="8/255", n=32)
     assert codes(record) == set()

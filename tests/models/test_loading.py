@@ -35,7 +35,7 @@ def test_one_model_by_every_way_in(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert mb.load_model("their_models:make").digest == named.digest
-    assert mb.load_model("tiny-tecoa").digest != named.digest
+    assert mb.load_model("teacher-robust").digest != named.digest
 
 
 def test_the_digest_follows_the_weights_and_not_their_precision_on_disk():

@@ -25,7 +25,7 @@ save_every = 2
 
 [teachers]
 clean = "tiny-clip"
-robust = "tiny-tecoa"
+robust = "teacher-robust"
 
 [attack]
 eps = "8/255"

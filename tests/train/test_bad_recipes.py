@@ -25,7 +25,10 @@ RECIPES = {
     "a set into a value": (["steps.more=1"], ["'steps' is no table"]),
     "an unknown task": (["train=digits/trian"], ["no task 'digits/trian'", "digits/train"]),
     "an unknown teacher role": (["teachers.wise=tiny-clip"], ["teachers.wise"]),
-    "no such teacher": (["teachers.robust=tiny-teoca"], ["no model 'tiny-teoca'", "tiny-tecoa"]),
+    "no such teacher": (
+        ["teachers.robust=teacher-robsut"],
+        ["'teacher-robsut'", "teacher-robust"],
+    ),
     "a teacher missing on disk": (
         ["teachers.robust=local-dir:nowhere"],
         ["there is no nowhere/open_clip_config.json"],
@@ -64,7 +67,7 @@ def test_an_unknown_recipe_suggests_another(here):
 
 
 def test_a_method_says_which_teacher_it_misses(here, recipe):
-    recipe.write_text(recipe.read_text().replace('robust = "tiny-tecoa"\n', ""))
+    recipe.write_text(recipe.read_text().replace('robust = "teacher-robust"\n', ""))
     assert_sentence(train(here, recipe), "needs a robust teacher", "--set teachers.robust=MODEL")
 
 
