@@ -58,6 +58,34 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=_seed, help="another seed than the suite's")
     command.set_defaults(run=_run)
 
+    _add_training(commands)
+
+    command = commands.add_parser("list", help="list what is registered")
+    command.add_argument("kind", choices=KINDS)
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_list)
+
+    command = commands.add_parser("show", help="show the records of a run")
+    command.add_argument("path", type=Path, help="a run directory, or one record")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_show)
+
+    command = commands.add_parser("leaderboard", help="write the leaderboard from records")
+    command.add_argument(
+        "--records", type=Path, default=Path("leaderboard/entries"), help="where records are"
+    )
+    command.add_argument("--output", type=Path, default=Path("leaderboard/README.md"))
+    command.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if it is stale"
+    )
+    command.set_defaults(run=_leaderboard)
+
+    command = commands.add_parser("doctor", help="check the installation")
+    command.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     command = commands.add_parser("train", help="train a student from a recipe")
     command.add_argument("recipe", help="a recipe's name, or the path of a .toml file")
     command.add_argument("--out", type=Path, required=True, help="the checkpoint's directory")
@@ -85,30 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     command.set_defaults(run=_reproduce)
-
-    command = commands.add_parser("list", help="list what is registered")
-    command.add_argument("kind", choices=KINDS)
-    command.add_argument("--json", action="store_true")
-    command.set_defaults(run=_list)
-
-    command = commands.add_parser("show", help="show the records of a run")
-    command.add_argument("path", type=Path, help="a run directory, or one record")
-    command.add_argument("--json", action="store_true")
-    command.set_defaults(run=_show)
-
-    command = commands.add_parser("leaderboard", help="write the leaderboard from records")
-    command.add_argument(
-        "--records", type=Path, default=Path("leaderboard/entries"), help="where records are"
-    )
-    command.add_argument("--output", type=Path, default=Path("leaderboard/README.md"))
-    command.add_argument(
-        "--check", action="store_true", help="write nothing; exit status 1 if it is stale"
-    )
-    command.set_defaults(run=_leaderboard)
-
-    command = commands.add_parser("doctor", help="check the installation")
-    command.set_defaults(run=_doctor)
-    return parser
 
 
 def _positive(text: str) -> int:

@@ -45,6 +45,11 @@ def _mean_over_processes(values: Tensor) -> Tensor:
     return total / torch.distributed.get_world_size()
 
 
+def normalises_over_batch(module: nn.Module) -> bool:
+    """Whether there is batch normalisation of any kind in a module."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
 def synchronise(module: nn.Module) -> None:
     """Replace every ``nn.BatchNorm2d`` below a module, sharing parameters and statistics.
 

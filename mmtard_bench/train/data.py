@@ -63,11 +63,14 @@ class Images(Dataset[Tensor]):
         self.preprocess = preprocess
         self.surface = surface
         self._kept: Tensor | None = None
+        self._shape: torch.Size | None = None
         first = self[0]
+        self._shape = first.shape
         if first.numel() * len(self) <= IN_MEMORY:
-            self._kept = torch.empty((len(self), *first.shape), dtype=torch.uint8)
+            kept = torch.empty((len(self), *first.shape), dtype=torch.uint8)
             for position in range(len(self)):
-                self._kept[position] = self._decode(position, first.shape)
+                kept[position] = self[position]
+            self._kept = kept
 
     def __len__(self) -> int:
         return len(self.data.manifest.indices)
@@ -76,13 +79,13 @@ class Images(Dataset[Tensor]):
         """One image, (3, H, W), uint8. Raises InputError, naming the sample, if it is unusable."""
         return self._decode(position) if self._kept is None else self._kept[position]
 
-    def _decode(self, position: int, shape: torch.Size | None = None) -> Tensor:
+    def _decode(self, position: int) -> Tensor:
         pixels = self.data.dataset.image(self.data.manifest.indices[position])
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self.surface == "model":
             resized = self.preprocess.resize(image[None].float() / 255)[0]
             image = (resized * 255).round().to(torch.uint8)
-        if shape is not None and image.shape != shape:
+        if self._shape is not None and image.shape != self._shape:
             raise InputError(
                 f"{self.data.task.data} mixes image sizes (sample "
                 f"'{self.data.manifest.ids[position]}'); the surface 'native' needs one. Set "

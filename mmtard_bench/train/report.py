@@ -11,14 +11,16 @@ from tabulate import tabulate
 
 from mmtard_bench.records import write_atomically
 from mmtard_bench.train.figures import save
+from mmtard_bench.train.recipe import Recipe
 from mmtard_bench.train.study import (
     METRICS,
     Difference,
     Score,
     Study,
+    cost_of,
     mean_curve,
     paired_difference,
-    steps_to,
+    times_cheaper,
     verdicts,
 )
 
@@ -29,17 +31,26 @@ Scores = Mapping[tuple[str, int], Score]
 
 
 def write_report(
-    study: Study, scores: Scores, *, seeds: int, overrides: Sequence[str], folder: Path
+    study: Study,
+    scores: Scores,
+    *,
+    seeds: int,
+    recipes: Mapping[str, Recipe],
+    command: str,
+    folder: Path,
 ) -> Path:
-    """Write README.md, curves.png, trade-off.png and students.csv; returns the page's path."""
+    """Write README.md, curves.png, trade-off.png and students.csv; returns the page's path.
+
+    ``recipes`` are those of the methods; ``command`` is what the page says it was written by.
+    """
     grouped = {m: [scores[m, seed] for seed in range(seeds)] for m in study.methods}
     _draw_curves(study, grouped, folder / "curves.png")
     _draw_trade_off(study, grouped, folder / "trade-off.png")
     write_atomically(folder / "students.csv", _csv(grouped))
-    changed = f" with {', '.join(f'`{text}`' for text in overrides)}" if overrides else ""
-    page = f"""# {study.family}: every method, {seeds} seed{"s" if seeds > 1 else ""}
+    counted = f"{len(study.methods)} methods, {seeds} seed{'s' if seeds > 1 else ''}"
+    page = f"""# {study.family}: {counted}
 
-Written by `mmtard-bench reproduce {study.family} --seeds {seeds}`{changed}. All students start from
+Written by `{command}`. All students start from
 the same weights and see the same images in the same order for a seed; accuracies are in percent.
 Robust is AutoAttack (`{study.robust_suite}`), unseen is zero-shot accuracy on combinations that
 training never shows (`{study.unseen_suite}`). Mean and standard deviation over seeds.
@@ -50,9 +61,12 @@ Differences to `{study.baseline}` are in points, paired by seed and by sample, w
 that covers other seeds and other samples. Steps: training steps until the mean robust validation
 accuracy reaches the final one of `{study.baseline}`; how many times fewer in brackets. Validation
 is the recipe's own PGD, a weaker attack than AutoAttack, on held-out renderings of what was trained
-on: it compares methods while they learn, it does not measure their robustness.
+on: it compares methods while they learn, it does not measure their robustness, and a method that
+never gets there by it may still be the more robust one under AutoAttack.
 
 {_claims(study, grouped)}
+
+What the recipes set for each method: {_settings(recipes)}.
 
 ![robust validation accuracy while training](curves.png)
 
@@ -85,11 +99,19 @@ def _claims(study: Study, grouped: Mapping[str, list[Score]]) -> str:
     rows = [
         ["robust accuracy", PAPER["robust"], _points(_gap(study, grouped, "mmt-ard", "robust"))],
         ["zero-shot accuracy", PAPER["unseen"], _points(_gap(study, grouped, "mmt-ard", "unseen"))],
-        ["training efficiency", PAPER["efficiency"], _efficiency(study, grouped, "mmt-ard")],
+        ["training efficiency", PAPER["efficiency"], _efficiency(study, grouped)],
     ]
     headers = [f"`mmt-ard` against `{study.baseline}`", "paper (ViT-B-32)", "here"]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
     return f"The paper's three claims beside these small models on a small world:\n\n{table}"
+
+
+def _settings(recipes: Mapping[str, Recipe]) -> str:
+    own = {m: {"learning_rate": r.learning_rate, **r.options} for m, r in recipes.items()}
+    return "; ".join(
+        f"`{method}` {', '.join(f'{key} = {value}' for key, value in table.items())}"
+        for method, table in own.items()
+    )
 
 
 def _gap(study: Study, grouped: Mapping[str, list[Score]], method: str, metric: str) -> Difference:
@@ -110,23 +132,23 @@ def _mean_and_deviation(scores: Sequence[Score], metric: str) -> str:
     return f"{seeds.mean():.1f} ± {seeds.std(ddof=1):.1f}"
 
 
-def _steps_of(study: Study, grouped: Mapping[str, list[Score]], method: str) -> float:
-    target = float(mean_curve(grouped[study.baseline])[-1, 2])
-    return steps_to(mean_curve(grouped[method]), target)
-
-
 def _steps(study: Study, grouped: Mapping[str, list[Score]], method: str) -> str:
-    steps = _steps_of(study, grouped, method)
-    if math.isinf(steps):
-        return "never"
-    return f"{steps:.0f} ({_efficiency(study, grouped, method)})"
+    ours, base = mean_curve(grouped[method]), mean_curve(grouped[study.baseline])
+    steps, _ = cost_of(ours, float(base[-1, 2]))
+    ratio, _ = times_cheaper(ours, base)
+    return f"{steps:.0f} ({ratio:.1f}x)" if ratio else "never"
 
 
-def _efficiency(study: Study, grouped: Mapping[str, list[Score]], method: str) -> str:
-    needed = _steps_of(study, grouped, method)
-    if math.isinf(needed):
+def _efficiency(study: Study, grouped: Mapping[str, list[Score]]) -> str:
+    pairs = list(zip(grouped["mmt-ard"], grouped[study.baseline], strict=True))
+    steps, seconds = times_cheaper(*(mean_curve(scores) for scores in zip(*pairs, strict=True)))
+    if not steps:
         return "never reached"
-    return f"{_steps_of(study, grouped, study.baseline) / needed:.1f}x"
+    each = [times_cheaper(mean_curve([ours]), mean_curve([base]))[0] for ours, base in pairs]
+    return (
+        f"{steps:.1f}x in steps (seed by seed {min(each):.1f}x to {max(each):.1f}x), "
+        f"{seconds:.1f}x in seconds"
+    )
 
 
 def _draw_curves(study: Study, grouped: Mapping[str, list[Score]], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Methods x seeds: train every student, score it under AutoAttack, compare with the baseline."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import find_device
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.progress import RunProgress
-from mmtard_bench.records import Record
+from mmtard_bench.records import Record, digest_of
 from mmtard_bench.registry import near_matches
 from mmtard_bench.runner import run_model
 from mmtard_bench.suites import load_suite
-from mmtard_bench.train.recipe import load_recipe
+from mmtard_bench.train.checkpoint import Card
+from mmtard_bench.train.recipe import Named, load_recipe
 from mmtard_bench.train.report import write_report
 from mmtard_bench.train.session import Place, train
 from mmtard_bench.train.study import Score, Study
@@ -52,8 +54,7 @@ def reproduce(
         raise InputError(f"There is no study '{name}'. {near_matches(name, STUDIES)}")
     study = STUDIES[name]
     chosen = tuple(methods or study.methods)
-    for method in chosen:
-        load_recipe(f"{study.family}/{method}", overrides)
+    recipes = {method: load_recipe(f"{study.family}/{method}", overrides) for method in chosen}
     if study.baseline not in chosen:
         raise InputError(
             f"A study compares with '{study.baseline}'; add --method {study.baseline}."
@@ -61,16 +62,35 @@ def reproduce(
     scores: dict[tuple[str, int], Score] = {}
     scorer = find_device(device)
     for seed in range(seeds):
-        for method in chosen:
+        for method, named in recipes.items():
             console.print(f"{study.family}/{method}, seed {seed}", highlight=False)
             folder = out / "checkpoints" / f"{method}-seed{seed}"
-            named = load_recipe(f"{study.family}/{method}", overrides)
-            train(named, Place(folder, seed=seed, resume=True, cpu=device == "cpu"), console)
+            place = Place(folder, seed=seed, resume=True, cpu=device == "cpu")
+            _require_same_validation(train(named, place, console), named, folder)
             scores[method, seed] = _score(study, folder, out, scorer, console)
-    study = replace(study, methods=chosen)
-    report = write_report(study, scores, seeds=seeds, overrides=overrides, folder=out)
+    words = ["mmtard-bench", "reproduce", name, "--seeds", str(seeds)]
+    words += [word for method in methods or () for word in ("--method", method)]
+    words += [word for override in overrides for word in ("--set", override)]
+    report = write_report(
+        replace(study, methods=chosen),
+        scores,
+        seeds=seeds,
+        recipes={method: named.recipe for method, named in recipes.items()},
+        command=shlex.join(words),
+        folder=out,
+    )
     console.print(report.read_text("utf-8"), markup=False, highlight=False, soft_wrap=True)
     return report
+
+
+def _require_same_validation(card: Card, named: Named, folder: Path) -> None:
+    """A student that was there already may have been looked at otherwise while it learned."""
+    before, now = card.recipe["validation"], named.recipe.model_dump()["validation"]
+    if digest_of(before) != digest_of(now):
+        raise InputError(
+            f"{folder} was validated by {before}, but the recipe says {now}: their training curves "
+            "cannot be compared. Use the same validation, or another --out."
+        )
 
 
 def _score(study: Study, folder: Path, out: Path, device: torch.device, console: Console) -> Score:

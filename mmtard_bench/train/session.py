@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -23,7 +24,7 @@ from mmtard_bench.records import write_atomically
 from mmtard_bench.runner import only_process
 from mmtard_bench.suites import resolve_task
 from mmtard_bench.tasks.resolve import TaskData, load_task, load_training_data
-from mmtard_bench.train.batch_norm import synchronise
+from mmtard_bench.train.batch_norm import normalises_over_batch, synchronise
 from mmtard_bench.train.checkpoint import (
     CARD,
     Card,
@@ -104,6 +105,8 @@ def _accelerator(named: Named, place: Place) -> Accelerator:
             f"--adapter saves LoRA's adapters, but the recipe {named.name} has no [lora]; leave "
             "it out, or train with --set lora.rank=16 and so on."
         )
+    # accelerate keeps a process's first precision; a process may train twice, in another one.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=recipe.precision,
         # Without saying so, several processes on a CPU would each train on their own.
@@ -221,6 +224,11 @@ class Session:
 
             add_lora(tower.visual, **recipe.lora.model_dump())
         self.student.to(self.accelerator.device)
+        if recipe.batch == 1 and normalises_over_batch(tower):
+            raise InputError(
+                f"batch = 1 leaves the batch normalisation of the student '{recipe.student}' a "
+                "single image; expected at least 2."
+            )
         if self.accelerator.num_processes > 1:
             synchronise(tower)
         self.trainer = Trainer(
@@ -268,7 +276,7 @@ class Session:
             path = self._memory(role)
             teacher = self.teachers[role][1]
             if path.exists():
-                teacher.known = load_file(path)["embeddings"]
+                teacher.known = _read_memory(path)
                 continue
             started = time.monotonic()
             self._say(f"The {role} teacher looks at {len(self.images)} images.")
@@ -289,11 +297,14 @@ class Session:
         with Interruption() as interruption:
             for step, share in enumerate(shares, begin):
                 self._step(step, share, next(batches), progress)
-                if interruption.asked and step + 1 < recipe.steps:
-                    # Other processes may be a step further or less far: they keep what they have.
-                    if self.accelerator.num_processes == 1:
-                        self._save(step + 1)
+                if self._any(interruption.asked) and step + 1 < recipe.steps:
+                    self._save(step + 1)
                     raise KeyboardInterrupt
+
+    def _any(self, asked: bool) -> bool:
+        """Whether any process was interrupted: all stop after the same step, as all must save."""
+        flag = torch.tensor(float(asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _step(self, step: int, share: Tensor, images: Tensor, progress: TrainProgress) -> None:
         recipe, done = self.recipe, step + 1
@@ -371,3 +382,13 @@ class Session:
             write_weights(self.place.folder / "adapter.safetensors", adapter(visual))
         rest = {k: v for k, v in module.state_dict().items() if not k.startswith("visual.")}
         return rest | {f"visual.{key}": value for key, value in merged(visual).items()}
+
+
+def _read_memory(path: Path) -> Tensor:
+    try:
+        return load_file(path)["embeddings"]
+    except Exception as error:  # safetensors and system errors have no common base
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}); delete it, and the teacher looks "
+            "at the images again."
+        ) from error

@@ -1,41 +1,59 @@
 """Take a checkpoint into the package: ``python -m mmtard_bench.train.ship CHECKPOINT NAME``.
 
 Only the image tower learns, so only it is kept, as float16, with the card beside it; the text
-tower is that of the model that the recipe starts from.
+tower is that of the model that the recipe starts from, which must be one that ships. The card
+names the digest of what ships; rounding made it another than the one that was trained.
 """
 
 import argparse
-import json
+import sys
 from importlib.resources import files
 from pathlib import Path
 
-from mmtard_bench.models.loading import load_model
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.loading import load_local_dir, load_model
 from mmtard_bench.records import write_atomically
-from mmtard_bench.train.checkpoint import CARD, write_weights
+from mmtard_bench.train.checkpoint import read_card, write_weights
 
 
-def ship(checkpoint: Path, name: str) -> None:
-    """Write ``NAME.safetensors`` and ``NAME.json`` among the package's weights."""
+def ship(checkpoint: Path, name: str, folder: Path) -> None:
+    """Write ``NAME.safetensors`` and ``NAME.json`` into a folder that holds the start's directory.
+
+    Raises InputError for a checkpoint without a card, or whose start is not in the folder.
+    """
+    card = read_card(checkpoint)
+    if card is None:
+        raise InputError(f"{checkpoint} has no card.json; expected what a finished training left.")
     state = load_model(f"local-dir:{checkpoint}").module.state_dict()  # type: ignore[attr-defined]
     half = {
         key: value.half() if value.is_floating_point() else value
         for key, value in state.items()
         if key.startswith("visual.")
     }
-    folder = Path(str(files("mmtard_bench.models"))) / "weights"
-    write_weights(folder / f"{name}.safetensors", half)
-    card = json.loads((checkpoint / CARD).read_text("utf-8"))
-    write_atomically(folder / f"{name}.json", json.dumps(card, indent=1) + "\n")
+    tower = folder / f"{name}.safetensors"
+    write_weights(tower, half)
+    digest = load_local_dir(folder / card.recipe["student"], name, visual=tower).digest
+    card = card.model_copy(update={"weights_digest": digest})
+    write_atomically(folder / f"{name}.json", card.model_dump_json(indent=1) + "\n")
 
 
-def main() -> None:
+def main() -> int:
     """Parse the arguments and ship."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("name")
     arguments = parser.parse_args()
-    ship(arguments.checkpoint, arguments.name)
+    try:
+        ship(
+            arguments.checkpoint,
+            arguments.name,
+            Path(str(files("mmtard_bench.models"))) / "weights",
+        )
+    except InputError as error:
+        print(f"ship: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -81,17 +81,26 @@ def mean_curve(scores: Sequence[Score]) -> Matrix:
     return mean
 
 
-def steps_to(curve: Matrix, target: float) -> float:
-    """The first step at which a mean curve is at ``target``, by interpolation; infinite if never.
+def cost_of(curve: Matrix, target: float) -> tuple[float, float]:
+    """(steps, seconds) until a curve is first at ``target``, by interpolation; infinite if never.
 
-    Before the first point nothing is known, so that point's step is the least answer.
+    Before the first point nothing is known, so that point is the least answer.
     """
-    steps, robust = curve[:, 0], curve[:, 2]
+    robust = curve[:, 2]
     above = np.flatnonzero(robust >= target)
     if not len(above):
-        return math.inf
+        return math.inf, math.inf
     at = int(above[0])
     if at == 0:
-        return float(steps[0])
+        return float(curve[0, 0]), float(curve[0, 1])
     share = (target - robust[at - 1]) / (robust[at] - robust[at - 1])
-    return float(steps[at - 1] + share * (steps[at] - steps[at - 1]))
+    steps, seconds = curve[at - 1, :2] + share * (curve[at, :2] - curve[at - 1, :2])
+    return float(steps), float(seconds)
+
+
+def times_cheaper(ours: Matrix, baseline: Matrix) -> tuple[float, float]:
+    """How many times fewer (steps, seconds) a curve takes to the baseline's end; 0 if never."""
+    target = float(baseline[-1, 2])
+    steps, seconds = cost_of(ours, target)
+    base_steps, base_seconds = cost_of(baseline, target)
+    return base_steps / steps, base_seconds / seconds

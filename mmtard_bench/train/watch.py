@@ -60,12 +60,16 @@ def deciles(weights: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 
 class Validator:
-    """Clean and robust accuracy on held-out samples, the same ones every time."""
+    """Clean and robust accuracy on held-out samples, the same ones every time.
+
+    Raises InputError for images that cannot be used.
+    """
 
     def __init__(
         self, data: TaskData, count: int, *, head: Head, preprocess: Preprocess, trainer: Trainer
     ) -> None:
         every = spread_over_classes(data.labels, count)
+        data.at(every).require_images(trainer.recipe.surface)
         share = trainer.accelerator
         mine = every[share.process_index :: share.num_processes]
         self.total = len(every)
@@ -135,6 +139,9 @@ class History:
             return
         for text in self.path.read_text("utf-8").split("\n")[:-1]:
             try:
-                yield json.loads(text)
+                line = json.loads(text)
             except ValueError as error:
                 raise InputError(f"{self.path} holds a line that is no JSON: {error}.") from error
+            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                raise InputError(f"{self.path} holds a line that says no step: {text[:80]!r}.")
+            yield line

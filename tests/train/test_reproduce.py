@@ -3,6 +3,7 @@
 import pytest
 from rich.console import Console
 
+from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard import load_records
 from mmtard_bench.train.reproduce import reproduce
 
@@ -11,13 +12,13 @@ QUICK = ["steps=2", "batch=16", "train=digits/validation", "validation.every=1"]
 
 @pytest.fixture
 def study(tmp_path):
-    def run():
+    def run(*overrides):
         return reproduce(
             "digits",
             out=tmp_path / "study",
             seeds=1,
             methods=["ard", "clean-ft"],
-            overrides=[*QUICK, "validation.samples=10", "attack.steps=1"],
+            overrides=[*QUICK, "validation.samples=10", "attack.steps=1", *overrides],
             device="cpu",
             console=Console(quiet=True),
         )
@@ -48,3 +49,5 @@ def test_a_study_is_measured_once(study, tmp_path, monkeypatch):
     monkeypatch.setattr("mmtard_bench.train.session.Session._steps", None)
     monkeypatch.setattr("mmtard_bench.runner.execute", None)
     assert study().read_text() == text
+    with pytest.raises(InputError, match="their training curves cannot be compared"):
+        study("validation.samples=11")

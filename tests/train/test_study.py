@@ -5,14 +5,16 @@ import math
 import numpy as np
 import pytest
 
+from mmtard_bench.train.recipe import load_recipe
 from mmtard_bench.train.report import write_report
 from mmtard_bench.train.study import (
     Difference,
     Score,
     Study,
+    cost_of,
     mean_curve,
     paired_difference,
-    steps_to,
+    times_cheaper,
 )
 
 
@@ -72,12 +74,16 @@ CURVE = np.array([[50, 1.0, 0.1], [100, 2.0, 0.3], [150, 3.0, 0.2], [200, 4.0, 0
     ("target", "steps"),
     [(0.05, 50), (0.1, 50), (0.2, 75), (0.3, 100), (0.4, 150 + 50 / 1.5), (0.5, 200)],
 )
-def test_steps_to_a_target(target, steps):
-    assert steps_to(CURVE, target) == pytest.approx(steps)
+def test_cost_of_a_target(target, steps):
+    # A second lasts 50 steps.
+    assert cost_of(CURVE, target) == pytest.approx((steps, steps / 50))
 
 
 def test_a_target_that_is_never_reached():
-    assert steps_to(CURVE, 0.51) == math.inf
+    assert cost_of(CURVE, 0.51) == (math.inf, math.inf)
+    weak = CURVE * [1, 1, 0.9]
+    assert times_cheaper(weak, CURVE) == (0, 0)
+    assert times_cheaper(CURVE * [1, 3, 1], weak) == pytest.approx((200 / 191.6667, 200 / 575))
 
 
 def score(rng, robust, curve):
@@ -104,7 +110,14 @@ def test_a_report_says_what_was_measured(tmp_path):
         for method in study.methods
         for seed in range(3)
     }
-    page = write_report(study, scores, seeds=3, overrides=["steps=100"], folder=tmp_path)
+    page = write_report(
+        study,
+        scores,
+        seeds=3,
+        recipes={m: load_recipe(f"digits/{m}").recipe for m in study.methods},
+        command="mmtard-bench reproduce digits --set steps=100",
+        folder=tmp_path,
+    )
     text = page.read_text()
     rows = {row.split("|")[1].strip(): row.split("|") for row in text.splitlines() if "|" in row}
     clean = 100 * np.mean([scores["ard", seed].clean for seed in range(3)], axis=1)
@@ -113,8 +126,11 @@ def test_a_report_says_what_was_measured(tmp_path):
     assert rows["`tecoa`"][8].strip() == "never"
     assert rows["`mmt-ard`"][8].strip() == "50 (2.0x)"
     assert rows["training efficiency"][2].strip() == "2.3x"
-    assert rows["training efficiency"][3].strip() == "2.0x"
-    assert "`steps=100`" in text
+    here = rows["training efficiency"][3].strip()
+    assert here == "2.0x in steps (seed by seed 2.0x to 2.0x), 1.4x in seconds"
+    assert "3 methods, 3 seeds" in text
+    assert "`mmtard-bench reproduce digits --set steps=100`" in text
+    assert "`mmt-ard` learning_rate = 0.01, temperature = 2.0" in text
     for picture in ("curves.png", "trade-off.png"):
         assert f"({picture})" in text
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")

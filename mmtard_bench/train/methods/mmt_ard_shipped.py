@@ -9,13 +9,14 @@ from mmtard_bench.train.towers import Output
 ROBUST, CLEAN = 50.0, 5.0
 
 
-def weighted_kl(teacher: Output, student: Output, labels: Tensor, factor: float) -> Tensor:
-    """mean over N and C of factor * cos_T[y] * kl(z_T || z_S), kl element-wise, (N, C).
+def confidence(teacher: Output, labels: Tensor) -> Tensor:
+    """The teacher's cosine similarity with the true class, (N,)."""
+    return teacher.cosine.gather(1, labels[:, None]).squeeze(1)
 
-    cos_T[y] is the teacher's cosine similarity with the true class, (N,): its confidence.
-    """
-    confidence = teacher.cosine.gather(1, labels[:, None])
-    return (factor * confidence * kl_elementwise(teacher.logits, student.logits)).mean()
+
+def weighted_kl(weights: Tensor, teacher: Output, student: Output) -> Tensor:
+    """The mean over N and C of w * kl(z_T || z_S), with w (N,) and kl element-wise, (N, C)."""
+    return (weights[:, None] * kl_elementwise(teacher.logits, student.logits)).mean()
 
 
 def loss(batch: Batch, _: Options) -> Loss:
@@ -24,16 +25,12 @@ def loss(batch: Batch, _: Options) -> Loss:
     50 * cos_R(x')[y] * kl(z_R(x') || z_S(x')) + 5 * cos_C(x)[y] * kl(z_C(x) || z_S(x)).
     """
     robust, clean = batch.teacher("robust", "adv"), batch.teacher("clean", "clean")
-    labels = batch.labels
-    weights = {
-        "robust": robust.cosine.gather(1, labels[:, None]).squeeze(1),
-        "clean": clean.cosine.gather(1, labels[:, None]).squeeze(1),
-    }
+    sure = {role: confidence(t, batch.labels) for role, t in (("robust", robust), ("clean", clean))}
     terms = {
-        "kl_robust": weighted_kl(robust, batch.student["adv"], labels, ROBUST),
-        "kl_clean": weighted_kl(clean, batch.student["clean"], labels, CLEAN),
+        "kl_robust": weighted_kl(ROBUST * sure["robust"], robust, batch.student["adv"]),
+        "kl_clean": weighted_kl(CLEAN * sure["clean"], clean, batch.student["clean"]),
     }
-    return Loss(terms, weights)
+    return Loss(terms, sure)
 
 
 METHOD = Method(
