@@ -186,6 +186,14 @@ def test_a_loss_is_its_formula(case, name):
     compare(case, name, {}, lambda reference: getattr(reference, name.replace("-", "_"))())
 
 
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_ard_at_a_temperature_is_its_formula(case, temperature):
+    def formula(reference):
+        return temperature**2 * reference.ard()
+
+    compare(case, "ard", {"temperature": temperature}, formula, temperature)
+
+
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("consistency", [True, False])
@@ -222,9 +230,11 @@ def test_every_switch_of_mmt_ard_changes_the_loss(case, switch):
     assert total_of(case, **switch) != pytest.approx(total_of(case), rel=1e-4)
 
 
-def test_mmt_ard_reduced_to_one_teacher_is_ard(case):
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_mmt_ard_reduced_to_one_teacher_is_ard(case, temperature):
     alone = {"clean_teacher": False, "weights": False, "gate": False, "consistency": False}
-    method, options = find_method("ard", {})
+    alone["temperature"] = temperature
+    method, options = find_method("ard", {"temperature": temperature})
     ard = method.loss(case, options)
     assert total_of(case, **alone) == pytest.approx(ard.terms["kl_robust"].item(), rel=1e-6)
     reduced, switches = find_method("mmt-ard", alone)

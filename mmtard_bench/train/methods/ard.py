@@ -1,16 +1,21 @@
 """``ard``: adversarial robust distillation from one robust teacher.
 
-The single-teacher baseline of MMT-ARD: what the ``_origin`` script of its authors computes.
+The single-teacher baseline of MMT-ARD: what the ``_origin`` script of its authors computes, which
+has no temperature.
 """
 
 from mmtard_bench.train.losses import kl
-from mmtard_bench.train.methods.base import Batch, Loss, Method, Options, away_from, mean_terms
+from mmtard_bench.train.methods.base import Batch, Loss, Method, Softened, away_from, mean_terms
 
 
-def loss(batch: Batch, _: Options) -> Loss:
-    """KL(z_R(x) || z_S(x')), logits (N, C); x' maximises the same. Label-free."""
-    target = batch.teacher("robust", "clean").logits
-    return mean_terms(kl_robust=kl(target, batch.student["adv"].logits))
+def loss(batch: Batch, options: Softened) -> Loss:
+    """T^2 KL(z_R(x) / T || z_S(x') / T), logits (N, C). Label-free.
+
+    The inner attack maximises KL(z_R(x) || z_S(x')).
+    """
+    heat = options.temperature
+    target, logits = batch.teacher("robust", "clean").logits, batch.student["adv"].logits
+    return mean_terms(kl_robust=heat**2 * kl(target / heat, logits / heat))
 
 
 METHOD = Method(
@@ -21,4 +26,5 @@ METHOD = Method(
     targets=lambda _: (("robust", "clean"),),
     guide=lambda _: away_from("robust"),
     labels=False,
+    options=Softened,
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol as Interface
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from mmtard_bench.train.losses import cross_entropy, kl, squared_distance
@@ -16,6 +16,16 @@ class Options(BaseModel):
     """A method's own switches, set in a recipe's ``[options]``; most methods have none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Softened(Options):
+    """Distillation at a temperature (Hinton et al., 2015, arXiv 1503.02531, section 2).
+
+    It divides every logit before a softmax: teachers that are certain of their training images
+    say more than the label again. Its square scales the loss, which keeps the gradients' size.
+    """
+
+    temperature: float = Field(default=1.0, gt=0)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mmtard_bench.train.methods.base import (
     Guide,
     Loss,
     Method,
-    Options,
+    Softened,
     away_from,
     global_term,
     rows_of_mean_one,
@@ -26,13 +26,8 @@ LEARNS_ON: dict[Role, View] = {"robust": "adv", "clean": "clean"}
 """The student's images that each teacher, looking at clean ones, guides."""
 
 
-class Switches(Options):
-    """Each term on or off; ``alignment`` is the consistency's factor.
-
-    ``temperature`` divides every logit before a softmax, as in knowledge distillation (Hinton et
-    al., 2015, arXiv 1503.02531, section 2): teachers that are certain of their training images say
-    more than the label again.
-    """
+class Switches(Softened):
+    """Each term on or off; ``alignment`` is the consistency's factor."""
 
     robust_teacher: bool = True
     clean_teacher: bool = True
@@ -40,7 +35,6 @@ class Switches(Options):
     gate: bool = True
     consistency: bool = True
     alignment: float = Field(default=1.0, gt=0)
-    temperature: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _somebody_teaches(self) -> "Switches":
@@ -82,9 +76,8 @@ def text_to_image(teacher: Tensor, student: Tensor, batch: Batch) -> Tensor:
 def loss(batch: Batch, switches: Switches) -> Loss:
     """T^2 (2 g w_R KL(z_R(x) || z_S(x')) + 2 (1 - g) w_C KL(z_C(x) || z_S(x)) + consistency).
 
-    Means over the batch; z are logits (N, C) over the temperature T, whose square keeps the
-    gradients' scale. Without gate g = 1/2, without weights w = 1; with the robust teacher alone,
-    no other term and T = 1 this is ``ard``.
+    Means over the batch; z are logits (N, C) over the temperature T. Without gate g = 1/2, without
+    weights w = 1; with the robust teacher alone and no other term this is ``ard``.
     """
     heat = switches.temperature
     on = {role for role, _ in targets(switches)}
