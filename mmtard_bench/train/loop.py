@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from mmtard_bench.attacks.base import sample_generator
 from mmtard_bench.attacks.pgd import pgd
@@ -84,15 +85,16 @@ class Trainer:
         self.recipe = recipe
         self.method = method
         self.options = options
-        self.tower = tower
+        # All of it: a tower around a model that was loaded is in another mode than its layers.
+        self.tower = tower.train()
         self.head = head
         self.teachers = teachers
         self.accelerator = accelerator
         self.seed = seed
-        learned = [p for p in tower.parameters() if p.requires_grad]
-        self.trainable = sum(p.numel() for p in learned)
+        self.learned = [p for p in tower.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in self.learned)
         optimiser = torch.optim.AdamW(
-            learned, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self.learned, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.model, self.optimiser = accelerator.prepare(tower, optimiser)
 
@@ -111,7 +113,8 @@ class Trainer:
             if guide is not None:
                 adversarial = self._attack(step, batch, guide)
                 batch.images = {"clean": clean, "adv": adversarial}
-            self.tower.train()
+            if not self.tower.training:  # it visits every layer, and clean-ft never leaves the mode
+                self.tower.train()
             views = self.method.views
             embeddings = self.model(torch.cat([batch.images[view] for view in views]))
         for view, rows in zip(views, embeddings.float().chunk(len(views)), strict=True):
@@ -165,7 +168,7 @@ class Trainer:
             )
         terms = torch.stack([term.float() for term in loss.terms.values()])
         self.accelerator.backward(terms.sum())
-        norm = self.accelerator.clip_grad_norm_(self.tower.parameters(), recipe.clip_norm)
+        norm = clip_grad_norm_(self.learned, recipe.clip_norm, foreach=True)
         checked = torch.cat([terms.detach(), norm.detach().float().reshape(1)])
         finite = torch.isfinite(checked).tolist()
         if not all(finite):

@@ -66,6 +66,25 @@ def test_a_run_is_a_function_of_recipe_and_seed(run_small):
     )
 
 
+@pytest.mark.parametrize("method", ["clean-ft", "ard"])
+def test_every_layer_learns_in_training_mode_and_is_attacked_in_evaluation(
+    method, run_small, monkeypatch
+):
+    original, learning, attacked = session.Tower.forward, [], []
+
+    def look(self, images):
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            where = attacked if images.requires_grad else learning
+            where.append({layer.training for layer in self.modules()})
+        return original(self, images)
+
+    monkeypatch.setattr(session.Tower, "forward", look)
+    run_small("run", f"method={method}", "steps=3", "log_every=2", "validation.every=1000")
+    assert learning == [{True}] * 3
+    assert all(modes == {False} for modes in attacked)
+    assert (len(attacked) >= 6) == (method == "ard")
+
+
 def test_half_precision_trains_weights_of_full_precision(run_small):
     half, full = run_small("half", "precision=bf16", "steps=2"), run_small("full", "steps=2")
     start = load_model("tiny-clip-small").module.state_dict()
