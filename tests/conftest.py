@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -175,3 +176,17 @@ def assert_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None
     said = done.stderr.replace("\n", " ")
     for word in words:
         assert word in said, said
+
+
+def wait_for(
+    pattern: str, folder: Path, process: subprocess.Popen[str], *, seconds: float = 60
+) -> Path:
+    """The first file of this name below a folder that a process has written something into."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = list(folder.rglob(pattern))
+        if found and found[0].stat().st_size:
+            return found[0]
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"no {pattern} appeared")

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from mmtard_bench.models.loading import load_model
+from mmtard_bench.models.tiny import WEIGHTS
 from tests.conftest import assert_sentence
 
 SUITE = """
@@ -97,7 +99,7 @@ def table(name: str, data: str, **keys: object) -> str:
     [
         (
             ["run", "quick-v1", "--model", "teacher-robsut"],
-            ["'teacher-robsut'", "teacher-robust"],
+            ["no model 'teacher-robsut'", "teacher-robust"],
         ),
         (["run", "quik-v1", "--model", "tiny-clip"], ["no suite 'quik-v1'", "quick-v1"]),
         (["run", "quick-v1", "--model", "RN50"], ["without weights", "RN50:random"]),
@@ -218,12 +220,7 @@ def test_remote_code_is_refused(here, mine, tmp_path):
 
 
 def _copy_tiny(folder: Path) -> None:
-    import shutil
-
-    import mmtard_bench
-
-    package = Path(mmtard_bench.__file__).parent
-    shutil.copytree(package / "models" / "weights" / "tiny-clip", folder)
+    shutil.copytree(WEIGHTS / "tiny-clip", folder)
 
 
 def encode(image: Image.Image) -> bytes:

@@ -1,13 +1,11 @@
 """What is published under leaderboard/ follows from its records, and keeps its word."""
 
-from importlib.resources import files
-from pathlib import Path
-
 import pytest
 
 import mmtard_bench as mb
 from mmtard_bench import registry
 from mmtard_bench.leaderboard import load_records, render
+from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from tests.conftest import REPOSITORY
@@ -27,7 +25,7 @@ def test_the_page_follows_from_the_records(records):
 def test_the_records_are_of_the_suites_and_weights_that_ship(records):
     shipped = {(clip.name, clip.digest) for clip in map(mb.load_model, registry.models)}
     assert {(record.model.name, record.model.digest) for record in records} == shipped
-    cards = Path(str(files("mmtard_bench.models"))).glob("weights/*.json")
+    cards = WEIGHTS.glob("*.json")
     named = {path.stem: Card.model_validate_json(path.read_text()) for path in cards}
     assert len(named) == 9
     for name, card in named.items():

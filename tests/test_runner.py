@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from mmtard_bench.runner import Partial, run_folder, run_model, with_overrides
 from mmtard_bench.suites import list_suites, load_suite
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
-from tests.conftest import REPOSITORY, ToyClip, assert_sentence, tokenize, wrap
+from tests.conftest import REPOSITORY, ToyClip, assert_sentence, tokenize, wait_for, wrap
 
 CPU = torch.device("cpu")
 
@@ -239,16 +238,6 @@ attack = "apgd-pair"
 norm = "linf"
 eps = "8/255"
 """
-
-
-def wait_for(pattern: str, folder: Path, process: subprocess.Popen[str]) -> Path:
-    for _ in range(1200):
-        found = list(folder.rglob(pattern))
-        if found and found[0].stat().st_size:
-            return found[0]
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    raise AssertionError(f"no {pattern} appeared")
 
 
 def test_kill_and_resume_gives_the_same_verdicts(tmp_path):

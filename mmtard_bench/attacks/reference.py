@@ -66,17 +66,15 @@ def _apgd(threat: ThreatModel, loss: str, n_classes: int, *, restarts: int, eot:
 
 def _repeats(model: Classifier, images: Tensor, passes: int) -> bool:
     """Whether so many passes all give the same logits and the same gradient, to the bit."""
-    first: tuple[Tensor, Tensor] | None = None
-    for _ in range(passes):
+
+    def look() -> tuple[Tensor, Tensor]:
         points = images.clone().requires_grad_()
         logits = model(points)
-        (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), points)
-        logits = logits.detach()
-        if first is None:
-            first = logits, gradient
-        elif not (torch.equal(first[0], logits) and torch.equal(first[1], gradient)):
-            return False
-    return True
+        return logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), points)[0]
+
+    logits, gradient = look()
+    others = (look() for _ in range(passes - 1))
+    return all(torch.equal(logits, z) and torch.equal(gradient, g) for z, g in others)
 
 
 def _apgd_averaged(threat: ThreatModel, loss: str, n_classes: int, *, draws: int) -> Stage:

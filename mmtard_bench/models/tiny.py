@@ -13,21 +13,19 @@ from mmtard_bench.registry import register_model
 if TYPE_CHECKING:
     from mmtard_bench.models.clip import Clip
 
-
-def _weights() -> Path:
-    return Path(str(files("mmtard_bench.models"))) / "weights"
+WEIGHTS = Path(str(files("mmtard_bench.models"))) / "weights"
 
 
 def _load(name: str) -> "Clip":
     from mmtard_bench.models.loading import load_local_dir
 
-    return load_local_dir(_weights() / name, name)
+    return load_local_dir(WEIGHTS / name, name)
 
 
 def _trained_from(base: str, name: str) -> "Clip":
     from mmtard_bench.models.loading import load_local_dir
 
-    return load_local_dir(_weights() / base, name, visual=_weights() / f"{name}.safetensors")
+    return load_local_dir(WEIGHTS / base, name, visual=WEIGHTS / f"{name}.safetensors")
 
 
 @register_model("tiny-clip")

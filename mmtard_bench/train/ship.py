@@ -7,11 +7,11 @@ names the digest of what ships; rounding made it another than the one that was t
 
 import argparse
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.loading import load_local_dir, load_model
+from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.records import write_atomically
 from mmtard_bench.train.checkpoint import read_card, write_weights
 
@@ -44,11 +44,7 @@ def main() -> int:
     parser.add_argument("name")
     arguments = parser.parse_args()
     try:
-        ship(
-            arguments.checkpoint,
-            arguments.name,
-            Path(str(files("mmtard_bench.models"))) / "weights",
-        )
+        ship(arguments.checkpoint, arguments.name, WEIGHTS)
     except InputError as error:
         print(f"ship: {error}", file=sys.stderr)
         return 2

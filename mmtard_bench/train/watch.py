@@ -68,12 +68,12 @@ class Validator:
     def __init__(
         self, data: TaskData, count: int, *, head: Head, preprocess: Preprocess, trainer: Trainer
     ) -> None:
-        every = spread_over_classes(data.labels, count)
-        data.at(every).require_images(trainer.recipe.surface)
+        # All of them on every process, so that all refuse them together.
+        self.data = data.at(spread_over_classes(data.labels, count))
+        self.data.require_images(trainer.recipe.surface)
+        self.total = len(self.data.labels)
         share = trainer.accelerator
-        mine = every[share.process_index :: share.num_processes]
-        self.total = len(every)
-        self.data = data.at(mine)
+        self.rows = range(share.process_index, self.total, share.num_processes)
         self.head = head
         self.preprocess = preprocess
         self.trainer = trainer
@@ -82,9 +82,8 @@ class Validator:
         """Accuracies under "validation/clean" and "validation/robust"; PGD on cross-entropy."""
         trainer, size = self.trainer, 256
         right = torch.zeros(2, device=trainer.accelerator.device)
-        rows = range(len(self.data.labels))
-        for begin in range(0, len(rows), size):
-            right += self._count(rows[begin : begin + size])
+        for begin in range(0, len(self.rows), size):
+            right += self._count(self.rows[begin : begin + size])
         clean, robust = (trainer.accelerator.reduce(right, "sum") / self.total).tolist()
         return {"validation/clean": clean, "validation/robust": robust}
 
@@ -103,7 +102,7 @@ class Validator:
                     key=("validation", sample),
                     device=device,
                 )
-                for sample in self.data.manifest.ids[rows.start : rows.stop]
+                for sample in (self.data.manifest.ids[row] for row in rows)
             ]
         )
         found = trainer.perturb(images, start, labels, head=self.head, guide=CROSS_ENTROPY)

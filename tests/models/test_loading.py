@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import open_clip
 import pytest
@@ -12,9 +11,8 @@ import torchvision.transforms.functional as vision
 import mmtard_bench as mb
 from mmtard_bench import registry
 from mmtard_bench.models.clip import Preprocess
+from mmtard_bench.models.tiny import WEIGHTS
 from tests.conftest import SHARED_DATA, ToyClip, tokenize, wrap
-
-WEIGHTS = Path(mb.__file__).parent / "models" / "weights"
 
 
 def test_one_model_by_every_way_in(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ RECIPES = {
     "an unknown teacher role": (["teachers.wise=tiny-clip"], ["teachers.wise"]),
     "no such teacher": (
         ["teachers.robust=teacher-robsut"],
-        ["'teacher-robsut'", "teacher-robust"],
+        ["no model 'teacher-robsut'", "teacher-robust"],
     ),
     "a teacher missing on disk": (
         ["teachers.robust=local-dir:nowhere"],

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from rich.console import Console
@@ -15,7 +14,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.train import session
 from mmtard_bench.train.checkpoint import read_card
 from mmtard_bench.train.session import Place, train
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, wait_for
 
 
 def curve(folder):
@@ -75,11 +74,7 @@ def test_interrupted_processes_save_together_and_go_on(recipe, tmp_path):
     for override in ("steps=60", "save_every=1000", "validation.every=1000"):
         words += ["--set", override]
     process = launch(*words)
-    deadline = time.monotonic() + 120
-    while not (folder / "history.jsonl").exists() or not curve(folder):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for("history.jsonl", folder, process, seconds=120)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode != 0

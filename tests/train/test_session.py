@@ -6,9 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from importlib.resources import files
-from pathlib import Path
 
 import datasets
 import pytest
@@ -18,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.models.loading import load_local_dir, load_model
+from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.train import checkpoint, session
 from mmtard_bench.train.checkpoint import Card, read_card
 from mmtard_bench.train.methods import METHODS
 from mmtard_bench.train.ship import ship
+from tests.conftest import wait_for
 
 
 def weights(folder):
@@ -151,11 +150,7 @@ def test_kill_9_in_the_middle_and_resume(recipe, tmp_path, run_small):
     command = [*arguments, *slow, "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "cut").glob("states/step-*/progress.json")):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for("step-*/progress.json", tmp_path / "cut", process, seconds=120)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -316,8 +311,7 @@ def test_a_recipe_changed_before_the_first_state_is_noticed(run_small, monkeypat
 
 def test_another_teacher_of_the_same_name_is_noticed(run_small, tmp_path, monkeypatch):
     teacher = tmp_path / "teacher"
-    source = Path(str(files("mmtard_bench.models"))) / "weights"
-    shutil.copytree(source / "tiny-clip", teacher)
+    shutil.copytree(WEIGHTS / "tiny-clip", teacher)
     named = f"teachers.robust=local-dir:{teacher}"
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 3, Killed())
@@ -351,13 +345,17 @@ def test_a_resumed_run_with_dropout_ends_the_same(run_small, monkeypatch):
     assert_same(weights(whole), weights(cut))
 
 
-def test_a_damaged_image_is_named_from_a_worker_too(tmp_path, run_small, monkeypatch):
-    images = [{"bytes": b"no image", "path": None}] * 8
+def write_images(path, images):
+    """A table of images of two classes in turn."""
     features = datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"])
     )
-    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 4}, features)
-    table.to_parquet(tmp_path / "bad.parquet")
+    labels = [i % 2 for i in range(len(images))]
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features).to_parquet(path)
+
+
+def test_a_damaged_image_is_named_from_a_worker_too(tmp_path, run_small, monkeypatch):
+    write_images(tmp_path / "bad.parquet", [{"bytes": b"no image", "path": None}] * 8)
     monkeypatch.setattr("mmtard_bench.train.data.IN_MEMORY", 0)
     monkeypatch.setattr("mmtard_bench.train.data.Images.__init__", _without_a_look)
     with pytest.raises(InputError, match=r"^parquet:.*'00000.*is damaged") as caught:
@@ -377,11 +375,7 @@ def _without_a_look(self, data, preprocess, surface):
 def test_images_of_several_sizes_are_a_sentence(where, memory, tmp_path, run_small, monkeypatch):
     monkeypatch.setattr("mmtard_bench.train.data.IN_MEMORY", memory)
     images = [Image.new("RGB", (32 + 8 * (i == 11), 32)) for i in range(12)]
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"])
-    )
-    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 6}, features)
-    table.to_parquet(tmp_path / "mixed.parquet")
+    write_images(tmp_path / "mixed.parquet", images)
     task = f'{where}={{name="mixed", data="parquet:{tmp_path}/mixed.parquet"}}'
     with pytest.raises(InputError, match=r"mixes image sizes.*'00000011'"):
         run_small("run", task, "batch=12", "steps=1")
@@ -413,8 +407,7 @@ def test_damage_is_a_sentence_when_a_run_goes_on(
 
 
 def test_what_ships_is_what_its_card_names(run_small, tmp_path):
-    weights_there = Path(str(files("mmtard_bench.models"))) / "weights"
-    shutil.copytree(weights_there / "tiny-clip-small", tmp_path / "tiny-clip-small")
+    shutil.copytree(WEIGHTS / "tiny-clip-small", tmp_path / "tiny-clip-small")
     ship(run_small("run", "steps=2"), "mine", tmp_path)
     tower = tmp_path / "mine.safetensors"
     clip = load_local_dir(tmp_path / "tiny-clip-small", "mine", visual=tower)
