@@ -13,9 +13,19 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from mmtard_bench.edits import NameEdit
 from mmtard_bench.errors import InputError, StorageError, explain
+from mmtard_bench.recall import Ranks, Recalls, recalls_of
 
 SCHEMA_VERSION = 1
 
@@ -28,6 +38,16 @@ Scalars = dict[str, str | int | float]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Sparse(_Strict):
+    """Fields that only some records have are None by default, and then are not written at all."""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        body: dict[str, Any] = handler(self)
+        return {k: v for k, v in body.items() if v is not None or fields[k].is_required()}
 
 
 class SuiteFacts(_Strict):
@@ -50,7 +70,10 @@ class ModelFacts(_Strict):
 
 
 class TaskFacts(_Strict):
-    """The task: ``revision`` pins the data, ``prompts_digest`` class names and templates."""
+    """The task: ``revision`` pins the data, ``prompts_digest`` class names and templates.
+
+    In retrieval the captions of the samples take the place of class names.
+    """
 
     name: str = Field(min_length=1)
     data: str
@@ -60,14 +83,14 @@ class TaskFacts(_Strict):
     n_classes: Annotated[int, Field(ge=2)]
     templates: list[str]
     prompts_digest: Digest
-    metric: Literal["zero-shot classification"]
+    metric: Literal["zero-shot classification", "retrieval"]
 
 
 class ThreatFacts(_Strict):
     """The threat model, with every parameter of the attack that changes its output."""
 
     attack: Name
-    norm: Literal["linf", "l2"]
+    norm: Literal["linf", "l2", "levenshtein"]
     eps: str = Field(pattern=r"^\d+/\d+$")
     surface: Literal["native", "model"]
     parameters: Scalars
@@ -79,13 +102,30 @@ class ThreatFacts(_Strict):
         suffix = " model" if self.surface == "model" else ""
         return f"{self.attack} {self.norm} {self.eps}{suffix}"
 
+    @property
+    def edits(self) -> int:
+        """The most characters of a class name that the attacker may change."""
+        edits = self.parameters.get("edits", 0)
+        return edits if isinstance(edits, int) else 0
 
-class Sample(_Strict):
+    @property
+    def ball(self) -> str:
+        """What the attacker may do, whatever the attack: "linf 8/255", "linf 8/255 + 1 edit"."""
+        both = self.norm != "levenshtein" and "edits" in self.parameters
+        plus = f" + {self.edits} edit{'s' * (self.edits != 1)}" if both else ""
+        return f"{self.norm} {self.eps}{plus}{' model' if self.surface == 'model' else ''}"
+
+
+class Sample(_Sparse):
     """The truth about one sample.
 
     ``broken_by`` names the attack that broke it. ``unconfirmed`` is true where a fresh pass did not
     agree that it did: such a sample counts as broken, and the record carries a flag. Passes are
     the attack's; the one clean pass is not counted.
+
+    In retrieval ``label`` is the gallery's place of the image's first caption, ``prediction`` the
+    place of the caption that was ranked first, or ``label`` for any matching one; ``ranks`` are
+    there. ``edit`` is what a text attack that broke the sample made of its class's name.
     """
 
     id: str
@@ -97,6 +137,8 @@ class Sample(_Strict):
     unconfirmed: bool
     forward: Count
     backward: Count
+    ranks: Ranks | None = None
+    edit: NameEdit | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -108,11 +150,21 @@ class Sample(_Strict):
             raise ValueError(f"sample {self.id}: broken_by contradicts robust")
         if self.unconfirmed and self.broken_by is None:
             raise ValueError(f"sample {self.id}: unconfirmed, but nothing broke it")
+        if self.edit is not None and self.broken_by is None:
+            raise ValueError(f"sample {self.id}: an edit, but nothing broke it")
+        if self.ranks is not None:
+            clean, attacked = self.ranks.image
+            standing = self.clean_correct and attacked == 1
+            if self.clean_correct != (clean == 1) or standing != (self.robust or self.unconfirmed):
+                raise ValueError(f"sample {self.id}: its ranks contradict its verdicts")
         return self
 
 
-class Results(_Strict):
-    """Aggregates, recomputed from the samples on every read. Intervals are Wilson's at 95%."""
+class Results(_Sparse):
+    """Aggregates, recomputed from the samples on every read. Intervals are Wilson's at 95%.
+
+    In retrieval the accuracies are the image-to-text recalls at 1, and ``recalls`` has them all.
+    """
 
     n: Count
     clean_accuracy: Share
@@ -121,6 +173,7 @@ class Results(_Strict):
     robust_interval: tuple[Share, Share]
     forward_per_sample: float
     backward_per_sample: float
+    recalls: Recalls | None = None
 
 
 class Flag(_Strict):
@@ -183,9 +236,42 @@ class Record(_Strict):
             raise ValueError("its samples are not those of its configuration")
         if any(max(s.label, s.prediction) >= self.task.n_classes for s in self.samples):
             raise ValueError("a label or prediction is not one of the classes")
+        self._check_ranks()
+        self._check_edits()
         if self.results != aggregate(self.samples):
             raise ValueError("its aggregates do not follow from its samples")
         return self
+
+    def _check_ranks(self) -> None:
+        retrieval = self.task.metric == "retrieval"
+        queries: dict[int, tuple[int, int]] = {}
+        for sample in self.samples:
+            if (sample.ranks is not None) != retrieval:
+                raise ValueError(f"sample {sample.id}: ranks belong to retrieval, and to all of it")
+            if sample.ranks is None:
+                continue
+            places = [place for place, _, _ in sample.ranks.captions]
+            if sample.label not in places or max(places) >= self.task.n_classes:
+                raise ValueError(f"sample {sample.id}: its captions are not the gallery's")
+            if max(sample.ranks.image) > self.task.n_classes:
+                raise ValueError(f"sample {sample.id}: a rank is beyond the gallery")
+            for place, clean, attacked in sample.ranks.captions:
+                if queries.setdefault(place, (clean, attacked)) != (clean, attacked):
+                    raise ValueError(f"caption {place} has two ranks")
+                if max(clean, attacked) > len(self.samples):
+                    raise ValueError(f"caption {place}: a rank is beyond the images")
+        if retrieval and len(queries) != self.task.n_classes:
+            raise ValueError("some captions of the gallery have no rank")
+
+    def _check_edits(self) -> None:
+        text_only = self.threat.norm == "levenshtein"
+        if text_only and self.threat.eps != f"{self.threat.edits}/1":
+            raise ValueError("its radius is not its number of edits")
+        for sample in self.samples:
+            if sample.edit is not None and sample.edit.distance > self.threat.edits:
+                raise ValueError(f"sample {sample.id}: its class's name has too many edits")
+            if text_only and (sample.edit is not None) != (sample.broken_by is not None):
+                raise ValueError(f"sample {sample.id}: broken without an edit, or the reverse")
 
     @property
     def robust_accuracy(self) -> float:
@@ -283,6 +369,7 @@ def aggregate(samples: list[Sample]) -> Results:
         robust_interval=wilson(robust, n),
         forward_per_sample=sum(sample.forward for sample in samples) / n,
         backward_per_sample=sum(sample.backward for sample in samples) / n,
+        recalls=recalls_of(samples),
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError, explain
 from mmtard_bench.tasks.resolve import DEFAULT_TEMPLATE, find_task
-from mmtard_bench.types import Eps, Norm, Suite, Surface, Task, ThreatModel
+from mmtard_bench.types import Eps, Metric, Suite, Surface, Task, ThreatModel, ThreatNorm
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -33,12 +33,13 @@ class TaskTable(_Strict):
     image_column: str = "image"
     label_column: str = "label"
     convert_rgb: bool = False
+    metric: Metric = "zero-shot classification"
     description: str = ""
 
 
 class _ThreatTable(_Strict):
     attack: str
-    norm: Norm
+    norm: ThreatNorm
     # Anything, so that a decimal gets the sentence that Eps has for it.
     eps: Any
     surface: Surface = "native"
@@ -102,7 +103,8 @@ def _assemble(parsed: _SuiteFile) -> Suite:
 
     tasks = tuple(resolve_task(t) for t in parsed.tasks)
     threats = tuple(
-        ThreatModel(t.attack, t.norm, Eps.parse(t.eps), t.surface) for t in parsed.threats
+        ThreatModel(t.attack, t.norm, Eps.parse(t.eps, norm=t.norm), t.surface)
+        for t in parsed.threats
     )
     for threat in threats:
         attack_family(threat.attack)
@@ -112,6 +114,11 @@ def _assemble(parsed: _SuiteFile) -> Suite:
     ):
         if len(set(names)) != len(names):
             raise InputError(f"The suite '{parsed.name}' names a {kind} twice.")
+    if len({task.metric for task in tasks}) > 1:
+        raise InputError(
+            f"The suite '{parsed.name}' mixes classification and retrieval, whose figures have no "
+            "common average; write a suite for each."
+        )
     if parsed.protocol is not None:
         outside = set(threats) - set(registry.protocols.get(parsed.protocol).threats)
         if outside:
@@ -159,6 +166,7 @@ def resolve_task(table: str | TaskTable) -> Task:
         image_column=table.image_column,
         label_column=table.label_column,
         convert_rgb=table.convert_rgb,
+        metric=table.metric,
         description=table.description,
     )
 

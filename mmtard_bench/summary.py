@@ -12,34 +12,29 @@ from mmtard_bench.records import Record, wilson
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Samples that stood against every threat model of one task, norm, eps and surface."""
+    """Samples that stood against every threat model of one task and ball.
+
+    A ball is norm, eps and surface, and how many edits of the text go with them.
+    """
 
     task: str
-    norm: str
-    eps: str
-    surface: str
+    ball: str
     accuracy: float
     interval: tuple[float, float]
     threats: int
 
-    @property
-    def ball(self) -> str:
-        """For example "linf 8/255"."""
-        return f"{self.norm} {self.eps}{' model' if self.surface == 'model' else ''}"
-
 
 def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
-    """Per-sample AND over the threat models of one task, norm, eps and surface.
+    """Per-sample AND over the threat models of one task and ball.
 
     A failed record makes its worst case unknown, so it is left out. Raises InputError if records
     of one task do not hold the same samples.
     """
-    groups: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
-        threat = record.threat
-        groups[record.task.name, threat.norm, threat.eps, threat.surface].append(record)
+        groups[record.task.name, record.threat.ball].append(record)
     found = []
-    for (task, norm, eps, surface), group in groups.items():
+    for (task, ball), group in groups.items():
         if any(record.status != "ok" for record in group):
             continue
         if len({record.sample_ids_digest for record in group}) != 1:
@@ -50,7 +45,7 @@ def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
         ]
         robust, n = sum(standing), len(standing)
         interval = wilson(robust, n)
-        found.append(WorstCase(task, norm, eps, surface, robust / n, interval, len(group)))
+        found.append(WorstCase(task, ball, robust / n, interval, len(group)))
     return found
 
 

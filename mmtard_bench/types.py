@@ -12,25 +12,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Norm = Literal["linf", "l2"]
+"""Norms of pixels."""
+ThreatNorm = Literal["linf", "l2", "levenshtein"]
+"""What a threat model is measured in: pixels, or characters of the class name."""
+Metric = Literal["zero-shot classification", "retrieval"]
 Surface = Literal["native", "model"]
-NORMS: tuple[Norm, ...] = ("linf", "l2")
+NORMS: tuple[ThreatNorm, ...] = ("linf", "l2", "levenshtein")
 SURFACES: tuple[Surface, ...] = ("native", "model")
 
 
 @dataclass(frozen=True, order=True)
 class Eps:
-    """A radius as the exact fraction that was written, for pixels in [0, 1]."""
+    """A radius as the exact fraction that was written, for pixels in [0, 1].
+
+    A count of edits k is written k/1.
+    """
 
     numerator: int
     denominator: int
 
     @classmethod
-    def parse(cls, text: object) -> "Eps":
-        """Read "8/255". Raises InputError for a decimal, a number type, zero, or anything else."""
+    def parse(cls, text: object, *, norm: ThreatNorm = "linf") -> "Eps":
+        """Read "8/255". Raises InputError for a decimal, a number type, or anything else.
+
+        Zero is refused too, but for "levenshtein": no edits at all is a budget like another.
+        """
         match = None
         if isinstance(text, str):
             match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
-        if match is None or not int(match[1]) or not int(match[2]):
+        zero = match is not None and not int(match[1])
+        if match is None or not int(match[2]) or (zero and norm != "levenshtein"):
             raise InputError(
                 f"eps = {text!r} is not an exact positive fraction; write a string such as "
                 '"8/255" (pixels are in [0, 1]), not a decimal.'
@@ -49,11 +60,12 @@ class ThreatModel:
     """What an attacker may do: an attack with its budget, a ball, and the pixels it touches.
 
     ``surface`` is "native" (the data set's own pixels, resized inside the model) or "model"
-    (pixels at the model's input size).
+    (pixels at the model's input size). With the norm "levenshtein" the pixels stay, and ``eps`` is
+    k/1 for k edits of the class name.
     """
 
     attack: str
-    norm: Norm
+    norm: ThreatNorm
     eps: Eps
     surface: Surface = "native"
 
@@ -66,6 +78,16 @@ class ThreatModel:
                 raise InputError(f"The {what} '{given}' is unknown; expected {' or '.join(known)}.")
 
     @property
+    def pixel_norm(self) -> Norm:
+        """The norm, for an attack on pixels. Raises InputError for the norm of another attack."""
+        if self.norm == "levenshtein":
+            raise InputError(
+                f"The attack {self.attack} changes pixels, but the norm 'levenshtein' counts edits "
+                "of a text; expected linf or l2."
+            )
+        return self.norm
+
+    @property
     def name(self) -> str:
         """For example "pgd-20 linf 8/255"; "model" is added for that surface."""
         suffix = " model" if self.surface == "model" else ""
@@ -74,7 +96,7 @@ class ThreatModel:
 
 @dataclass(frozen=True)
 class Task:
-    """Zero-shot classification of one data set with one set of prompts.
+    """Zero-shot classification of one data set with one set of prompts, or retrieval.
 
     ``data`` is a registered data set or a spec: ``parquet:FILES``, ``imagefolder:DIR``,
     ``hub:ORG/NAME[@REVISION]``. ``classes`` overrides the names that the data set carries (one
@@ -82,6 +104,10 @@ class Task:
     can train a method that needs none, but not score a model. Each template has one ``{}`` for
     the class name. With ``convert_rgb`` images that are not 8-bit RGB are converted as Pillow
     does; without, they are refused.
+
+    For the metric "retrieval" the data are images with captions: ``label_column`` names the column
+    of captions (a list of strings, or one string with a caption a line), and ``templates`` is what
+    a caption is put into, ("{}",) for the caption as it is.
     """
 
     name: str
@@ -92,7 +118,7 @@ class Task:
     image_column: str = "image"
     label_column: str = "label"
     convert_rgb: bool = False
-    metric: Literal["zero-shot classification"] = "zero-shot classification"
+    metric: Metric = "zero-shot classification"
     description: str = ""
 
 

@@ -84,7 +84,7 @@ def _negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Attack:
     steps = int(threat.attack.rsplit("-", 1)[1])
-    eps = float(threat.eps)
+    norm, eps = threat.pixel_norm, float(threat.eps)
     # Madry et al.'s rule: the steps together can cross the ball two and a half times.
     step_size = 2.5 * eps / steps
 
@@ -98,14 +98,12 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
         seed: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult:
-        start = random_start(
-            images, norm=threat.norm, eps=eps, ids=ids, key=(seed, threat.attack, 0)
-        )
+        start = random_start(images, norm=norm, eps=eps, ids=ids, key=(seed, threat.attack, 0))
         adversarial, found = pgd(
             model,
             images,
             loss=lambda logits: loss(logits, labels),
-            norm=threat.norm,
+            norm=norm,
             eps=eps,
             steps=steps,
             step_size=step_size,

@@ -49,9 +49,9 @@ class _MarginTargetedAPGD(APGDAttack_targeted):  # type: ignore[misc]  # untyped
 
 def _stage(name: str, cls: type, threat: ThreatModel, **fixed: object) -> Stage:
     """A part of the reference code with its budget fixed."""
+    norm = {"linf": "Linf", "l2": "L2"}[threat.pixel_norm]
 
     def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
-        norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
         part = cls(model, norm=norm, eps=float(threat.eps), seed=seed, device=device, **fixed)
         return cast("Perturb", part.perturb)
 

@@ -1,0 +1,31 @@
+"""Edits of a class name, as records keep them and as anybody can check them."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class NameEdit(BaseModel):
+    """The name of a sample's class, and what an attack made of it; templates stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    original: str
+    adversarial: str
+
+    @property
+    def distance(self) -> int:
+        """The number of edits between the two."""
+        return levenshtein(self.original, self.adversarial)
+
+
+def levenshtein(one: str, other: str) -> int:
+    """The least number of characters to insert, delete or replace (Levenshtein, 1966).
+
+    By the recurrence of Wagner and Fischer (1974), which shares nothing with the way in which
+    attacks make their candidates.
+    """
+    row = list(range(len(other) + 1))
+    for i, left in enumerate(one, start=1):
+        above, row[0] = row[0], i
+        for j, right in enumerate(other, start=1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (left != right))
+    return row[-1]
