@@ -1,5 +1,7 @@
 """Edits of a class name, as records keep them and as anybody can check them."""
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -29,3 +31,16 @@ def levenshtein(one: str, other: str) -> int:
         for j, right in enumerate(other, start=1):
             above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (left != right))
     return row[-1]
+
+
+def names_another_class(names: Sequence[str], label: int, name: str) -> bool:
+    """Whether a name is one of another class, letter case and spaces aside.
+
+    An edit that turns "cat" into "car" where both are classes is no misspelling but an answer.
+    """
+    return any(plain(other) == plain(name) for i, other in enumerate(names) if i != label)
+
+
+def plain(name: str) -> str:
+    """A name without what most tokenizers do not see: letter case, and spaces but single ones."""
+    return " ".join(name.casefold().split())

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtard_bench.attacks.base import AttackResult, norm_of
 from mmtard_bench.attacks.checks import (
@@ -15,29 +15,39 @@ from mmtard_bench.attacks.checks import (
     ModelError,
     check_square,
     inspect_model,
-    require_logits,
 )
+from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
+from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Flag, Record, Sample, aggregate
 from mmtard_bench.tasks.resolve import find_task, load_task
-from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
-from mmtard_bench.types import Eps, Norm, Surface, Task, ThreatModel
+from mmtard_bench.tasks.retrieval import NOTE, RetrievalScorer
+from mmtard_bench.tasks.scoring import Verdict, ZeroShotScorer
+from mmtard_bench.types import Eps, Surface, Task, ThreatModel, ThreatNorm
 
 PROBES = 32
 """Samples that the checks of the model look at."""
 
+Embeddings = tuple[str, str]
+"""A sample's image embeddings, clean and adversarial; see ``Verdict``."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that are settled: what a run keeps so that it can go on from there."""
+    """Samples that are settled: what a run keeps so that it can go on from there.
+
+    In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked once
+    all images are there.
+    """
 
     samples: list[Sample]
     notes: list[str]
     seconds: float
+    embeddings: list[Embeddings] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -58,13 +68,14 @@ def execute(
     done: Mapping[str, Sample] | None = None,
     spent: float = 0.0,
     notes: Sequence[str] = (),
+    embeddings: Mapping[str, Embeddings] | None = None,
     keep: Callable[[Batch], None] = lambda _: None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> Record:
     """Attack every correctly classified sample and confirm what was found.
 
     ``done`` holds samples settled by an interrupted evaluation of the same identity, ``spent``
-    its seconds and ``notes`` its notes; ``keep`` is called with every batch that is settled.
+    its seconds, ``notes`` its notes and ``embeddings`` those of its batches; ``keep`` is called with every batch that is settled.
     Whatever the model or the attack does wrong becomes a record with status "error": a failure
     never counts as robust. Raises InputError for unusable images, and what ``keep`` raises if
     that is a StorageError.
@@ -73,14 +84,17 @@ def execute(
     job.data.require_images(job.threat.surface)
     try:
         with _full_float32():
-            evaluation = _Evaluation(job, batch_size, device)
+            evaluation = _Evaluation(job, batch_size, device, dict(embeddings or {}))
             doubts = evaluation.inspect()
             samples, said = evaluation.run(dict(done or {}), list(notes), keep, report)
+            samples = evaluation.rank_captions(samples)
     except StorageError:
         raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust
         reason = str(error) if isinstance(error, InputError) else _describe(error)
         return _record(job, batch_size, device, error=reason, seconds=_since(started, spent))
+    if job.data.task.metric == "retrieval":
+        said.append(NOTE)
     square = check_square([sample.broken_by for sample in samples])
     doubts += [square] if square else []
     unconfirmed = sum(sample.unconfirmed for sample in samples)
@@ -107,7 +121,7 @@ def evaluate(
     task: str | Task,
     threat: str,
     eps: str,
-    norm: Norm | None = None,
+    norm: ThreatNorm | None = None,
     surface: Surface = "native",
     n: int | None = None,
     seed: int = 0,
@@ -118,16 +132,18 @@ def evaluate(
 
     ``model`` is a ``Clip`` or anything ``load_model`` takes; ``task`` a registered task, a data
     spec (``parquet:``, ``imagefolder:``, ``hub:``) or a ``Task``; ``eps`` an exact fraction such
-    as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2); ``n`` samples are drawn with
-    ``seed``, all if None. Raises InputError for bad input; a model that fails under evaluation
+    as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for attacks on text
+    alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``, all if None. Raises InputError for bad input; a model that fails under evaluation
     gives a record with ``status == "error"``.
     """
     clip = load_model(model) if isinstance(model, str) else require_clip(model, "the model")
     chosen = find_task(task) if isinstance(task, str) else task
     if not 0 <= seed < 2**32:
         raise InputError(f"The seed {seed} is out of range; expected 0 to 2^32 - 1.")
-    norm = norm or ("l2" if threat == "cw-l2" else "linf")
-    attacker = ThreatModel(threat, norm, Eps.parse(eps), surface)
+    if norm is None:
+        text = threat.startswith("text-")
+        norm = "levenshtein" if text else "l2" if threat == "cw-l2" else "linf"
+    attacker = ThreatModel(threat, norm, Eps.parse(eps, norm=norm), surface)
     job = prepare(clip, load_task(chosen, n=n, seed=seed), attacker, seed=seed)
     return execute(job, batch_size=batch_size, device=find_device(device))
 
@@ -158,65 +174,37 @@ def _full_float32() -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-class _Watched(nn.Module):
-    """The classifier as an attack sees it: remembers whether logits and gradients were finite.
-
-    An attack that compares NaN with a label could take it for a right answer, and one that
-    follows the sign of NaN stands still; both would look robust. The verdict is read once a
-    batch, so that no step waits for the device.
-    """
-
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self.model = model
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.requires_grad:
-            images = images.clone()
-            images.register_hook(self._look)  # type: ignore[no-untyped-call]
-        logits: Tensor = self.model(images)
-        self._look(logits.detach())
-        return logits
-
-    def _look(self, values: Tensor) -> None:
-        self.finite = self.finite & torch.isfinite(values).all()
-
-
 class _Evaluation:
     """One job on one device: the classifier with its head, and the loop over batches."""
 
-    def __init__(self, job: Job, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        job: Job,
+        batch_size: int,
+        device: torch.device,
+        embeddings: dict[str, Embeddings],
+    ) -> None:
         self.job = job
+        self.embeddings = embeddings
         self.batch_size = batch_size
         self.device = device
         job.clip.to(device)
-        self.classifier = ZeroShotClassifier(
-            job.clip, job.data.classes, job.data.task.templates, device
-        )
-        self.labels = torch.tensor(job.data.labels, device=device)
+        scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
+        self.scorer = scorer(job.clip, job.data, device)
 
     def _images(self, rows: Sequence[int]) -> Tensor:
         job = self.job
         images = job.data.images(rows, surface=job.threat.surface, preprocess=job.clip.preprocess)
         return images.to(self.device)
 
-    def _predict(self, images: Tensor, size: int) -> Tensor:
-        """Predicted labels (N,) by a fresh float32 pass, ``size`` images at a time."""
-        with torch.no_grad():
-            parts = torch.split(images, size)
-            logits = torch.cat([self.classifier(part) for part in parts])
-        require_logits(logits, rows=len(images), classes=len(self.job.data.classes))
-        return logits.argmax(1)
-
     def inspect(self) -> list[Doubt]:
         """Check the model on the first samples of the manifest."""
-        rows = range(min(PROBES, len(self.labels)))
+        rows = range(min(PROBES, len(self.scorer.labels)))
         return inspect_model(
-            self.classifier,
+            self.scorer.classifier,
             self._images(rows),
-            self.labels[: len(rows)],
-            classes=len(self.job.data.classes),
+            self.scorer.labels[: len(rows)],
+            classes=self.scorer.columns,
             scale=float(self.job.clip.scale()),
         )
 
@@ -233,8 +221,9 @@ class _Evaluation:
             started = time.monotonic()
             images = self._images(rows)
             # In one piece for a block: who is attacked together must not follow the batch size.
-            predictions = self._predict(images, self.job.attack.block or self.batch_size)
-            right = (predictions == self.labels[rows]).tolist()
+            size = self.job.attack.block or self.batch_size
+            verdicts = self.scorer.judge(images, rows, size=size)
+            right = [verdict.right for verdict in verdicts]
             # Of a block that was cut short and is done again, some samples are in ``done``.
             here = {ids[row] for row in rows}
             others = [sample for name, sample in done.items() if name not in here]
@@ -251,11 +240,31 @@ class _Evaluation:
             attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
             clean = images[torch.tensor(right, device=images.device)]
             result = self._attack(clean, attacked, decided)
-            samples = self._samples(rows, attacked, clean, predictions.tolist(), result)
+            after = self._confirm(attacked, clean, result)
+            samples = self._samples(dict(zip(rows, verdicts, strict=True)), attacked, after, result)
             done.update((sample.id, sample) for sample in samples)
             notes = list(dict.fromkeys([*notes, *result.notes]))
-            keep(Batch(samples, result.notes, time.monotonic() - started))
+            found = [
+                (v.embedding, after.get(row, v).embedding)
+                for row, v in zip(rows, verdicts, strict=True)
+                if v.embedding
+            ]
+            self.embeddings.update(zip((s.id for s in samples), found, strict=False))
+            keep(Batch(samples, result.notes, time.monotonic() - started, found))
         return [done[sample] for sample in ids], notes
+
+    def rank_captions(self, samples: list[Sample]) -> list[Sample]:
+        """In retrieval, the samples with the ranks of their captions among all images."""
+        if not isinstance(self.scorer, RetrievalScorer):
+            return samples
+        captions = self.scorer.caption_ranks(self.embeddings)
+        return [
+            sample.model_copy(
+                update={"ranks": Ranks(image=sample.ranks.image, captions=captions[sample.id])}
+            )
+            for sample in samples
+            if sample.ranks is not None
+        ]
 
     def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
         """Rows of the manifest that go to the attack together.
@@ -276,65 +285,91 @@ class _Evaluation:
     ) -> AttackResult:
         if not rows:
             return AttackResult(images, [], [], [])
-        watched = _Watched(self.classifier, self.device)
+        watched = self.scorer.watched()
         result = self.job.attack.run(
             watched,
             images,
-            self.labels[rows],
+            self.scorer.labels[rows],
             ids=[self.job.data.manifest.ids[row] for row in rows],
             seed=self.job.seed,
             decided=decided,
         )
-        if not watched.finite:
-            raise ModelError(
-                "The model returned NaN or infinite logits or gradients while it was attacked."
-            )
+        watched.require_finite()
         return result
 
     def _samples(
         self,
-        rows: Sequence[int],
+        before: Mapping[int, Verdict],
         attacked: Sequence[int],
-        images: Tensor,
-        predictions: list[int],
+        after: Mapping[int, Verdict],
         result: AttackResult,
     ) -> list[Sample]:
-        """Verdicts of a batch; ``images`` and ``result`` cover the rows that were attacked."""
+        """Samples of a batch, from verdicts by row; ``result`` covers the rows attacked."""
         data = self.job.data
         place = {row: i for i, row in enumerate(attacked)}
-        fooled = self._confirm(attacked, images, result)
         samples = []
-        for row, prediction in zip(rows, predictions, strict=True):
+        for row, clean in before.items():
             i = place.get(row)
+            last = after.get(row, clean)
             claim = result.broken_by[i] if i is not None else None
+            if i is not None and not last.right:
+                claim = claim or self.job.threat.attack
             # An unconfirmed claim counts: the attack gave the sample up as broken, so nobody can
             # say that it would have stood against the rest.
             broken = claim is not None
+            name = result.names[i] if broken and i is not None and result.names else None
+            ranked = clean.rank is not None and last.rank is not None
             samples.append(
                 Sample(
                     id=data.manifest.ids[row],
                     label=data.labels[row],
-                    prediction=prediction,
+                    prediction=clean.prediction,
                     clean_correct=i is not None,
                     robust=i is not None and not broken,
                     broken_by=claim,
-                    unconfirmed=broken and row not in fooled,
+                    unconfirmed=broken and last.right,
                     forward=0 if i is None else result.forward[i],
                     backward=0 if i is None else result.backward[i],
+                    ranks=Ranks(image=(clean.rank, last.rank), captions=()) if ranked else None,
+                    edit=None
+                    if name is None
+                    else NameEdit(original=data.classes[data.labels[row]], adversarial=name),
                 )
             )
         return samples
 
-    def _confirm(self, attacked: Sequence[int], images: Tensor, result: AttackResult) -> set[int]:
-        """The rows whose adversarial image is in ball and box and fools a fresh pass."""
-        claimed = [i for i, name in enumerate(result.broken_by) if name is not None]
-        if not claimed:
-            return set()
-        found = result.adversarial[claimed].float()
-        self._require_in_ball(found, images[claimed])
-        rows = [attacked[i] for i in claimed]
-        fooled = (self._predict(found, self.batch_size) != self.labels[rows]).tolist()
-        return {row for row, was_fooled in zip(rows, fooled, strict=True) if was_fooled}
+    def _confirm(
+        self, attacked: Sequence[int], images: Tensor, result: AttackResult
+    ) -> dict[int, Verdict]:
+        """What a fresh pass says about adversarial images, in ball and box, of the rows attacked.
+
+        In classification those that an attack claims; in retrieval all, since ranks are read off
+        the last image of each.
+        """
+        every = isinstance(self.scorer, RetrievalScorer)
+        chosen = [i for i, name in enumerate(result.broken_by) if every or name is not None]
+        if not chosen:
+            return {}
+        found = result.adversarial[chosen].float()
+        self._require_in_ball(found, images[chosen])
+        rows = [attacked[i] for i in chosen]
+        names = [result.names[i] for i in chosen] if result.names else []
+        self._require_edits(rows, names)
+        verdicts = self.scorer.judge(found, rows, size=self.batch_size, names=names)
+        return dict(zip(rows, verdicts, strict=True))
+
+    def _require_edits(self, rows: Sequence[int], names: Sequence[str | None]) -> None:
+        data, most = self.job.data, self.job.attack.edits or 0
+        for row, name in zip(rows, names, strict=False):
+            if name is None:
+                continue
+            label = data.labels[row]
+            edit = NameEdit(original=data.classes[label], adversarial=name)
+            if edit.distance > most or names_another_class(data.classes, label, name):
+                raise ModelError(
+                    f"The attack {self.job.threat.attack} made {name!r} of {edit.original!r}: "
+                    f"{edit.distance} edits, where {most} are allowed, and never another class."
+                )
 
     def _require_in_ball(self, found: Tensor, images: Tensor) -> None:
         threat = self.job.threat
@@ -342,12 +377,14 @@ class _Evaluation:
             raise ModelError(f"The attack {threat.attack} returned NaN or infinite pixels.")
         if float(found.min()) < 0 or float(found.max()) > 1:
             raise ModelError(f"The attack {threat.attack} left the box [0, 1].")
-        distance = norm_of(found - images, threat.norm)
+        text_only = threat.norm == "levenshtein"
+        norm, eps = ("linf", 0.0) if text_only else (threat.norm, float(threat.eps))
+        distance = norm_of(found - images, norm)
         # Pixels near 1 are known to 6e-8; an L2 norm adds up many such errors.
-        if float(distance.max()) > float(threat.eps) * (1 + 1e-5) + 1e-6:
+        if float(distance.max()) > eps * (1 + 1e-5) + 1e-6:
             raise ModelError(
-                f"The attack {threat.attack} left the {threat.norm} ball: distance "
-                f"{float(distance.max()):.6f}, eps {float(threat.eps):.6f}."
+                f"The attack {threat.attack} left the {norm} ball: distance "
+                f"{float(distance.max()):.6f}, eps {eps:.6f}."
             )
 
 

@@ -5,7 +5,9 @@ from functools import cached_property
 
 from mmtard_bench.attacks.base import Attack
 from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.text_table import TextTable
 from mmtard_bench.records import (
     ModelFacts,
     SuiteFacts,
@@ -15,6 +17,7 @@ from mmtard_bench.records import (
     identity,
 )
 from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.tasks.retrieval import columns_of
 from mmtard_bench.types import Suite, ThreatModel
 
 
@@ -89,7 +92,11 @@ def prepare(
     clip: Clip, data: TaskData, threat: ThreatModel, *, seed: int, suite: Suite | None = None
 ) -> Job:
     """Fix everything that decides the verdicts. Raises InputError for what cannot work."""
-    attack = build_attack(threat, n_classes=len(data.classes))
+    retrieval = data.task.metric == "retrieval"
+    columns = columns_of(data.matches, len(data.classes)) if retrieval else range(len(data.classes))
+    attack = build_attack(threat, n_classes=len(set(columns)))
+    if attack.edits is not None:
+        _require_text_side(clip, data, threat)
     if suite is None:
         return Job(clip, data, threat, attack, seed, None)
     if attack.block is not None:
@@ -101,3 +108,16 @@ def prepare(
         records=len(suite.tasks) * len(suite.threats),
     )
     return Job(clip, data, threat, attack, seed, facts)
+
+
+def _require_text_side(clip: Clip, data: TaskData, threat: ThreatModel) -> None:
+    if data.task.metric == "retrieval":
+        raise InputError(
+            f"{threat.attack} edits class names, of which the retrieval task '{data.task.name}' has "
+            "none; use an attack on images there."
+        )
+    if isinstance(clip.tokenizer, TextTable):
+        raise InputError(
+            f"The text tower of '{clip.name}' is locked and known only for a fixed list of prompts, "
+            f"so {threat.attack} cannot edit one; use a model with a whole text tower."
+        )

@@ -102,7 +102,7 @@ def register_attack(
 ) -> "Callable[[Callable[[ThreatModel, int], Attack]], Callable[[ThreatModel, int], Attack]]":
     """Decorate a function (threat model, number of classes) -> ``Attack``.
 
-    A name that ends in ``-{steps}`` stands for every number of steps.
+    ``{steps}`` and ``{edits}`` in a name stand for every number of them, as in ``pgd-{steps}``.
     """
     return _decorator(attacks, name)
 

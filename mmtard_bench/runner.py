@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmtard_bench.errors import InputError, StorageError
-from mmtard_bench.evaluation import Batch, execute
+from mmtard_bench.evaluation import Batch, Embeddings, execute
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress
@@ -88,6 +88,11 @@ def _run_record(
     partial = Partial(path.with_suffix(".partial"), identity)
     done = partial.read()
     settled = {sample.id: sample for batch in done for sample in batch.samples}
+    embeddings = {
+        sample.id: pair
+        for batch in done
+        for sample, pair in zip(batch.samples, batch.embeddings, strict=False)
+    }
     progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled))
     record = execute(
         job,
@@ -96,6 +101,7 @@ def _run_record(
         done=settled,
         spent=sum(batch.seconds for batch in done),
         notes=[note for batch in done for note in batch.notes],
+        embeddings=embeddings,
         keep=partial.append,
         report=progress.update,
     )
@@ -149,6 +155,7 @@ class _Line(BaseModel):
     seconds: float
     notes: list[str]
     samples: list[Sample]
+    embeddings: list[Embeddings] = []
 
 
 class Partial:
@@ -170,7 +177,7 @@ class Partial:
             except ValidationError:
                 break
             if line.identity == self.identity:
-                batches.append(Batch(line.samples, line.notes, line.seconds))
+                batches.append(Batch(line.samples, line.notes, line.seconds, line.embeddings))
         if len(batches) != len(lines) - 1 or lines[-1]:
             # A line cut short by a crash must not run into the next one.
             write_atomically(self.path, "".join(map(self._line, batches)))
@@ -199,6 +206,7 @@ class Partial:
             seconds=batch.seconds,
             notes=batch.notes,
             samples=batch.samples,
+            embeddings=batch.embeddings,
         )
         return line.model_dump_json() + "\n"
 

@@ -14,13 +14,31 @@ Classifier = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) in [0, 1] -> logits (N, C)."""
 
 
+class PromptedClassifier(Interface):
+    """A classifier of images with a text side: the model that attacks on class names get.
+
+    ``names`` are the classes', ``head`` (C, D) their rows; logits are ``features(images) @
+    head.T``. ``embed_names`` gives the rows (M, D) of any other names, each from
+    ``prompts_a_name`` prompts.
+    """
+
+    names: tuple[str, ...]
+    prompts_a_name: int
+    head: Tensor
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+    def features(self, images: Tensor) -> Tensor: ...
+    def embed_names(self, names: Sequence[str]) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class AttackResult:
     """What an attack found on a batch of N samples.
 
     ``adversarial`` is (N, 3, H, W). ``broken_by[i]`` names the attack that claims to have broken
     sample i, or is None; a claim counts only once ``evaluate`` has confirmed it. ``forward`` and
-    ``backward`` are the passes that each sample cost.
+    ``backward`` are the passes that each sample cost. ``names`` has what an attack on the text made
+    of the name of each sample's class, None where it left it; it is empty for other attacks.
     """
 
     adversarial: Tensor
@@ -28,6 +46,7 @@ class AttackResult:
     forward: list[int]
     backward: list[int]
     notes: list[str] = field(default_factory=list)
+    names: list[str | None] = field(default_factory=list)
 
 
 class Run(Interface):
@@ -56,13 +75,15 @@ class Attack:
 
     ``parameters`` enter the identity of a record. ``block`` is None for attacks whose samples are
     independent of each other; reference attacks draw randomness per batch, so they run on fixed
-    blocks of that many consecutive samples of the manifest.
+    blocks of that many consecutive samples of the manifest. ``edits`` is the most characters of a
+    class name that it changes, None for an attack that leaves the text alone and needs none.
     """
 
     name: str
     parameters: Mapping[str, str | int | float]
     run: Run
     block: int | None = None
+    edits: int | None = None
 
 
 class CountPasses(nn.Module):

@@ -3,28 +3,33 @@
 import re
 
 from mmtard_bench import registry
-from mmtard_bench.attacks import cw, pgd, reference
+from mmtard_bench.attacks import charmer, cw, pgd, reference
 from mmtard_bench.attacks.base import Attack
 from mmtard_bench.errors import InputError
 from mmtard_bench.types import ThreatModel
 
-__all__ = ["build_attack", "cw", "pgd", "reference"]
+__all__ = ["build_attack", "charmer", "cw", "pgd", "reference"]
 
-_MOST_STEPS = 100_000
+_RANGES = {"steps": (1, 100_000), "edits": (0, 9)}
+"""What may stand in the name of a family, and from where to where."""
 
 
 def attack_family(name: str) -> str:
     """The registered name of an attack: "pgd-20" -> "pgd-{steps}". Raises InputError."""
     if name in registry.attacks and "{" not in name:
         return name
-    match = re.fullmatch(r"(.+)-(\d{1,9})", name)
-    family = f"{match[1]}-{{steps}}" if match else ""
-    if match is None or family not in registry.attacks:
-        hint = registry.near_matches(name, registry.attacks)
-        raise InputError(f"There is no attack '{name}'. {hint}")
-    if not 1 <= int(match[2]) <= _MOST_STEPS:
-        raise InputError(f"The attack '{name}' needs 1 to {_MOST_STEPS} steps.")
-    return family
+    for family in registry.attacks:
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]{1,9})", re.escape(family))
+        match = re.fullmatch(pattern, name)
+        if match is None:
+            continue
+        for what, number in match.groupdict().items():
+            least, most = _RANGES[what]
+            if not least <= int(number) <= most:
+                raise InputError(f"The attack '{name}' needs {least} to {most} {what}.")
+        return family
+    hint = registry.near_matches(name, registry.attacks)
+    raise InputError(f"There is no attack '{name}'. {hint}")
 
 
 def build_attack(threat: ThreatModel, *, n_classes: int) -> Attack:

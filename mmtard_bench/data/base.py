@@ -37,6 +37,19 @@ class Dataset(Protocol):
         ...
 
 
+class CaptionedDataset(Dataset, Protocol):
+    """A data set for retrieval: images with captions; nobody asks for its labels."""
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of an image, at least one. Raises InputError, naming the sample."""
+        ...
+
+
+def split_captions(text: str) -> tuple[str, ...]:
+    """One caption a line, as in the text members of WebDataset retrieval shards."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Which samples an evaluation uses, in their order: positions in the data set and ids."""

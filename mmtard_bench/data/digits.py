@@ -93,7 +93,7 @@ def _sources_by_digit(train: bool) -> tuple[tuple[int, ...], ...]:
 
 @dataclass(frozen=True)
 class DigitsSplit:
-    """A split of the digits world; implements ``Dataset``.
+    """A split of the digits world; implements ``Dataset`` and ``CaptionedDataset``.
 
     ``labels`` count the combinations in the order of ``class_captions`` if ``by_caption``,
     else the digit, 0 to 9.
@@ -125,6 +125,10 @@ class DigitsSplit:
     def combination(self, index: int) -> Combination:
         """The (ink, digit, background) of a sample."""
         return self.combinations[self._place(index)]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The one caption of a sample."""
+        return (caption(self.combination(index)),)
 
     def image(self, index: int) -> Pixels:
         return _render(f"{self.name}/{index:05d}", self.combination(index), train=self.train)

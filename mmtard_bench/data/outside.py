@@ -18,14 +18,17 @@ import numpy as np
 from huggingface_hub import HfApi
 from PIL import Image
 
-from mmtard_bench.data.base import Dataset, Pixels
+from mmtard_bench.data.base import CaptionedDataset, Pixels, split_captions
 from mmtard_bench.errors import InputError
 from mmtard_bench.types import Task
 
 
 @dataclass(frozen=True)
 class TableDataset:
-    """A ``datasets`` table with an image and a label column; implements ``Dataset``."""
+    """A ``datasets`` table with images and labels or captions.
+
+    Implements ``Dataset``, or ``CaptionedDataset`` where ``task.label_column`` holds captions.
+    """
 
     table: "datasets.Dataset"
     task: Task
@@ -58,6 +61,20 @@ class TableDataset:
                     "expected whole numbers from 0."
                 )
         return values
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """A list of strings, or one string with a caption a line."""
+        value = self.table[self.task.label_column][index]
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+            raise InputError(
+                f"{self.task.data}: the captions of sample '{self.ids[index]}' are {value!r}; "
+                "expected a string, or a list of strings."
+            )
+        found = tuple(line for text in given for line in split_captions(text))
+        if not found:
+            raise InputError(f"{self.task.data}: sample '{self.ids[index]}' has no caption.")
+        return found
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -108,7 +125,7 @@ def _png_depth(data: bytes) -> int | None:
     return int(struct.unpack(">B", data[24:25])[0])
 
 
-def open_outside(task: Task) -> Dataset:
+def open_outside(task: Task) -> CaptionedDataset:
     """Open ``task.data`` (``parquet:``, ``imagefolder:`` or ``hub:``). Raises InputError."""
     datasets.disable_progress_bars()
     for name in ("datasets", "huggingface_hub"):

@@ -24,6 +24,30 @@ register_task(
 )
 register_task(
     Task(
+        name="digits/retrieval",
+        data="digits/test",
+        templates=("{}",),
+        metric="retrieval",
+        description="find each image's caption, and each caption's images, among the samples'",
+    )
+)
+# Images KEY.jpg with KEY.txt, a caption a line; every line is a caption, as in CLIP_benchmark
+# (clip_benchmark/datasets/builder.py, build_wds_dataset). Some of COCO's images are grey.
+for _name, _title in (("flickr30k", "Flickr30k"), ("mscoco_captions", "MS-COCO captions")):
+    register_task(
+        Task(
+            name=_name,
+            data=f"wds:clip-benchmark/wds_{_name}",
+            templates=("{}",),
+            split="test",
+            label_column="txt",
+            convert_rgb=True,
+            metric="retrieval",
+            description=f"{_title}: retrieval in both directions; surface 'model'",
+        )
+    )
+register_task(
+    Task(
         name="digits/train",
         data="digits/train",
         templates=("{}",),

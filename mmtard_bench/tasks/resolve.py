@@ -4,13 +4,21 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmtard_bench import registry
-from mmtard_bench.data.base import OUTSIDE, Dataset, Manifest, Pixels, draw_manifest
+from mmtard_bench.data.base import (
+    OUTSIDE,
+    CaptionedDataset,
+    Dataset,
+    Manifest,
+    Pixels,
+    draw_manifest,
+)
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.types import Surface, Task
@@ -27,7 +35,11 @@ def find_task(name: str) -> Task:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The samples of a task that an evaluation uses, in the manifest's order."""
+    """The samples of a task that an evaluation uses, in the manifest's order.
+
+    In retrieval ``classes`` are the captions of the gallery and ``matches`` has the places of each
+    sample's own captions in it; its label is the first of them.
+    """
 
     task: Task
     revision: str
@@ -35,12 +47,15 @@ class TaskData:
     manifest: Manifest
     labels: tuple[int, ...]
     dataset: Dataset
+    matches: tuple[tuple[int, ...], ...] = ()
 
     def at(self, rows: Sequence[int]) -> "TaskData":
         """The same task with some of its samples, in the order given."""
         indices, ids = self.manifest.indices, self.manifest.ids
         manifest = Manifest(tuple(indices[i] for i in rows), tuple(ids[i] for i in rows))
-        return replace(self, manifest=manifest, labels=tuple(self.labels[i] for i in rows))
+        labels = tuple(self.labels[i] for i in rows)
+        matches = tuple(self.matches[i] for i in rows) if self.matches else ()
+        return replace(self, manifest=manifest, labels=labels, matches=matches)
 
     @cached_property
     def pixels(self) -> list[Pixels]:
@@ -80,7 +95,8 @@ def load_task(task: Task, *, n: int | None, seed: int) -> TaskData:
     _require_labels(task)
     dataset = _open(task)
     # An empty table has neither classes nor labels: say that first.
-    return _assemble(task, dataset, draw_manifest(dataset, n=n, seed=seed))
+    manifest = draw_manifest(dataset, n=n, seed=seed)
+    return (_gallery if task.metric == "retrieval" else _assemble)(task, dataset, manifest)
 
 
 def load_training_data(task: Task, *, labelled: bool) -> TaskData:
@@ -89,6 +105,11 @@ def load_training_data(task: Task, *, labelled: bool) -> TaskData:
     Unless ``labelled``, data without labels (an empty ``label_column``) will do: its labels are
     -1, and it need not name classes. Raises InputError for anything unusable.
     """
+    if task.metric == "retrieval":
+        raise InputError(
+            f"The task '{task.name}' is retrieval, which nothing here learns from; name a task of "
+            "classification."
+        )
     if labelled:
         _require_labels(task)
     dataset = _open(task)
@@ -113,6 +134,23 @@ def _open(task: Task) -> Dataset:
 
         return open_outside(task)
     return registry.datasets.get(task.data)()
+
+
+def _gallery(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
+    """Samples for retrieval, with their distinct captions in the order of their first occurrence.
+
+    Captions of the same text are one caption, which matches every image that has it.
+    """
+    captioned = cast("CaptionedDataset", dataset)
+    if not hasattr(dataset, "captions"):
+        raise InputError(f"{task.data} has no captions, which the task '{task.name}' needs.")
+    places: dict[str, int] = {}
+    matches = tuple(
+        tuple(dict.fromkeys(places.setdefault(text, len(places)) for text in captions))
+        for captions in map(captioned.captions, manifest.indices)
+    )
+    labels = tuple(own[0] for own in matches)
+    return TaskData(task, dataset.revision, tuple(places), manifest, labels, dataset, matches)
 
 
 def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:

@@ -1,11 +1,16 @@
 """The zero-shot classifier: class names and prompt templates become the rows of a linear head."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
+
+_KNOWN = 2048
+"""So many lists of names are kept with their embeddings; an attack's lists have 100 or less."""
 
 
 class ZeroShotClassifier(nn.Module):
@@ -20,12 +25,20 @@ class ZeroShotClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.clip = clip
+        self.names = classes
+        self.templates = templates
+        self.prompts_a_name = len(templates)
         self.head: Tensor
         self.scale: Tensor
         self.register_buffer("head", class_embeddings(clip, classes, templates, device))
         self.register_buffer("scale", clip.scale().to(device))
+        self._known: dict[tuple[str, ...], Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.features(images) @ self.head.T
+
+    def features(self, images: Tensor) -> Tensor:
+        """Scaled image embeddings (N, D): with rows of the head they make logits."""
         features = self.clip.image_features(images)
         if features.shape[-1] != self.head.shape[-1]:
             raise InputError(
@@ -33,7 +46,16 @@ class ZeroShotClassifier(nn.Module):
                 f"{features.shape[-1]} but text embeddings of width {self.head.shape[-1]}; "
                 "both towers must share one width."
             )
-        return self.scale * features @ self.head.T
+        return self.scale * features
+
+    def embed_names(self, names: Sequence[str]) -> Tensor:
+        """The rows (M, D) that other names would have in the head; kept for the next time."""
+        key = tuple(names)
+        if key not in self._known:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[key] = embed_names(self.clip, key, self.templates, self.head.device)
+        return self._known[key]
 
 
 def class_embeddings(
@@ -42,7 +64,14 @@ def class_embeddings(
     """Unit class embeddings (C, D) from one prompt a template and class, computed once a model."""
     key = (classes, templates, device)
     if key not in clip.heads:
-        prompts = [template.replace("{}", name) for name in classes for template in templates]
-        features = clip.text_features(prompts, device).view(len(classes), len(templates), -1)
-        clip.heads[key] = F.normalize(features.mean(1), dim=-1)
+        clip.heads[key] = embed_names(clip, classes, templates, device)
     return clip.heads[key]
+
+
+def embed_names(
+    clip: Clip, names: Sequence[str], templates: Sequence[str], device: torch.device
+) -> Tensor:
+    """Unit embeddings (M, D) of names: the normalised mean over one prompt a template."""
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    features = clip.text_features(prompts, device).view(len(names), len(templates), -1)
+    return F.normalize(features.mean(1), dim=-1)

@@ -1,0 +1,218 @@
+"""Character-level attacks on class names, after Charmer (Abad Rocamora et al., 2024, ICML).
+
+For each image the attacker may make up to k edits (insert, delete or replace a character) of the
+name of its true class, inside every template alike; all other prompts stay. The sample is broken if
+the image is then misclassified. An edit may not give the name of another class.
+
+The first edit is exhaustive: candidates do not depend on the image, so all of them are encoded and
+the one with the lowest logit is the exact worst case over the alphabet. Each further edit is greedy,
+as Charmer: from each of the best few names so far, places are ranked by the logit that a test
+character (a space, or nothing where a space stands) leaves there, and every character is tried at
+the best of them. A larger k begins with the search of the smaller, so that it is never weaker.
+
+Alphabet, test character and the number of places are those of LEAF's evaluation (Abad Rocamora et
+al., 2025, "Robustness in Both Domains: CLIP Needs a Robust Text Encoder"; ``utils_attacks.py`` and
+``eval_zero_shot_text.py`` of its repository). What LEAF calls "constrained" is more: there an
+attacked text must have fewer words of an English dictionary than the text, so that no new word
+arises. No dictionary is used here. LEAF's search is greedy from the first edit on and keeps one
+sentence.
+
+``forward`` counts, for each sample, its image's passes and the prompts that were scored for it, as
+if it were alone; prompts that several samples share are in fact encoded once.
+"""
+
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmtard_bench.attacks.base import (
+    Attack,
+    AttackResult,
+    Classifier,
+    PromptedClassifier,
+    random_start,
+)
+from mmtard_bench.attacks.pgd import pgd
+from mmtard_bench.edits import plain
+from mmtard_bench.errors import InputError
+from mmtard_bench.registry import register_attack
+from mmtard_bench.types import ThreatModel
+
+ALPHABET = (
+    string.ascii_lowercase + " " + string.ascii_uppercase + string.digits + string.punctuation
+)
+"""What may be inserted, or replace a character: printable ASCII."""
+
+PLACES = 20
+PARENTS = 5
+_TEST = " "
+
+
+def places(name: str) -> range:
+    """Where one edit may be: 2i before character i (or at the end), 2i + 1 the character itself."""
+    return range(2 * len(name) + 1)
+
+
+def edited(name: str, place: int, character: str) -> str:
+    """Insert a character, or replace one; an empty ``character`` deletes it."""
+    i = place // 2
+    return name[:i] + character + name[i + place % 2 :]
+
+
+def edits_at(name: str, place: int, alphabet: str) -> list[str]:
+    """The names that one edit at a place makes, without the name itself."""
+    characters = [*alphabet] if place % 2 == 0 else ["", *alphabet]
+    return [new for c in characters if (new := edited(name, place, c)) != name]
+
+
+def _probe(name: str, place: int) -> str:
+    test = edited(name, place, _TEST)
+    return test if test != name else edited(name, place, "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The worst name for each of N images, as far as the search went.
+
+    ``logits`` (N, C) are those with it, ``rows`` (N, D) its row of the head, ``names`` None where
+    no edit is worse than none. ``prompts`` were scored.
+    """
+
+    names: list[str | None]
+    rows: Tensor
+    logits: Tensor
+    prompts: list[int]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Names and their rows of the head, (M, D)."""
+
+    names: list[str]
+    rows: Tensor
+
+
+@torch.no_grad()
+def worst_names(
+    model: PromptedClassifier,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    edits: int,
+    alphabet: str = ALPHABET,
+) -> Found:
+    """Search the names within so many edits that leave the lowest true logit; see the module.
+
+    ``features`` (N, D) are ``model.features`` of the images, ``labels`` (N,). An image that is
+    misclassified goes no further.
+    """
+    logits = features @ model.head.T
+    rows = model.head[labels].clone()
+    names: list[str | None] = [None] * len(labels)
+    prompts = [0] * len(labels)
+    first: dict[int, Neighbours] = {}
+    for i, (feature, label) in enumerate(zip(features, labels.tolist(), strict=True)):
+        own = model.names[label]
+        taken = {plain(name) for j, name in enumerate(model.names) if j != label}
+        parents = [own]
+        for step in range(edits):
+            if step == 0:
+                if label not in first:
+                    first[label] = _neighbours(model, {own: places(own)}, taken, alphabet)
+                around = first[label]
+            else:
+                chosen = {parent: _best_places(model, feature, parent) for parent in parents}
+                prompts[i] += sum(len(places(parent)) for parent in parents) * model.prompts_a_name
+                around = _neighbours(model, chosen, taken, alphabet)
+            if not around.names:
+                break
+            prompts[i] += len(around.names) * model.prompts_a_name
+            scores = around.rows @ feature
+            best = int(scores.argmin())
+            if scores[best] < logits[i, label]:
+                logits[i, label] = scores[best]
+                names[i], rows[i] = around.names[best], around.rows[best]
+            if int(logits[i].argmax()) != label:
+                break
+            order = scores.argsort(stable=True)[:PARENTS].tolist()
+            parents = [around.names[place] for place in order]
+    return Found(names, rows, logits, prompts)
+
+
+def _neighbours(
+    model: PromptedClassifier,
+    chosen: Mapping[str, Iterable[int]],
+    taken: AbstractSet[str],
+    alphabet: str,
+) -> Neighbours:
+    """What one edit makes of each name at its places, but for the names of other classes."""
+    names: dict[str, None] = {}
+    rows = []
+    for parent, where in chosen.items():
+        for place in where:
+            made = dict.fromkeys(edits_at(parent, place, alphabet))
+            new = [name for name in made if name not in names and plain(name) not in taken]
+            names |= dict.fromkeys(new)
+            if new:
+                rows.append(model.embed_names(new))
+    return Neighbours(list(names), torch.cat(rows) if rows else model.head[:0])
+
+
+def _best_places(model: PromptedClassifier, feature: Tensor, parent: str) -> list[int]:
+    """The places where a test character costs the true logit most."""
+    probes = model.embed_names([_probe(parent, place) for place in places(parent)])
+    kept = (probes @ feature).topk(min(PLACES, len(probes)), largest=False)
+    return kept.indices.tolist()  # type: ignore[no-any-return]
+
+
+def _edits_of(threat: ThreatModel) -> int:
+    match = re.search(r"-k([0-9]+)", threat.attack)
+    assert match is not None
+    return int(match[1])
+
+
+def _described(edits: int) -> dict[str, str | int | float]:
+    return {"edits": edits, "alphabet": ALPHABET, "places": PLACES, "parents": PARENTS}
+
+
+@register_attack("text-charmer-k{edits}")
+def build_text(threat: ThreatModel, n_classes: int) -> Attack:
+    """Edits of the class name: the first exhaustive, further ones greedy as Charmer's."""
+    edits = _edits_of(threat)
+    if threat.norm != "levenshtein" or str(threat.eps) != f"{edits}/1":
+        raise InputError(
+            f"{threat.attack} edits a class name: expected the norm levenshtein and eps "
+            f"{edits}/1; {threat.norm} {threat.eps} was given."
+        )
+
+    def run(
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        decided: Callable[[int, int], None],
+    ) -> AttackResult:
+        prompted = cast("PromptedClassifier", model)
+        with torch.no_grad():
+            features = prompted.features(images)
+        found = worst_names(prompted, features, labels, edits=edits)
+        broken = (found.logits.argmax(1) != labels).tolist()
+        decided(len(ids), sum(broken))
+        return AttackResult(
+            adversarial=images,
+            broken_by=[threat.attack if b else None for b in broken],
+            forward=[1 + count for count in found.prompts],
+            backward=[0] * len(ids),
+            names=found.names,
+        )
+
+    return Attack(threat.attack, _described(edits), run, edits=edits)

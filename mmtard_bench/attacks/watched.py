@@ -1,0 +1,66 @@
+"""The classifier as an attack sees it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmtard_bench.attacks.checks import ModelError
+from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+
+
+class Watched(nn.Module):
+    """Remembers whether logits and gradients were finite.
+
+    An attack that compares NaN with a label could take it for a right answer, and one that
+    follows the sign of NaN stands still; both would look robust. The verdict is read once a
+    batch, so that no step waits for the device.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(self._hooked(images))
+        self._look(logits.detach())
+        return logits
+
+    def require_finite(self) -> None:
+        """Raise ModelError if anything was not."""
+        if not self.finite:
+            raise ModelError(
+                "The model returned NaN or infinite logits or gradients while it was attacked."
+            )
+
+    def _hooked(self, images: Tensor) -> Tensor:
+        if images.requires_grad:
+            images = images.clone()
+            images.register_hook(self._look)  # type: ignore[no-untyped-call]
+        return images
+
+    def _look(self, values: Tensor) -> None:
+        self.finite = self.finite & torch.isfinite(values).all()
+
+
+class WatchedPrompts(Watched):
+    """The same for a zero-shot classifier, with its text side; a ``PromptedClassifier``."""
+
+    model: ZeroShotClassifier
+
+    def __init__(self, model: ZeroShotClassifier, device: torch.device) -> None:
+        super().__init__(model, device)
+        self.names = model.names
+        self.prompts_a_name = model.prompts_a_name
+        self.head = model.head
+
+    def features(self, images: Tensor) -> Tensor:
+        features = self.model.features(self._hooked(images))
+        self._look(features.detach())
+        return features
+
+    def embed_names(self, names: Sequence[str]) -> Tensor:
+        rows = self.model.embed_names(names)
+        self._look(rows)
+        return rows

@@ -1,0 +1,64 @@
+"""What a fresh pass says about images: the metric of zero-shot classification."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmtard_bench.attacks.checks import require_logits
+from mmtard_bench.attacks.watched import Watched, WatchedPrompts
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.tasks.zero_shot import ZeroShotClassifier, embed_names
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a fresh pass says about one image.
+
+    In retrieval there is a ``rank``, of its best caption, and an ``embedding``: the image's, as
+    the bytes of float32 in hexadecimal.
+    """
+
+    right: bool
+    prediction: int
+    rank: int | None = None
+    embedding: str = ""
+
+
+class ZeroShotScorer:
+    """Accuracy of the prediction; ``classifier`` is what attacks see, ``labels`` (N,) its truth."""
+
+    def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
+        self.clip = clip
+        self.classifier = ZeroShotClassifier(clip, data.classes, data.task.templates, device)
+        self.labels = torch.tensor(data.labels, device=device)
+        self.columns = len(data.classes)
+
+    def watched(self) -> Watched:
+        """The classifier for an attack."""
+        return WatchedPrompts(self.classifier, self.labels.device)
+
+    @torch.no_grad()
+    def judge(
+        self, images: Tensor, rows: Sequence[int], *, size: int, names: Sequence[str | None] = ()
+    ) -> list[Verdict]:
+        """Verdicts by a fresh float32 pass over the images of some rows, ``size`` at a time.
+
+        ``names``, where there are any that are not None, take the place of the names of the rows'
+        classes: they are encoded again, whatever an attack said. Raises ModelError for unusable
+        output.
+        """
+        features = [self.classifier.features(part) for part in images.split(size)]
+        logits = torch.cat([part @ self.classifier.head.T for part in features])
+        labels = self.labels[rows]
+        edited = {i: name for i, name in enumerate(names) if name is not None}
+        if edited:
+            places, texts = list(edited), list(edited.values())
+            prompts = embed_names(self.clip, texts, self.classifier.templates, logits.device)
+            logits[places, labels[places]] = (torch.cat(features)[places] * prompts).sum(1)
+        require_logits(logits, rows=len(images), classes=self.columns)
+        predictions = logits.argmax(1)
+        right = (predictions == labels).tolist()
+        return [Verdict(*pair) for pair in zip(right, predictions.tolist(), strict=True)]
