@@ -3,12 +3,12 @@
 import re
 
 from mmtard_bench import registry
-from mmtard_bench.attacks import charmer, cw, pgd, reference
+from mmtard_bench.attacks import charmer, cw, joint, pgd, reference
 from mmtard_bench.attacks.base import Attack
 from mmtard_bench.errors import InputError
 from mmtard_bench.types import ThreatModel
 
-__all__ = ["build_attack", "charmer", "cw", "pgd", "reference"]
+__all__ = ["build_attack", "charmer", "cw", "joint", "pgd", "reference"]
 
 _RANGES = {"steps": (1, 100_000), "edits": (0, 9)}
 """What may stand in the name of a family, and from where to where."""

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmtard_bench.attacks.base import (
@@ -36,9 +35,7 @@ from mmtard_bench.attacks.base import (
     AttackResult,
     Classifier,
     PromptedClassifier,
-    random_start,
 )
-from mmtard_bench.attacks.pgd import pgd
 from mmtard_bench.edits import plain
 from mmtard_bench.errors import InputError
 from mmtard_bench.registry import register_attack
@@ -171,20 +168,22 @@ def _best_places(model: PromptedClassifier, feature: Tensor, parent: str) -> lis
     return kept.indices.tolist()  # type: ignore[no-any-return]
 
 
-def _edits_of(threat: ThreatModel) -> int:
+def edits_of(threat: ThreatModel) -> int:
+    """The k in the name of an attack."""
     match = re.search(r"-k([0-9]+)", threat.attack)
     assert match is not None
     return int(match[1])
 
 
-def _described(edits: int) -> dict[str, str | int | float]:
+def described(edits: int) -> dict[str, str | int | float]:
+    """The search's parameters, for a record."""
     return {"edits": edits, "alphabet": ALPHABET, "places": PLACES, "parents": PARENTS}
 
 
 @register_attack("text-charmer-k{edits}")
 def build_text(threat: ThreatModel, n_classes: int) -> Attack:
     """Edits of the class name: the first exhaustive, further ones greedy as Charmer's."""
-    edits = _edits_of(threat)
+    edits = edits_of(threat)
     if threat.norm != "levenshtein" or str(threat.eps) != f"{edits}/1":
         raise InputError(
             f"{threat.attack} edits a class name: expected the norm levenshtein and eps "
@@ -215,4 +214,4 @@ def build_text(threat: ThreatModel, n_classes: int) -> Attack:
             names=found.names,
         )
 
-    return Attack(threat.attack, _described(edits), run, edits=edits)
+    return Attack(threat.attack, described(edits), run, edits=edits)

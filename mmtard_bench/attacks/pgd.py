@@ -39,8 +39,8 @@ def pgd(
 
     ``images`` and ``start`` are (N, 3, H, W), images in [0, 1]. A step has length ``step_size``
     in the norm: along the sign of the gradient for linf, along the gradient for l2. With
-    ``done`` (logits -> (N,) bool), a sample keeps the first iterate for which it is true, else
-    its last. Costs ``steps`` forward and backward passes a sample. Returns the points
+    ``done`` (logits -> (N,) bool), a sample keeps the latest iterate for which it is true, else
+    its last: an image that is broken goes on, since retrieval asks how far. Costs ``steps`` forward and backward passes a sample. Returns the points
     (N, 3, H, W) and for which samples ``done`` was true, (N,).
     """
     project = projector(images, norm=norm, eps=eps)
@@ -53,9 +53,9 @@ def pgd(
         (gradient,) = torch.autograd.grad(loss(logits).sum(), points)
         with torch.no_grad():
             if done is not None:
-                newly = done(logits) & ~finished
-                kept[newly] = points[newly]
-                finished |= newly
+                now = done(logits)
+                kept[now] = points[now]
+                finished |= now
             points = project(points.add(_unit(gradient, norm), alpha=step_size))
     if done is None:
         return points, finished

@@ -1,0 +1,119 @@
+"""Edits of the class name and PGD on the pixels together: ``joint-charmer-k{edits}-pgd-{steps}``.
+
+The attacker has both budgets at once. Three stages, each on what the earlier ones left:
+
+- ``charmer``: edits alone, the image clean;
+- ``charmer+pgd``: PGD inside the pixels' ball against the head with the worst name of that search,
+  which differs from image to image;
+- ``pgd+charmer``: PGD against the clean head, then the search for a name on the image that it left.
+
+Neither order contains the other, so both are run. A sample that ``text-charmer-k{edits}`` breaks is
+broken here. The norm and eps are the pixels'; the edits are in the name and in the parameters, and
+worst cases keep such balls apart from those of images alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmtard_bench.attacks.base import (
+    Attack,
+    AttackResult,
+    Classifier,
+    PromptedClassifier,
+    random_start,
+)
+from mmtard_bench.attacks.charmer import described, edits_of, worst_names
+from mmtard_bench.attacks.pgd import pgd
+from mmtard_bench.registry import register_attack
+from mmtard_bench.types import ThreatModel
+
+ORDERS = ("charmer+pgd", "pgd+charmer")
+
+
+@register_attack("joint-charmer-k{edits}-pgd-{steps}")
+def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
+    """Edits of the class name and PGD on cross-entropy together, in both orders."""
+    edits, steps = edits_of(threat), int(threat.attack.rsplit("-", 1)[1])
+    norm, eps = threat.pixel_norm, float(threat.eps)
+
+    def attack_pixels(
+        model: PromptedClassifier, images: Tensor, labels: Tensor, rows: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """PGD where image i's own class has row i (N, D); returns points and their logits."""
+
+        def logits_of(points: Tensor) -> Tensor:
+            features = model.features(points)
+            own = (features * rows).sum(1, keepdim=True)
+            return (features @ model.head.T).scatter(1, labels[:, None], own)
+
+        points, _ = pgd(
+            logits_of,
+            images,
+            loss=lambda logits: F.cross_entropy(logits, labels, reduction="none"),
+            norm=norm,
+            eps=eps,
+            steps=steps,
+            step_size=2.5 * eps / steps,
+            start=start,
+            done=lambda logits: logits.argmax(1) != labels,
+        )
+        with torch.no_grad():
+            return points, logits_of(points)
+
+    def run(
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        decided: Callable[[int, int], None],
+    ) -> AttackResult:
+        prompted = cast("PromptedClassifier", model)
+        starts = random_start(images, norm=norm, eps=eps, ids=ids, key=(seed, threat.attack, 0))
+        with torch.no_grad():
+            text = worst_names(prompted, prompted.features(images), labels, edits=edits)
+        result = AttackResult(
+            adversarial=images.clone(),
+            broken_by=[None] * len(ids),
+            forward=[1 + count for count in text.prompts],
+            backward=[0] * len(ids),
+            names=list(text.names),
+        )
+
+        def settle(stage: str, left: Sequence[int], wrong: Tensor) -> None:
+            for i, broken in zip(left, wrong.tolist(), strict=True):
+                result.broken_by[i] = stage if broken else None
+            decided(len(ids), len(ids) - result.broken_by.count(None))
+
+        settle("charmer", range(len(ids)), text.logits.argmax(1) != labels)
+        for stage in ORDERS:
+            left = [i for i, name in enumerate(result.broken_by) if name is None]
+            if not left:
+                break
+            own = labels[left]
+            text_first = stage == "charmer+pgd"
+            rows = text.rows[left] if text_first else prompted.head[own]
+            points, logits = attack_pixels(prompted, images[left], own, rows, starts[left])
+            extra = [steps + 1] * len(left)
+            if not text_first:
+                with torch.no_grad():
+                    again = worst_names(prompted, prompted.features(points), own, edits=edits)
+                logits = again.logits
+                extra = [steps + 2 + count for count in again.prompts]
+                for i, name in zip(left, again.names, strict=True):
+                    result.names[i] = name
+            result.adversarial[left] = points
+            for i, passes in zip(left, extra, strict=True):
+                result.forward[i] += passes
+                result.backward[i] += steps
+            settle(stage, left, logits.argmax(1) != own)
+        return result
+
+    parameters = {**described(edits), "steps": steps, "step_size": "2.5 eps / steps", "restarts": 1}
+    return Attack(threat.attack, parameters, run, edits=edits)
