@@ -75,10 +75,10 @@ def execute(
     """Attack every correctly classified sample and confirm what was found.
 
     ``done`` holds samples settled by an interrupted evaluation of the same identity, ``spent``
-    its seconds, ``notes`` its notes and ``embeddings`` those of its batches; ``keep`` is called with every batch that is settled.
-    Whatever the model or the attack does wrong becomes a record with status "error": a failure
-    never counts as robust. Raises InputError for unusable images, and what ``keep`` raises if
-    that is a StorageError.
+    its seconds, ``notes`` its notes and ``embeddings`` those of its batches; ``keep`` is called
+    with every batch that is settled. Whatever the model or the attack does wrong becomes a record
+    with status "error": a failure never counts as robust. Raises InputError for unusable images,
+    and what ``keep`` raises if that is a StorageError.
     """
     started = time.monotonic()
     job.data.require_images(job.threat.surface)
@@ -133,8 +133,9 @@ def evaluate(
     ``model`` is a ``Clip`` or anything ``load_model`` takes; ``task`` a registered task, a data
     spec (``parquet:``, ``imagefolder:``, ``hub:``) or a ``Task``; ``eps`` an exact fraction such
     as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for attacks on text
-    alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``, all if None. Raises InputError for bad input; a model that fails under evaluation
-    gives a record with ``status == "error"``.
+    alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``, all if None.
+    Raises InputError for bad input; a model that fails under evaluation gives a record with
+    ``status == "error"``.
     """
     clip = load_model(model) if isinstance(model, str) else require_clip(model, "the model")
     chosen = find_task(task) if isinstance(task, str) else task
@@ -318,7 +319,6 @@ class _Evaluation:
             # say that it would have stood against the rest.
             broken = claim is not None
             name = result.names[i] if broken and i is not None and result.names else None
-            ranked = clean.rank is not None and last.rank is not None
             samples.append(
                 Sample(
                     id=data.manifest.ids[row],
@@ -330,10 +330,8 @@ class _Evaluation:
                     unconfirmed=broken and last.right,
                     forward=0 if i is None else result.forward[i],
                     backward=0 if i is None else result.backward[i],
-                    ranks=Ranks(image=(clean.rank, last.rank), captions=()) if ranked else None,
-                    edit=None
-                    if name is None
-                    else NameEdit(original=data.classes[data.labels[row]], adversarial=name),
+                    ranks=_image_ranks(clean, last),
+                    edit=None if name is None else self._edit(row, name),
                 )
             )
         return samples
@@ -346,8 +344,8 @@ class _Evaluation:
         In classification those that an attack claims; in retrieval all, since ranks are read off
         the last image of each.
         """
-        every = isinstance(self.scorer, RetrievalScorer)
-        chosen = [i for i, name in enumerate(result.broken_by) if every or name is not None]
+        ranked = isinstance(self.scorer, RetrievalScorer)
+        chosen = [i for i, name in enumerate(result.broken_by) if ranked or name is not None]
         if not chosen:
             return {}
         found = result.adversarial[chosen].float()
@@ -355,7 +353,10 @@ class _Evaluation:
         rows = [attacked[i] for i in chosen]
         names = [result.names[i] for i in chosen] if result.names else []
         self._require_edits(rows, names)
-        verdicts = self.scorer.judge(found, rows, size=self.batch_size, names=names)
+        if isinstance(self.scorer, RetrievalScorer):
+            verdicts = self.scorer.judge(found, rows, size=self.batch_size)
+        else:
+            verdicts = self.scorer.judge(found, rows, size=self.batch_size, names=names)
         return dict(zip(rows, verdicts, strict=True))
 
     def _require_edits(self, rows: Sequence[int], names: Sequence[str | None]) -> None:
@@ -363,13 +364,16 @@ class _Evaluation:
         for row, name in zip(rows, names, strict=False):
             if name is None:
                 continue
-            label = data.labels[row]
-            edit = NameEdit(original=data.classes[label], adversarial=name)
-            if edit.distance > most or names_another_class(data.classes, label, name):
+            edit = self._edit(row, name)
+            if edit.distance > most or names_another_class(data.classes, data.labels[row], name):
                 raise ModelError(
                     f"The attack {self.job.threat.attack} made {name!r} of {edit.original!r}: "
                     f"{edit.distance} edits, where {most} are allowed, and never another class."
                 )
+
+    def _edit(self, row: int, name: str) -> NameEdit:
+        data = self.job.data
+        return NameEdit(original=data.classes[data.labels[row]], adversarial=name)
 
     def _require_in_ball(self, found: Tensor, images: Tensor) -> None:
         threat = self.job.threat
@@ -377,8 +381,9 @@ class _Evaluation:
             raise ModelError(f"The attack {threat.attack} returned NaN or infinite pixels.")
         if float(found.min()) < 0 or float(found.max()) > 1:
             raise ModelError(f"The attack {threat.attack} left the box [0, 1].")
-        text_only = threat.norm == "levenshtein"
-        norm, eps = ("linf", 0.0) if text_only else (threat.norm, float(threat.eps))
+        norm, eps = threat.norm, float(threat.eps)
+        if norm == "levenshtein":
+            norm, eps = "linf", 0.0
         distance = norm_of(found - images, norm)
         # Pixels near 1 are known to 6e-8; an L2 norm adds up many such errors.
         if float(distance.max()) > eps * (1 + 1e-5) + 1e-6:
@@ -386,6 +391,12 @@ class _Evaluation:
                 f"The attack {threat.attack} left the {norm} ball: distance "
                 f"{float(distance.max()):.6f}, eps {eps:.6f}."
             )
+
+
+def _image_ranks(clean: Verdict, last: Verdict) -> Ranks | None:
+    if clean.rank is None or last.rank is None:
+        return None
+    return Ranks(image=(clean.rank, last.rank), captions=())
 
 
 def _since(started: float, spent: float) -> float:

@@ -113,11 +113,11 @@ def prepare(
 def _require_text_side(clip: Clip, data: TaskData, threat: ThreatModel) -> None:
     if data.task.metric == "retrieval":
         raise InputError(
-            f"{threat.attack} edits class names, of which the retrieval task '{data.task.name}' has "
-            "none; use an attack on images there."
+            f"{threat.attack} edits class names, of which the task '{data.task.name}' has none: it "
+            "is retrieval. Use an attack on images there."
         )
     if isinstance(clip.tokenizer, TextTable):
         raise InputError(
-            f"The text tower of '{clip.name}' is locked and known only for a fixed list of prompts, "
-            f"so {threat.attack} cannot edit one; use a model with a whole text tower."
+            f"The text tower of '{clip.name}' is locked and knows a fixed list of prompts, so "
+            f"{threat.attack} cannot edit one; use a model with a whole text tower."
         )

@@ -12,7 +12,15 @@ from tabulate import tabulate
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.records import Record, find_records, read_record
-from mmtard_bench.summary import WorstCase, is_complete, percent, with_interval, worst_cases
+from mmtard_bench.summary import (
+    RECALL_HEADERS,
+    WorstCase,
+    is_complete,
+    percent,
+    recall_cells,
+    with_interval,
+    worst_cases,
+)
 
 _INTRODUCTION = """\
 # Leaderboard
@@ -78,13 +86,15 @@ def _section(suite: str, records: Sequence[Record]) -> str:
     n = max((len(record.samples) for record in records), default=0)
     seeds = sorted({record.seed for record in records})
     facts = records[0].suite
+    retrieval = records[0].task.metric == "retrieval"
     protocol = facts.protocol if facts and facts.protocol else "of its own"
     parts = [
         f"## {_escape(suite)}",
         f"Protocol {_escape(protocol)}; {len(tasks)} task{'s' * (len(tasks) > 1)}, "
         f"{n} samples each, seed {', '.join(map(str, seeds))}.",
-        _overview(rows, balls),
+        _overview(rows, balls, "recall at 1" if retrieval else "zero-shot average"),
         *(f"### {_escape(task)}\n\n{_task_table(rows, task, balls)}" for task in tasks),
+        _recall_table(rows) if retrieval else "",
         _flags(rows),
         _reproduce(suite, rows),
     ]
@@ -110,8 +120,8 @@ def _rows(records: Sequence[Record]) -> list[Row]:
     ]
 
 
-def _overview(rows: Sequence[Row], balls: Sequence[str]) -> str:
-    headers = ["", "model", "zero-shot average"]
+def _overview(rows: Sequence[Row], balls: Sequence[str], average: str) -> str:
+    headers = ["", "model", average]
     headers += [f"worst case {ball}" for ball in balls]
     headers += ["flags", "passes a sample", "seconds"]
     table = []
@@ -157,6 +167,20 @@ def _task_table(rows: Sequence[Row], task: str, balls: Sequence[str]) -> str:
         table.append(cells)
     worst_names = [f"worst case {ball}" for ball in balls]
     return _table(table, ["model", "clean", *names.values(), *worst_names])
+
+
+def _recall_table(rows: Sequence[Row]) -> str:
+    table = [
+        [_escape(row.model), _escape(record.task.name), record.threat.name, *cells]
+        for row in rows
+        for record in row.records
+        for cells in recall_cells(record)
+    ]
+    text = (
+        "Recall in percent. Above, clean and robust are image-to-text recall at 1; what attacks "
+        "aimed at that leave of the other recalls is an upper bound."
+    )
+    return f"{text}\n\n{_table(table, ['model', 'task', 'threat model', *RECALL_HEADERS])}"
 
 
 def _key(record: Record) -> tuple[str, ...]:

@@ -28,6 +28,28 @@ for _protocol in (
         source="mmtard_bench",
     ),
     Protocol(
+        name="mmtard-retrieval-v1",
+        description="image attacks on image-to-text rank 1; recall at 1, 5, 10 in both directions",
+        threats=_threats("pgd-20 apgd-pair", "8/255", surface="native")
+        + _threats("pgd-20 apgd-pair", "2/255 4/255"),
+        samples="the gallery is made of the drawn samples and their distinct captions",
+        source="mmtard_bench",
+    ),
+    Protocol(
+        name="mmtard-text-v1",
+        description="up to 2 character edits of the true class's name, alone and with PGD",
+        threats=tuple(
+            ThreatModel(
+                f"text-charmer-k{k}", "levenshtein", Eps.parse(f"{k}/1", norm="levenshtein")
+            )
+            for k in range(3)
+        )
+        + _threats("joint-charmer-k1-pgd-20", "8/255", surface="native")
+        + _threats("joint-charmer-k1-pgd-20", "2/255 4/255"),
+        samples="drawn by the suite's seed",
+        source="mmtard_bench, after Charmer (Abad Rocamora et al., 2024) and LEAF (2025)",
+    ),
+    Protocol(
         name="robustvlm-v1",
         description="APGD-CE and targeted APGD-DLR, 100 iterations (CE alone for two classes)",
         # CIFAR and STL at native resolution, the other data sets at the model's.

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.recall import CUTOFFS
 from mmtard_bench.records import Record, wilson
+
+RECALL_HEADERS = ("query", *(f"R@{k}" for k in CUTOFFS), *(f"attacked R@{k}" for k in CUTOFFS))
+"""What ``recall_cells`` gives."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,27 @@ def table_of(records: Sequence[Record]) -> str:
     ]
     headers = ["task", "threat model", "clean %", "robust %", "forward", "backward", "seconds"]
     text = tabulate(rows, headers=headers, disable_numparse=True)
+    rows = [
+        [record.task.name, record.threat.name, *cells]
+        for record in records
+        for cells in recall_cells(record)
+    ]
+    if rows:
+        headers = ["task", "threat model", *RECALL_HEADERS]
+        text += f"\n\n{tabulate(rows, headers=headers, disable_numparse=True)}"
     remarks = list(_remarks(records))
     return "\n".join([text, "", *remarks]) if remarks else text
+
+
+def recall_cells(record: Record) -> list[list[str]]:
+    """A retrieval record's recalls in percent, a row a direction; nothing for other records."""
+    recalls = record.results.recalls if record.results else None
+    if recalls is None:
+        return []
+    return [
+        ["image to text", *map(percent, recalls.image_to_text + recalls.image_to_text_attacked)],
+        ["text to image", *map(percent, recalls.text_to_image + recalls.text_to_image_attacked)],
+    ]
 
 
 def _row(record: Record) -> list[str]:

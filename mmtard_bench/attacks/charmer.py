@@ -4,11 +4,11 @@ For each image the attacker may make up to k edits (insert, delete or replace a 
 name of its true class, inside every template alike; all other prompts stay. The sample is broken if
 the image is then misclassified. An edit may not give the name of another class.
 
-The first edit is exhaustive: candidates do not depend on the image, so all of them are encoded and
-the one with the lowest logit is the exact worst case over the alphabet. Each further edit is greedy,
-as Charmer: from each of the best few names so far, places are ranked by the logit that a test
-character (a space, or nothing where a space stands) leaves there, and every character is tried at
-the best of them. A larger k begins with the search of the smaller, so that it is never weaker.
+The first edit is exhaustive: candidates do not depend on the image, so all of them are encoded, and
+the one with the lowest logit is the exact worst case over the alphabet. Each further edit is
+greedy, as Charmer: from each of the best few names so far, places are ranked by the logit that a
+test character (a space, or nothing where a space stands) leaves there, and every character is tried
+at the best of them. A larger k begins with the search of the smaller, so that it is never weaker.
 
 Alphabet, test character and the number of places are those of LEAF's evaluation (Abad Rocamora et
 al., 2025, "Robustness in Both Domains: CLIP Needs a Robust Text Encoder"; ``utils_attacks.py`` and
@@ -165,7 +165,8 @@ def _best_places(model: PromptedClassifier, feature: Tensor, parent: str) -> lis
     """The places where a test character costs the true logit most."""
     probes = model.embed_names([_probe(parent, place) for place in places(parent)])
     kept = (probes @ feature).topk(min(PLACES, len(probes)), largest=False)
-    return kept.indices.tolist()  # type: ignore[no-any-return]
+    chosen: list[int] = kept.indices.tolist()
+    return chosen
 
 
 def edits_of(threat: ThreatModel) -> int:

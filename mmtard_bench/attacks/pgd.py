@@ -40,8 +40,9 @@ def pgd(
     ``images`` and ``start`` are (N, 3, H, W), images in [0, 1]. A step has length ``step_size``
     in the norm: along the sign of the gradient for linf, along the gradient for l2. With
     ``done`` (logits -> (N,) bool), a sample keeps the latest iterate for which it is true, else
-    its last: an image that is broken goes on, since retrieval asks how far. Costs ``steps`` forward and backward passes a sample. Returns the points
-    (N, 3, H, W) and for which samples ``done`` was true, (N,).
+    its last: a broken image goes on, since retrieval asks how far. Costs ``steps`` forward and
+    backward passes a sample. Returns the points (N, 3, H, W) and for which samples ``done`` was
+    true, (N,).
     """
     project = projector(images, norm=norm, eps=eps)
     points = project(images + start)

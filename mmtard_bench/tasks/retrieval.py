@@ -13,9 +13,9 @@ that are wrong at rank 1 on clean pixels are not attacked, as everywhere here, a
 **Ties** are lost: a non-matching item with the score of the best matching one stands before it, so
 that a model which gives all pairs one score recalls nothing.
 
-**What the figures under attack are worth.** The attack is aimed at image-to-text rank 1 and may stop
-there. Image-to-text recall at 1 is attacked as accuracy is in classification. Recall at 5 and 10,
-and all of text-to-image, are what is left of them by those same images: upper bounds, which an
+**What the figures under attack are worth.** The attack is aimed at image-to-text rank 1 and may
+stop there. Image-to-text recall at 1 is attacked as accuracy is in classification. Recall at 5 and
+10, and all of text-to-image, are what is left of them by those same images: upper bounds, which an
 attack with that aim could lower.
 """
 
@@ -69,7 +69,7 @@ class RetrievalClassifier(nn.Module):
         self.count = int(columns.max()) + 1
 
     def forward(self, images: Tensor) -> Tensor:
-        scores = self.gallery(images)
+        scores: Tensor = self.gallery(images)
         merged = scores.new_full((len(scores), self.count), float("-inf"))
         return merged.scatter_reduce(1, self.columns.expand_as(scores), scores, "amax")
 
@@ -107,14 +107,12 @@ class RetrievalScorer:
         return Watched(self.classifier, self.labels.device)
 
     @torch.no_grad()
-    def judge(
-        self, images: Tensor, rows: Sequence[int], *, size: int, names: Sequence[str | None] = ()
-    ) -> list[Verdict]:
+    def judge(self, images: Tensor, rows: Sequence[int], *, size: int) -> list[Verdict]:
         """As ``ZeroShotScorer.judge``; the prediction is the place of the caption ranked first.
 
         It is the label where that caption matches.
         """
-        features = torch.cat([self.gallery.features(part) for part in images.split(size)])
+        features = torch.cat([self.gallery.features(part) for part in torch.split(images, size)])
         scores = features @ self.gallery.head.T
         require_logits(scores, rows=len(images), classes=len(self.data.classes))
         matching = self._matching(rows)
@@ -144,7 +142,8 @@ class RetrievalScorer:
 
     def _text_to_image(self, features: Tensor) -> list[int]:
         matching = self._matching(range(len(features))).T
-        parts = zip(self.gallery.head.split(_CHUNK), matching.split(_CHUNK), strict=True)
+        heads, owners = (torch.split(t, _CHUNK) for t in (self.gallery.head, matching))
+        parts = zip(heads, owners, strict=True)
         return [rank for head, own in parts for rank in ranks_of(head @ features.T, own).tolist()]
 
     def _matching(self, rows: Sequence[int]) -> Tensor:

@@ -50,7 +50,7 @@ class ZeroShotScorer:
         classes: they are encoded again, whatever an attack said. Raises ModelError for unusable
         output.
         """
-        features = [self.classifier.features(part) for part in images.split(size)]
+        features = [self.classifier.features(part) for part in torch.split(images, size)]
         logits = torch.cat([part @ self.classifier.head.T for part in features])
         labels = self.labels[rows]
         edited = {i: name for i, name in enumerate(names) if name is not None}
