@@ -119,6 +119,8 @@ def worst_names(
         taken = {plain(name) for j, name in enumerate(model.names) if j != label}
         parents = [own]
         for step in range(edits):
+            if int(logits[i].argmax()) != label:
+                break
             if step == 0:
                 if label not in first:
                     first[label] = _neighbours(model, {own: places(own)}, taken, alphabet)
@@ -135,10 +137,8 @@ def worst_names(
             if scores[best] < logits[i, label]:
                 logits[i, label] = scores[best]
                 names[i], rows[i] = around.names[best], around.rows[best]
-            if int(logits[i].argmax()) != label:
-                break
-            order = scores.argsort(stable=True)[:PARENTS].tolist()
-            parents = [around.names[place] for place in order]
+            order = scores.argsort(stable=True)[: 4 * PARENTS].tolist()
+            parents = list(dict.fromkeys(around.names[j] for j in order))[:PARENTS]
     return Found(names, rows, logits, prompts)
 
 
@@ -149,16 +149,18 @@ def _neighbours(
     alphabet: str,
 ) -> Neighbours:
     """What one edit makes of each name at its places, but for the names of other classes."""
-    names: dict[str, None] = {}
-    rows = []
+    names: list[str] = []
+    rows = [model.head[:0]]
     for parent, where in chosen.items():
         for place in where:
-            made = dict.fromkeys(edits_at(parent, place, alphabet))
-            new = [name for name in made if name not in names and plain(name) not in taken]
-            names |= dict.fromkeys(new)
+            # A name that two places make is scored twice: lists of a place are kept, and met again
+            # with other images.
+            made = edits_at(parent, place, alphabet)
+            new = [name for name in made if plain(name) not in taken]
             if new:
+                names += new
                 rows.append(model.embed_names(new))
-    return Neighbours(list(names), torch.cat(rows) if rows else model.head[:0])
+    return Neighbours(names, torch.cat(rows))
 
 
 def _best_places(model: PromptedClassifier, feature: Tensor, parent: str) -> list[int]:

@@ -7,9 +7,14 @@ The attacker has both budgets at once. Three stages, each on what the earlier on
   which differs from image to image;
 - ``pgd+charmer``: PGD against the clean head, then the search for a name on the image that it left.
 
-Neither order contains the other, so both are run. A sample that ``text-charmer-k{edits}`` breaks is
-broken here. The norm and eps are the pixels'; the edits are in the name and in the parameters, and
-worst cases keep such balls apart from those of images alone.
+Both orders are run: what ``text-charmer-k{edits}`` breaks is then broken here, and so, from the
+same random start, is what ``pgd-{steps}`` breaks. Text first is the stronger one: on 200 digits,
+with the alphabet cut down so that edits alone leave something, it broke 0 to 3 samples more than
+the other order in each of 12 settings (two tiny models, two radii each, three alphabets), never
+fewer; the other order then added one sample in one of the 12.
+
+The norm and eps are the pixels'; the edits are in the name and in the parameters, and worst cases
+keep such balls apart from those of images alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +80,7 @@ def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
         decided: Callable[[int, int], None],
     ) -> AttackResult:
         prompted = cast("PromptedClassifier", model)
-        starts = random_start(images, norm=norm, eps=eps, ids=ids, key=(seed, threat.attack, 0))
+        starts = random_start(images, norm=norm, eps=eps, ids=ids, key=(seed, f"pgd-{steps}", 0))
         with torch.no_grad():
             text = worst_names(prompted, prompted.features(images), labels, edits=edits)
         result = AttackResult(

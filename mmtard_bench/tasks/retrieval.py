@@ -16,7 +16,8 @@ that a model which gives all pairs one score recalls nothing.
 **What the figures under attack are worth.** The attack is aimed at image-to-text rank 1 and may
 stop there. Image-to-text recall at 1 is attacked as accuracy is in classification. Recall at 5 and
 10, and all of text-to-image, are what is left of them by those same images: upper bounds, which an
-attack with that aim could lower.
+attack with that aim could lower. The more so for attacks of the reference code, which give back the
+clean image where they do not succeed; PGD gives its last.
 """
 
 from collections.abc import Mapping, Sequence

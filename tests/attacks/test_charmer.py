@@ -1,0 +1,325 @@
+"""Edits of class names: against brute force, and what is refused."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+import mmtard_bench as mb
+from mmtard_bench.attacks import charmer
+from mmtard_bench.attacks.catalogue import attack_family, build_attack
+from mmtard_bench.attacks.charmer import edits_at, places, worst_names
+from mmtard_bench.edits import levenshtein, names_another_class
+from mmtard_bench.evaluation import execute
+from mmtard_bench.job import prepare
+from mmtard_bench.models.text_table import TextTable
+from mmtard_bench.records import from_text, to_text
+from mmtard_bench.summary import worst_cases
+from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.zero_shot import ZeroShotClassifier, embed_names
+from mmtard_bench.types import Eps, Task, ThreatModel
+from tests.conftest import ToyClip, assert_sentence, wrap
+
+CPU = torch.device("cpu")
+SMALL = "ab "
+SHORT = st.text("ab ", max_size=4)
+
+
+@given(one=SHORT, other=SHORT)
+def test_the_distance_is_the_shortest_way_by_single_edits(one, other):
+    """Breadth-first over single edits: an account of the distance by its definition."""
+    front, seen, steps = {one}, {one}, 0
+    while other not in front:
+        front = {new for name in front for p in places(name) for new in edits_at(name, p, SMALL)}
+        front -= seen
+        seen |= front
+        steps += 1
+    assert levenshtein(one, other) == levenshtein(other, one) == steps
+
+
+@given(name=st.text("ab ", max_size=5))
+def test_single_edits_are_exactly_the_names_at_distance_one(name):
+    """Against every string over the alphabet that is long enough to be one."""
+    made = {new for place in places(name) for new in edits_at(name, place, SMALL)}
+    lengths = range(max(len(name) - 1, 0), len(name) + 2)
+    every = {"".join(c) for n in lengths for c in itertools.product(SMALL, repeat=n)}
+    assert made == {other for other in every if levenshtein(name, other) == 1}
+
+
+def toy(classes=("ab", "ba", "bb a"), templates=("{}", "a {}"), seed=0):
+    clip = wrap(ToyClip(seed=seed))
+    model = ZeroShotClassifier(clip, classes, templates, CPU)
+    images = torch.rand((12, 3, 32, 32), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        features = model.features(images)
+    return model, features, (features @ model.head.T).argmax(1)
+
+
+def at_most(name, edits):
+    names = {name}
+    for _ in range(edits):
+        names |= {new for old in names for p in places(old) for new in edits_at(old, p, SMALL)}
+    return names
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_edit_is_the_exact_worst_case(seed):
+    model, features, labels = toy(seed=seed)
+    found = worst_names(model, features, labels, edits=1, alphabet=SMALL)
+    for i, label in enumerate(labels.tolist()):
+        allowed = [
+            name
+            for name in at_most(model.names[label], 1)
+            if not names_another_class(model.names, label, name)
+        ]
+        rows = embed_names(model.clip, allowed, model.templates, CPU)
+        worst = (rows @ features[i]).min()
+        assert found.logits[i, label] == pytest.approx(worst.item(), abs=1e-5)
+        name = found.names[i] or model.names[label]
+        row = embed_names(model.clip, [name], model.templates, CPU)[0]
+        assert row @ features[i] == pytest.approx(worst.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_more_edits_are_never_weaker_and_stay_within_the_budget(seed):
+    model, features, labels = toy(seed=seed)
+    before = features @ model.head.T
+    broken = torch.zeros(len(labels), dtype=torch.bool)
+    for edits in range(4):
+        found = worst_names(model, features, labels, edits=edits, alphabet=SMALL)
+        now = found.logits.argmax(1) != labels
+        assert (now | ~broken).all()
+        assert (found.logits <= before + 1e-6).all()
+        before, broken = found.logits, now
+        for label, name in zip(labels.tolist(), found.names, strict=True):
+            assert name is None or levenshtein(model.names[label], name) <= edits
+            # The names of other classes are never an answer.
+            assert name is None or not names_another_class(model.names, label, name)
+    assert broken.any()
+
+
+def test_two_edits_reach_what_brute_force_finds_where_the_search_is_wide_enough(monkeypatch):
+    """Greedy keeps a few names: with all of them kept it is exhaustive."""
+    monkeypatch.setattr(charmer, "PARENTS", 10_000)
+    monkeypatch.setattr(charmer, "PLACES", 10_000)
+    model, features, labels = toy(classes=("ab", "bbb"), templates=("{}",))
+    found = worst_names(model, features, labels, edits=2, alphabet=SMALL)
+    for i, label in enumerate(labels.tolist()):
+        every = sorted(at_most(model.names[label], 2) - {model.names[1 - label]})
+        rows = embed_names(model.clip, every, model.templates, CPU)
+        other = features[i] @ model.head[1 - label]
+        # Of equal logits the lower label wins.
+        least = (rows @ features[i]).min()
+        can_break = bool(least <= other if label == 1 else least < other)
+        assert bool(found.logits[i].argmax() != label) == can_break
+
+
+def test_prompts_are_counted():
+    model, features, labels = toy(classes=("ab", "bbbbb"), templates=("{}", "a {}"))
+    counts = worst_names(model, features, labels, edits=1, alphabet=SMALL).prompts
+    for label, count in zip(labels.tolist(), counts, strict=True):
+        name = model.names[label]
+        scored = sum(len(edits_at(name, place, SMALL)) for place in places(name))
+        assert count == 2 * scored
+    assert worst_names(model, features, labels, edits=0).prompts == [0] * len(labels)
+
+
+@pytest.fixture(scope="module")
+def records():
+    """digits/digit, n = 40, by (model, edits)."""
+    return {
+        (model, edits): mb.evaluate(
+            model,
+            task="digits/digit",
+            threat=f"text-charmer-k{edits}",
+            eps=f"{edits}/1",
+            n=40,
+        )
+        for model in ("tiny-clip", "tiny-tecoa")
+        for edits in (0, 1, 2)
+    }
+
+
+@pytest.mark.parametrize("model", ["tiny-clip", "tiny-tecoa"])
+def test_no_edit_is_the_clean_accuracy_and_more_never_help(records, model):
+    none, one, two = (records[model, edits] for edits in (0, 1, 2))
+    assert none.robust_accuracy == none.clean_accuracy > 0.9
+    assert two.robust_accuracy <= one.robust_accuracy < none.robust_accuracy
+    for weaker, stronger in ((none, one), (one, two)):
+        for a, b in zip(weaker.samples, stronger.samples, strict=True):
+            assert a.robust or not b.robust
+    assert sum(s.unconfirmed for record in (none, one, two) for s in record.samples) == 0
+
+
+def test_the_record_has_the_edited_names_and_anybody_can_check_them(records):
+    record = records["tiny-clip", 2]
+    clip = mb.load_model("tiny-clip")
+    data = load_task(find_task("digits/digit"), n=40, seed=0)
+    assert from_text(to_text(record), "here") == record
+    classes = list(data.classes)
+    for row, sample in enumerate(record.samples):
+        assert (sample.edit is not None) == (sample.broken_by is not None)
+        if sample.edit is None:
+            continue
+        assert sample.edit.original == classes[sample.label]
+        assert 1 <= sample.edit.distance <= 2
+        changed = [*classes]
+        changed[sample.label] = sample.edit.adversarial
+        head = embed_names(clip, changed, record.task.templates, CPU)
+        images = data.images([row], surface="native", preprocess=clip.preprocess)
+        assert (clip.image_features(images) @ head.T).argmax(1).item() != sample.label
+
+
+def test_verdicts_do_not_depend_on_the_batch(records):
+    data = load_task(find_task("digits/digit"), n=40, seed=0)
+    threat = ThreatModel("text-charmer-k2", "levenshtein", Eps.parse("2/1", norm="levenshtein"))
+    job = prepare(mb.load_model("tiny-clip"), data, threat, seed=0)
+    other = execute(job, batch_size=7, device=CPU)
+    truth = [(s.robust, s.broken_by) for s in records["tiny-clip", 2].samples]
+    assert [(s.robust, s.broken_by) for s in other.samples] == truth
+
+
+@pytest.mark.parametrize("model", ["tiny-clip", "tiny-tecoa"])
+def test_both_attacks_together_break_what_each_breaks(records, model):
+    data = {"task": "digits/digit", "n": 40, "eps": "4/255"}
+    pixels = mb.evaluate(model, threat="pgd-5", **data)
+    joint = mb.evaluate(model, threat="joint-charmer-k1-pgd-5", **data)
+    assert joint.status == "ok", joint.error
+    for text, image, both in zip(
+        records[model, 1].samples, pixels.samples, joint.samples, strict=True
+    ):
+        assert (text.robust and image.robust) or not both.robust
+    stages = {"charmer", "charmer+pgd", "pgd+charmer", None}
+    assert {s.broken_by for s in joint.samples} <= stages
+    assert joint.threat.ball == "linf 4/255 + 1 edit"
+    # Balls of text, of pixels and of both are never put together.
+    assert {w.ball for w in worst_cases([records[model, 1], pixels, joint])} == {
+        "levenshtein 1/1",
+        "linf 4/255",
+        "linf 4/255 + 1 edit",
+    }
+
+
+def test_with_no_edits_the_joint_attack_is_the_one_on_pixels():
+    data = {"task": "digits/digit", "n": 40, "eps": "8/255"}
+    pixels = mb.evaluate("tiny-tecoa", threat="pgd-5", **data)
+    joint = mb.evaluate("tiny-tecoa", threat="joint-charmer-k0-pgd-5", **data)
+    assert 0 < pixels.robust_accuracy < pixels.clean_accuracy
+    assert [s.robust for s in joint.samples] == [s.robust for s in pixels.samples]
+    assert all(s.edit is None for s in joint.samples)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda name: name + "zzz", "3 edits, where 2 are allowed"),
+        # Within two edits of "cat", but the answer to another question.
+        (lambda name: {"cat": " Car"}.get(name, name + "x"), "never another class"),
+    ],
+    ids=["too many edits", "another class"],
+)
+def test_an_attack_that_cheats_is_an_error(monkeypatch, change, reason):
+    real = charmer.worst_names
+
+    def cheating(model, features, labels, **options):
+        found = real(model, features, labels, **options)
+        logits = found.logits - 1000 * torch.nn.functional.one_hot(labels, found.logits.shape[1])
+        names = [change(model.names[label]) for label in labels.tolist()]
+        return charmer.Found(names, found.rows, logits, found.prompts)
+
+    monkeypatch.setattr(charmer, "worst_names", cheating)
+    others = [f"animal {i}" for i in range(8)]
+    task = Task(name="t", data="digits/test", templates=("{}",), classes=("cat", "car", *others))
+    record = mb.evaluate(wrap(ToyClip()), task=task, threat="text-charmer-k2", eps="2/1", n=200)
+    assert record.status == "error"
+    assert reason in record.error
+
+
+def test_a_claim_that_a_fresh_pass_does_not_confirm_is_marked(monkeypatch):
+    real = charmer.worst_names
+
+    def wrong(model, features, labels, **options):
+        found = real(model, features, labels, edits=0)
+        logits = found.logits - 1000 * torch.nn.functional.one_hot(labels, found.logits.shape[1])
+        names = [model.names[label] for label in labels.tolist()]
+        return charmer.Found(names, found.rows, logits, found.prompts)
+
+    monkeypatch.setattr(charmer, "worst_names", wrong)
+    record = mb.evaluate("tiny-clip", task="digits/digit", threat="text-charmer-k1", eps="1/1", n=8)
+    assert record.robust_accuracy == 0
+    assert all(s.unconfirmed for s in record.samples if s.clean_correct)
+    assert "unconfirmed-adversarials" in {flag.code for flag in record.flags}
+
+
+def test_nan_for_an_edited_name_is_an_error():
+    class Half(ToyClip):
+        """Knows the names of the classes, and no others."""
+
+        def encode_text(self, tokens):
+            known = super().encode_text(tokens)
+            return known if len(tokens) <= 3 else known * float("nan")
+
+    clip = wrap(Half())
+    task = find_task("digits/digit")
+    data = load_task(task, n=60, seed=0)
+    key = (data.classes, task.templates, CPU)
+    clip.heads[key] = torch.nn.functional.normalize(torch.randn(10, 16), dim=1)
+    record = mb.evaluate(clip, task=task, threat="text-charmer-k1", eps="1/1", n=60)
+    assert record.status == "error"
+    assert "NaN" in record.error
+
+
+def test_a_locked_text_table_is_refused(here, tmp_path):
+    clip = mb.load_model("tiny-clip")
+    table = mb.Clip(clip.module, TextTable(["a"]), clip.preprocess, "locked", given_digest="d")
+    with pytest.raises(mb.InputError, match="locked"):
+        mb.evaluate(table, task="digits/digit", threat="text-charmer-k1", eps="1/1", n=4)
+
+
+@pytest.mark.parametrize(
+    ("threat", "norm", "eps"),
+    [
+        ("text-charmer-k1", "linf", "8/255"),
+        ("text-charmer-k1", "levenshtein", "2/1"),
+        ("text-charmer-k1", "levenshtein", "1/2"),
+        ("pgd-2", "levenshtein", "1/1"),
+        ("apgd-pair", "levenshtein", "1/1"),
+        ("cw-l2", "levenshtein", "1/1"),
+        ("cw-linf-3", "levenshtein", "1/1"),
+        ("joint-charmer-k1-pgd-2", "levenshtein", "1/1"),
+    ],
+)
+def test_a_norm_that_does_not_fit_is_a_sentence(threat, norm, eps):
+    model = ThreatModel(threat, norm, Eps.parse(eps, norm=norm))
+    with pytest.raises(mb.InputError, match="levenshtein"):
+        build_attack(model, n_classes=10)
+
+
+def test_names_of_families():
+    assert attack_family("text-charmer-k0") == "text-charmer-k{edits}"
+    assert attack_family("joint-charmer-k1-pgd-20") == "joint-charmer-k{edits}-pgd-{steps}"
+    for wrong in (
+        "text-charmer-k10",
+        "text-charmer-k",
+        "text-charmer-k-1",
+        "joint-charmer-k1-pgd-0",
+    ):
+        with pytest.raises(mb.InputError):
+            attack_family(wrong)
+
+
+def test_zero_is_a_budget_of_edits_and_no_radius():
+    assert str(Eps.parse("0/1", norm="levenshtein")) == "0/1"
+    for norm in ("linf", "l2"):
+        with pytest.raises(mb.InputError, match="exact positive fraction"):
+            Eps.parse("0/1", norm=norm)
+
+
+def test_the_command_line_runs_text_attacks(here):
+    done = here("run", "text-v1", "--model", "tiny-clip", "--limit", "6")
+    assert done.returncode == 0, done.stderr
+    assert "text-charmer-k2 levenshtein 2/1" in done.stdout
+    assert "worst case" not in done.stdout
+    missing = here("run", "text-v1", "--model", "tiny-clp")
+    assert_sentence(missing, "tiny-clip")

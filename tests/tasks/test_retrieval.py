@@ -1,0 +1,329 @@
+"""Retrieval: recall in closed form, what attacks see of a gallery, and whole records."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Sequence, Value
+from PIL import Image as Pillow
+
+import mmtard_bench as mb
+from mmtard_bench.data.base import split_captions
+from mmtard_bench.data.digits import caption, digits_test
+from mmtard_bench.evaluation import Batch, execute
+from mmtard_bench.job import prepare
+from mmtard_bench.recall import Ranks, recalls_of
+from mmtard_bench.records import from_text, to_text
+from mmtard_bench.registry import tasks
+from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.retrieval import RetrievalScorer, columns_of, ranks_of
+from mmtard_bench.types import Eps, Task, ThreatModel
+from tests.conftest import ToyClip, assert_sentence, wrap
+
+CPU = torch.device("cpu")
+
+
+def test_ranks_on_a_matrix_by_hand():
+    scores = torch.tensor(
+        [
+            [0.9, 0.1, 0.5, 0.3],  # matches first
+            [0.9, 0.1, 0.5, 0.3],  # matches third and last: the better one is second
+            [0.9, 0.1, 0.5, 0.3],  # matches the worst
+            [0.5, 0.5, 0.5, 0.5],  # all the same: every other one stands before
+            [0.5, 0.5, 0.2, 0.1],  # a tie for the first place is lost
+        ]
+    )
+    matching = torch.tensor(
+        [[1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]]
+    ).bool()
+    assert ranks_of(scores, matching).tolist() == [1, 2, 4, 4, 2]
+
+
+def test_ties_among_matching_items_are_no_ties():
+    scores = torch.tensor([[0.5, 0.5, 0.1]])
+    assert ranks_of(scores, torch.tensor([[True, True, False]])).tolist() == [1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranks_agree_with_sorting(seed):
+    """Against the usual way, top-k of distinct scores: any match among the first k."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand((7, 13), generator=generator)
+    matching = torch.rand((7, 13), generator=generator) < 0.2
+    matching[torch.arange(7), torch.randint(13, (7,), generator=generator)] = True
+    ranks = ranks_of(scores, matching)
+    for k in range(1, 14):
+        answered = matching.gather(1, scores.topk(k).indices).any(1)
+        assert torch.equal(ranks <= k, answered)
+
+
+class Pair:
+    def __init__(self, robust: bool, ranks: Ranks | None) -> None:
+        self.robust, self.ranks = robust, ranks
+
+
+def test_recalls_in_closed_form():
+    samples = [
+        Pair(True, Ranks(image=(1, 1), captions=((0, 1, 6), (1, 3, 3)))),
+        # Shares caption 1 with the first: one query.
+        Pair(False, Ranks(image=(1, 7), captions=((1, 3, 3), (2, 11, 2)))),
+        # Wrong on the clean image: not answered under attack, even at a better rank.
+        Pair(False, Ranks(image=(5, 2), captions=((3, 1, 1),))),
+        # Broken, though a fresh pass did not agree.
+        Pair(False, Ranks(image=(1, 1), captions=((4, 10, 12),))),
+    ]
+    recalls = recalls_of(samples)
+    assert recalls is not None
+    assert recalls.captions == 5
+    assert recalls.image_to_text == (3 / 4, 1.0, 1.0)
+    assert recalls.image_to_text_attacked == (1 / 4, 3 / 4, 1.0)
+    assert recalls.text_to_image == (2 / 5, 3 / 5, 4 / 5)
+    assert recalls.text_to_image_attacked == (1 / 5, 2 / 5, 3 / 5)
+    assert recalls_of([Pair(True, None)]) is None
+
+
+def test_captions_that_images_share_have_one_column():
+    # Images: {0, 1}, {1, 2}, {3}, {4, 5}; the first two hang together by caption 1.
+    assert columns_of([(0, 1), (1, 2), (3,), (4, 5)], 6) == [0, 0, 0, 1, 2, 2]
+
+
+def captioned(path, captions, *, name="col"):
+    """A parquet file of random images with captions."""
+    generator = np.random.default_rng(0)
+    images = []
+    for _ in captions:
+        file = io.BytesIO()
+        Pillow.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+    text = Value("string") if isinstance(captions[0], str) else Sequence(Value("string"))
+    features = Features({"image": Image(), name: text})
+    table = Dataset.from_dict({"image": images, name: captions}, features=features)
+    table.to_parquet(path)
+    return Task(
+        name="mine",
+        data=f"parquet:{path}",
+        templates=("{}",),
+        label_column=name,
+        metric="retrieval",
+    )
+
+
+SHARED = [["a cat", "the cat"], ["the cat", "a dog"], ["a bird"], ["a fish", "two fish"]]
+
+
+@pytest.mark.parametrize(
+    "captions", [SHARED, ["\n".join(own) for own in SHARED]], ids=["lists", "lines"]
+)
+def test_the_gallery_is_made_of_the_samples(tmp_path, captions):
+    data = load_task(captioned(tmp_path / "a.parquet", captions), n=None, seed=0)
+    texts = [[data.classes[place] for place in own] for own in data.matches]
+    assert texts == [SHARED[i] for i in data.manifest.indices]
+    assert len(data.classes) == len(set(data.classes)) == 6
+    assert data.labels == tuple(own[0] for own in data.matches)
+    few = load_task(captioned(tmp_path / "a.parquet", captions), n=2, seed=0)
+    assert set(few.classes) == {text for i in few.manifest.indices for text in SHARED[i]}
+
+
+def test_the_attacked_column_is_highest_exactly_at_rank_one(tmp_path):
+    """And with shared captions, a lost column is always a lost rank."""
+    data = load_task(captioned(tmp_path / "a.parquet", SHARED), n=None, seed=0)
+    for seed in range(30):
+        scorer = RetrievalScorer(wrap(ToyClip(seed=seed)), data, CPU)
+        images = data.images(range(4), surface="native", preprocess=scorer.gallery.clip.preprocess)
+        logits = scorer.classifier(images)
+        assert logits.shape == (4, scorer.columns) == (4, 3)
+        verdicts = scorer.judge(images, range(4), size=3)
+        held = (logits.argmax(1) == scorer.labels).tolist()
+        labels = scorer.labels.tolist()
+        for row, verdict in enumerate(verdicts):
+            assert verdict.right == (verdict.rank == 1)
+            assert (verdict.prediction == data.labels[row]) == verdict.right
+            assert held[row] or not verdict.right
+            if labels.count(labels[row]) == 1:
+                assert held[row] == verdict.right
+
+
+def brute_force(clip, data):
+    """Ranks by sorting every pair's score, one pair at a time."""
+    texts = clip.text_features(list(data.classes), CPU)
+    images = data.images(range(len(data.labels)), surface="native", preprocess=clip.preprocess)
+    with torch.no_grad():
+        scores = (clip.scale() * clip.image_features(images) @ texts.T).tolist()
+    of_images = []
+    for row, own in zip(scores, data.matches, strict=True):
+        best = max(row[place] for place in own)
+        of_images.append(1 + sum(s >= best for p, s in enumerate(row) if p not in own))
+    of_captions = []
+    for place in range(len(data.classes)):
+        owners = [i for i, own in enumerate(data.matches) if place in own]
+        best = max(scores[i][place] for i in owners)
+        others = (row[place] for i, row in enumerate(scores) if i not in owners)
+        of_captions.append(1 + sum(s >= best for s in others))
+    return of_images, of_captions
+
+
+def test_clean_ranks_of_a_record_agree_with_brute_force():
+    clip = mb.load_model("tiny-clip-small")
+    data = load_task(find_task("digits/retrieval"), n=40, seed=1)
+    for sample, index in zip(data.matches, data.manifest.indices, strict=True):
+        (own,) = sample
+        assert data.classes[own] == caption(digits_test().combination(index))
+    threat = ThreatModel("pgd-3", "linf", Eps.parse("2/255"))
+    record = execute(prepare(clip, data, threat, seed=0), batch_size=16, device=CPU)
+    of_images, of_captions = brute_force(clip, data)
+    assert [s.ranks.image[0] for s in record.samples] == of_images
+    for sample in record.samples:
+        for place, clean, _ in sample.ranks.captions:
+            assert clean == of_captions[place]
+    assert record.task.n_classes == len(data.classes)
+    recalls = record.results.recalls
+    assert record.clean_accuracy == recalls.image_to_text[0]
+    assert record.robust_accuracy == recalls.image_to_text_attacked[0]
+    assert from_text(to_text(record), "here") == record
+
+
+def test_an_attack_lowers_recall_and_a_defended_model_keeps_more():
+    weak, strong = (
+        mb.evaluate(name, task="digits/retrieval", threat="pgd-10", eps="8/255", n=32)
+        for name in ("tiny-clip", "tiny-tecoa")
+    )
+    for record in (weak, strong):
+        recalls = record.results.recalls
+        assert recalls.image_to_text[0] > 0.9
+        for clean, attacked in (
+            (recalls.image_to_text, recalls.image_to_text_attacked),
+            (recalls.text_to_image, recalls.text_to_image_attacked),
+        ):
+            assert list(clean) == sorted(clean)
+            assert list(attacked) == sorted(attacked)
+            assert all(a <= c for a, c in zip(attacked, clean, strict=True))
+    assert weak.robust_accuracy < 0.2
+    # PGD goes on behind rank 1: it does not stop at the first image that fools it.
+    assert weak.results.recalls.image_to_text_attacked[1] < 0.9
+    assert weak.results.recalls.text_to_image_attacked[0] < 0.5
+    assert strong.robust_accuracy > 0.7
+
+
+def test_batches_and_interruptions_change_nothing():
+    clip = mb.load_model("tiny-tecoa")
+    data = load_task(find_task("digits/retrieval"), n=30, seed=0)
+    job = prepare(clip, data, ThreatModel("pgd-4", "linf", Eps.parse("16/255")), seed=0)
+    batches: list[Batch] = []
+    whole = execute(job, batch_size=8, device=CPU, keep=batches.append)
+    assert 0 < whole.robust_accuracy < whole.clean_accuracy
+    done = batches[:2]
+    resumed = execute(
+        job,
+        batch_size=8,
+        device=CPU,
+        done={s.id: s for batch in done for s in batch.samples},
+        embeddings={
+            s.id: pair
+            for batch in done
+            for s, pair in zip(batch.samples, batch.embeddings, strict=True)
+        },
+    )
+    assert resumed.samples == whole.samples
+    other = execute(job, batch_size=30, device=CPU)
+    assert [s.robust for s in other.samples] == [s.robust for s in whole.samples]
+
+
+def test_a_run_that_was_cut_short_goes_on(here, tmp_path, monkeypatch):
+    """Through the files of a run: what is read back is what was written."""
+    from mmtard_bench import runner
+
+    command = ["run", "retrieval-v1", "--model", "tiny-clip", "--limit", "12", "--batch-size", "4"]
+    assert here(*command, "--out", "whole").returncode == 0
+    written = runner.Partial.append
+
+    def cut(self, batch):
+        written(self, batch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.Partial, "append", cut)
+    assert here(*command, "--out", "cut").returncode == 130
+    monkeypatch.setattr(runner.Partial, "append", written)
+    done = here(*command, "--out", "cut")
+    assert done.returncode == 0, done.stderr
+    assert "attacked R@5" in done.stdout
+    first, second = (
+        sorted((tmp_path / out).rglob("*pgd-20*.json"))[0].read_text() for out in ("whole", "cut")
+    )
+    samples = [text[text.index('"samples"') : text.index('"sha256"')] for text in (first, second)]
+    assert samples[0] == samples[1]
+
+
+def test_a_model_of_one_score_recalls_nothing():
+    class Constant(ToyClip):
+        def encode_text(self, tokens):
+            return super().encode_text(tokens * 0)
+
+    model = wrap(Constant())
+    record = mb.evaluate(model, task="digits/retrieval", threat="pgd-2", eps="1/255", n=20)
+    assert record.status == "ok", record.error
+    assert record.results.recalls.image_to_text == (0.0, 0.0, 0.0)
+
+
+def test_the_identity_follows_the_captions(tmp_path):
+    clip = wrap(ToyClip())
+    threat = ThreatModel("pgd-2", "linf", Eps.parse("1/255"))
+    digests = set()
+    for captions in (SHARED, [["a cat"], *SHARED[1:]], list(reversed(SHARED))):
+        task = captioned(tmp_path / "a.parquet", captions)
+        job = prepare(clip, load_task(task, n=None, seed=0), threat, seed=0)
+        digests.add(job.facts[1].prompts_digest)
+    assert len(digests) == 3
+
+
+def test_bad_captions_are_sentences(tmp_path):
+    with pytest.raises(mb.InputError, match="no caption"):
+        load_task(captioned(tmp_path / "a.parquet", ["a cat", " \n "]), n=None, seed=0)
+    numbers = captioned(tmp_path / "b.parquet", ["1", "2"])
+    table = Dataset.from_parquet(str(tmp_path / "b.parquet")).cast_column("col", Value("int64"))
+    table.to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(mb.InputError, match="expected a string, or a list"):
+        load_task(numbers, n=None, seed=0)
+    one = captioned(tmp_path / "c.parquet", ["a cat", "a cat"])
+    with pytest.raises(mb.InputError, match="two"):
+        mb.evaluate(wrap(ToyClip()), task=one, threat="pgd-2", eps="1/255")
+    assert split_captions(" a cat \n\n a dog\r\n") == ("a cat", "a dog")
+
+
+def test_what_does_not_fit_retrieval_is_refused(here, tmp_path):
+    with pytest.raises(mb.InputError, match="retrieval"):
+        mb.evaluate("tiny-clip", task="digits/retrieval", threat="text-charmer-k1", eps="1/1", n=8)
+    from mmtard_bench.tasks.resolve import load_training_data
+
+    with pytest.raises(mb.InputError, match="retrieval"):
+        load_training_data(find_task("digits/retrieval"), labelled=True)
+    text = 'name = "mine-v1"\ndescription = "x"\nn = 4\nseed = 0\n'
+    text += 'tasks = ["digits/digit", "digits/retrieval"]\n'
+    text += '[[threats]]\nattack = "pgd-2"\nnorm = "linf"\neps = "8/255"\n'
+    (tmp_path / "mine-v1.toml").write_text(text)
+    assert_sentence(here("run", "mine-v1.toml", "--model", "tiny-clip"), "mixes", "retrieval")
+
+
+def test_the_hub_tasks_are_declared():
+    for name in ("flickr30k", "mscoco_captions"):
+        task = tasks.get(name)
+        assert task.metric == "retrieval"
+        assert task.data == f"wds:clip-benchmark/wds_{name}"
+        assert (task.split, task.label_column, task.templates) == ("test", "txt", ("{}",))
+
+
+def test_columns_of_any_matches_agree_with_a_search():
+    generator = random.Random(0)
+    for _ in range(50):
+        count = generator.randint(2, 8)
+        matches = [tuple(generator.sample(range(count), generator.randint(1, 2))) for _ in range(5)]
+        columns = columns_of(matches, count)
+        for one in range(count):
+            reached, front = {one}, [one]
+            while front:
+                place = front.pop()
+                near = {p for own in matches if place in own for p in own} - reached
+                reached |= near
+                front += near
+            assert reached == {p for p in range(count) if columns[p] == columns[one]}
