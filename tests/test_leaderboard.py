@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from mmtard_bench.leaderboard import render
 from mmtard_bench.records import Record, SuiteFacts, from_text, identity, to_text
 from mmtard_bench.summary import table_of, worst_cases
-from tests.test_records import record_of, sample
+from tests.test_records import record_of, retrieval_record, sample, text_record
 
 
 def in_suite(record: Record, records: int = 1, **changes: object) -> Record:
@@ -108,3 +108,34 @@ def test_names_cannot_format_the_page(name):
 
 def test_without_records_there_is_still_a_page():
     assert render([]).startswith("# Leaderboard")
+
+
+def test_recalls_have_their_own_table():
+    record = in_suite(retrieval_record([(1, 2, 1, 2), (3, 3, 1, 1), (1, 1, 2, 2), (1, 1, 1, 1)]))
+    page = render([record])
+    assert "recall at 1" in page
+    assert "zero-shot average" not in page
+    rows = [
+        line for line in page.splitlines() if "image to text" in line or "text to image" in line
+    ]
+    numbers = [[cell.strip() for cell in row.split("|")[5:-1]] for row in rows]
+    assert numbers == [
+        ["75.0", "100.0", "100.0", "50.0", "100.0", "100.0"],
+        ["75.0", "100.0", "100.0", "50.0", "100.0", "100.0"],
+    ]
+    assert "attacked R@10" in table_of([record])
+    assert "attacked R@10" not in table_of([made("rb")])
+    assert "attacked R@10" not in render([made("rb")])
+
+
+def test_balls_of_text_and_pixels_stand_apart():
+    text = in_suite(text_record(), records=3)
+    pixels = made("rb", records=3)
+    both = pixels.threat.model_copy(
+        update={"attack": "joint-charmer-k1-pgd-5", "parameters": {"edits": 1}}
+    )
+    joint = made("bb", records=3, threat=both)
+    balls = {w.ball: w.accuracy for w in worst_cases([text, pixels, joint])}
+    assert balls == {"levenshtein 1/1": 0.5, "linf 8/255": 0.5, "linf 8/255 + 1 edit": 0.0}
+    page = render([text, pixels, joint])
+    assert "worst case linf 8/255 + 1 edit" in page

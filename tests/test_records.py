@@ -1,5 +1,6 @@
 """Records: what is stored follows from the samples, and any edit is noticed."""
 
+import hashlib
 import json
 import random
 
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest
 
+from mmtard_bench.edits import NameEdit
 from mmtard_bench.errors import InputError
+from mmtard_bench.recall import Ranks
 from mmtard_bench.records import (
     Environment,
     ModelFacts,
@@ -41,7 +44,14 @@ def sample(number: int, outcome: str) -> Sample:
     )
 
 
-def record_of(samples: list[Sample], name: str = "m", attack: str = "pgd-5") -> Record:
+def record_of(
+    samples: list[Sample],
+    name: str = "m",
+    attack: str = "pgd-5",
+    task: dict[str, object] | None = None,
+    threat: dict[str, object] | None = None,
+) -> Record:
+    """A record of these samples; ``task`` and ``threat`` have facts that differ from the usual."""
     facts = {
         "suite": None,
         "model": ModelFacts(
@@ -57,7 +67,7 @@ def record_of(samples: list[Sample], name: str = "m", attack: str = "pgd-5") -> 
             templates=["{}"],
             prompts_digest="0" * 64,
             metric="zero-shot classification",
-        ),
+        ).model_copy(update=task),
         "threat": ThreatFacts(
             attack=attack,
             norm="linf",
@@ -65,7 +75,7 @@ def record_of(samples: list[Sample], name: str = "m", attack: str = "pgd-5") -> 
             surface="native",
             parameters={"steps": 5},
             block=None,
-        ),
+        ).model_copy(update=threat),
         "seed": 0,
         "precision": "float32",
         "sample_ids_digest": digest_of([s.id for s in samples]),
@@ -149,18 +159,20 @@ FORGERIES = {
 @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
 def test_a_forgery_with_a_fresh_hash_is_still_refused(forgery):
     """Whoever recomputes the closing hash must still make the record agree with itself."""
-    import hashlib
-
     body = json.loads(to_text(record_of([sample(0, "robust"), sample(1, "broken")])))
     forgery(body)
-    del body["sha256"]
+    with pytest.raises(InputError):
+        from_text(sealed(body), "here")
+
+
+def sealed(body: dict) -> str:
+    """An edited body as text, with a fresh closing hash."""
+    body.pop("sha256")
     samples = body.pop("samples")
     head = json.dumps(body, indent=1, ensure_ascii=False)
     lines = ",\n".join(f"  {json.dumps(s)}" for s in samples)
     text = f'{head[:-2]},\n "samples": [\n{lines}\n ]'
-    text = f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
-    with pytest.raises(InputError):
-        from_text(text, "here")
+    return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
 
 def test_wilson_agrees_with_scipy():
@@ -183,3 +195,115 @@ def test_a_directory_in_the_way_is_a_sentence(tmp_path):
     (tmp_path / "a").write_text("a file")
     with pytest.raises(InputError, match="could not be written"):
         write_record(tmp_path / "a" / "r.json", record_of([sample(0, "robust")]))
+
+
+def retrieval_record(ranks: list[tuple[int, int, int, int]]) -> Record:
+    """A record of images with one caption each, from (image, attacked, caption, attacked)."""
+    samples = []
+    for i, (clean, attacked, caption, caption_attacked) in enumerate(ranks):
+        outcome = "wrong" if clean > 1 else "broken" if attacked > 1 else "robust"
+        made = sample(i, outcome).model_dump()
+        made |= {"label": i, "prediction": (i + (clean > 1)) % len(ranks), "edit": None}
+        made["ranks"] = Ranks(image=(clean, attacked), captions=((i, caption, caption_attacked),))
+        samples.append(Sample(**made))
+    return record_of(samples, task={"metric": "retrieval", "n_classes": len(ranks)})
+
+
+RANKS = st.integers(2, 12).flatmap(
+    lambda n: st.lists(st.tuples(*[st.integers(1, n)] * 4), min_size=n, max_size=n)
+)
+
+
+@given(ranks=RANKS)
+def test_recalls_follow_from_the_ranks_and_survive_a_round_trip(ranks):
+    record = from_text(to_text(retrieval_record(ranks)), "here")
+    recalls = record.results.recalls
+    for place, k in enumerate((1, 5, 10)):
+        n = len(ranks)
+        assert recalls.image_to_text[place] == sum(r[0] <= k for r in ranks) / n
+        attacked = sum(r[0] <= k and r[1] <= k for r in ranks) / n
+        assert recalls.image_to_text_attacked[place] == attacked
+        assert recalls.text_to_image[place] == sum(r[2] <= k for r in ranks) / n
+        assert recalls.text_to_image_attacked[place] == sum(max(r[2:]) <= k for r in ranks) / n
+    assert record.clean_accuracy == recalls.image_to_text[0]
+    assert record.robust_accuracy == recalls.image_to_text_attacked[0]
+
+
+RETRIEVAL_FORGERIES = {
+    "a better recall": lambda body: body["results"]["recalls"].update(text_to_image=[1, 1, 1]),
+    "no recalls": lambda body: body["results"].pop("recalls"),
+    "a better rank": lambda body: body["samples"][0]["ranks"].update(image=[1, 1]),
+    "a better rank of a caption": lambda body: body["samples"][2]["ranks"].update(
+        captions=[[2, 1, 1]]
+    ),
+    "a caption less": lambda body: body["samples"][2]["ranks"].update(captions=[]),
+    "another's caption": lambda body: body["samples"][2]["ranks"].update(captions=[[1, 2, 2]]),
+    "a rank beyond the gallery": lambda body: body["samples"][1]["ranks"].update(image=[3, 9]),
+    "no ranks": lambda body: body["samples"][1].pop("ranks"),
+    "ranks of nothing": lambda body: body["samples"][1].update(ranks=None),
+    "a rank of zero": lambda body: body["samples"][1]["ranks"].update(image=[0, 1]),
+    "another metric": lambda body: body["task"].update(metric="zero-shot classification"),
+}
+
+
+@pytest.mark.parametrize("forgery", RETRIEVAL_FORGERIES.values(), ids=RETRIEVAL_FORGERIES)
+def test_forged_ranks_are_refused(forgery):
+    body = json.loads(to_text(retrieval_record([(1, 2, 1, 2), (3, 3, 1, 1), (1, 1, 2, 2)])))
+    forgery(body)
+    with pytest.raises(InputError):
+        from_text(sealed(body), "here")
+
+
+def text_record(edits: int = 1) -> Record:
+    """A record of an attack on the text: one sample stands, one is broken by an edit."""
+    broken = sample(1, "broken").model_copy(
+        update={"edit": NameEdit(original="seven", adversarial="even")}
+    )
+    threat = {"norm": "levenshtein", "eps": f"{edits}/1", "parameters": {"edits": edits}}
+    samples = [sample(0, "robust"), broken]
+    return record_of(samples, attack=f"text-charmer-k{edits}", threat=threat)
+
+
+def test_an_edit_survives_a_round_trip():
+    record = text_record()
+    assert from_text(to_text(record), "here") == record
+    assert record.samples[1].edit.distance == 1
+    assert record.threat.ball == "levenshtein 1/1"
+
+
+EDIT_FORGERIES = {
+    "more edits": lambda body: body["samples"][1]["edit"].update(adversarial="eve"),
+    "an edit of what stands": lambda body: body["samples"][0].update(
+        edit={"original": "one", "adversarial": "on"}
+    ),
+    "no edit": lambda body: body["samples"][1].pop("edit"),
+    "an edit too many keys": lambda body: body["samples"][1]["edit"].update(k=1),
+}
+
+
+@pytest.mark.parametrize("forgery", EDIT_FORGERIES.values(), ids=EDIT_FORGERIES)
+def test_forged_edits_are_refused(forgery):
+    body = json.loads(to_text(text_record()))
+    forgery(body)
+    with pytest.raises(InputError):
+        from_text(sealed(body), "here")
+
+
+def test_a_radius_that_is_not_the_number_of_edits_is_refused():
+    samples = text_record().samples
+    threat = {"norm": "levenshtein", "eps": "2/1", "parameters": {"edits": 1}}
+    with pytest.raises(ValueError, match="radius"):
+        record_of(samples, threat=threat)
+    with pytest.raises(ValueError, match="too many edits"):
+        record_of(samples)
+
+
+def test_what_only_some_records_have_is_not_written_in_the_others():
+    text = to_text(record_of([sample(0, "robust"), sample(1, "broken")]))
+    for word in ("ranks", "recalls", "edit"):
+        assert word not in text
+    # Written as null it is not the canonical text.
+    body = json.loads(text)
+    body["results"]["recalls"] = None
+    with pytest.raises(InputError, match="edited"):
+        from_text(sealed(body), "here")

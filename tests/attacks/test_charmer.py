@@ -13,7 +13,6 @@ from mmtard_bench.attacks.charmer import edits_at, places, worst_names
 from mmtard_bench.edits import levenshtein, names_another_class
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
-from mmtard_bench.models.text_table import TextTable
 from mmtard_bench.records import from_text, to_text
 from mmtard_bench.summary import worst_cases
 from mmtard_bench.tasks.resolve import find_task, load_task
@@ -127,14 +126,14 @@ def test_prompts_are_counted():
 
 @pytest.fixture(scope="module")
 def records():
-    """digits/digit, n = 40, by (model, edits)."""
+    """digits/digit, n = 24, by (model, edits)."""
     return {
         (model, edits): mb.evaluate(
             model,
             task="digits/digit",
             threat=f"text-charmer-k{edits}",
             eps=f"{edits}/1",
-            n=40,
+            n=24,
         )
         for model in ("tiny-clip", "tiny-tecoa")
         for edits in (0, 1, 2)
@@ -155,7 +154,7 @@ def test_no_edit_is_the_clean_accuracy_and_more_never_help(records, model):
 def test_the_record_has_the_edited_names_and_anybody_can_check_them(records):
     record = records["tiny-clip", 2]
     clip = mb.load_model("tiny-clip")
-    data = load_task(find_task("digits/digit"), n=40, seed=0)
+    data = load_task(find_task("digits/digit"), n=24, seed=0)
     assert from_text(to_text(record), "here") == record
     classes = list(data.classes)
     for row, sample in enumerate(record.samples):
@@ -172,7 +171,7 @@ def test_the_record_has_the_edited_names_and_anybody_can_check_them(records):
 
 
 def test_verdicts_do_not_depend_on_the_batch(records):
-    data = load_task(find_task("digits/digit"), n=40, seed=0)
+    data = load_task(find_task("digits/digit"), n=24, seed=0)
     threat = ThreatModel("text-charmer-k2", "levenshtein", Eps.parse("2/1", norm="levenshtein"))
     job = prepare(mb.load_model("tiny-clip"), data, threat, seed=0)
     other = execute(job, batch_size=7, device=CPU)
@@ -182,7 +181,7 @@ def test_verdicts_do_not_depend_on_the_batch(records):
 
 @pytest.mark.parametrize("model", ["tiny-clip", "tiny-tecoa"])
 def test_both_attacks_together_break_what_each_breaks(records, model):
-    data = {"task": "digits/digit", "n": 40, "eps": "4/255"}
+    data = {"task": "digits/digit", "n": 24, "eps": "4/255"}
     pixels = mb.evaluate(model, threat="pgd-5", **data)
     joint = mb.evaluate(model, threat="joint-charmer-k1-pgd-5", **data)
     assert joint.status == "ok", joint.error
@@ -202,7 +201,7 @@ def test_both_attacks_together_break_what_each_breaks(records, model):
 
 
 def test_with_no_edits_the_joint_attack_is_the_one_on_pixels():
-    data = {"task": "digits/digit", "n": 40, "eps": "8/255"}
+    data = {"task": "digits/digit", "n": 24, "eps": "8/255"}
     pixels = mb.evaluate("tiny-tecoa", threat="pgd-5", **data)
     joint = mb.evaluate("tiny-tecoa", threat="joint-charmer-k0-pgd-5", **data)
     assert 0 < pixels.robust_accuracy < pixels.clean_accuracy
@@ -270,11 +269,22 @@ def test_nan_for_an_edited_name_is_an_error():
     assert "NaN" in record.error
 
 
+LOCKED = """
+from mmtard_bench.data.digits import DIGITS
+from mmtard_bench.models.text_table import TextTable
+from mmtard_bench.tasks.declared import DIGIT_TEMPLATE
+from tests.conftest import ToyClip, wrap
+from dataclasses import replace
+
+def locked():
+    return replace(wrap(ToyClip()), tokenizer=TextTable([DIGIT_TEMPLATE.format(d) for d in DIGITS]))
+"""
+
+
 def test_a_locked_text_table_is_refused(here, tmp_path):
-    clip = mb.load_model("tiny-clip")
-    table = mb.Clip(clip.module, TextTable(["a"]), clip.preprocess, "locked", given_digest="d")
-    with pytest.raises(mb.InputError, match="locked"):
-        mb.evaluate(table, task="digits/digit", threat="text-charmer-k1", eps="1/1", n=4)
+    (tmp_path / "lockedtoy.py").write_text(LOCKED)
+    done = here("run", "text-v1", "--model", "lockedtoy:locked", "--limit", "4")
+    assert_sentence(done, "locked", "text-charmer-k0", "whole text tower")
 
 
 @pytest.mark.parametrize(
