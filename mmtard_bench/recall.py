@@ -47,6 +47,10 @@ class Ranked(Protocol):
     """What recalls are computed from: a sample of a record."""
 
     @property
+    def id(self) -> str: ...
+    @property
+    def label(self) -> int: ...
+    @property
     def robust(self) -> bool: ...
     @property
     def ranks(self) -> Ranks | None: ...
@@ -76,6 +80,31 @@ def recalls_of(samples: Iterable[Ranked]) -> Recalls | None:
         text_to_image_attacked=_shares([max(pair) for pair in queries]),
         captions=len(queries),
     )
+
+
+def require_ranks(samples: Sequence[Ranked], gallery: int | None) -> None:
+    """Raise ValueError unless ranks are whole and agree with each other.
+
+    ``gallery`` is the number of captions of a retrieval record, None for another: that has none.
+    """
+    queries: dict[int, tuple[int, int]] = {}
+    for sample in samples:
+        if (sample.ranks is not None) != (gallery is not None):
+            raise ValueError(f"sample {sample.id}: ranks belong to retrieval, and to all of it")
+        if sample.ranks is None or gallery is None:
+            continue
+        places = [place for place, _, _ in sample.ranks.captions]
+        if sample.label not in places or max(places) >= gallery:
+            raise ValueError(f"sample {sample.id}: its captions are not the gallery's")
+        if max(sample.ranks.image) > gallery:
+            raise ValueError(f"sample {sample.id}: a rank is beyond the gallery")
+        for place, clean, attacked in sample.ranks.captions:
+            if queries.setdefault(place, (clean, attacked)) != (clean, attacked):
+                raise ValueError(f"caption {place} has two ranks")
+            if max(clean, attacked) > len(samples):
+                raise ValueError(f"caption {place}: a rank is beyond the images")
+    if gallery is not None and len(queries) != gallery:
+        raise ValueError("some captions of the gallery have no rank")
 
 
 def _shares(ranks: Sequence[int]) -> Shares:

@@ -25,7 +25,7 @@ from pydantic import (
 
 from mmtard_bench.edits import NameEdit
 from mmtard_bench.errors import InputError, StorageError, explain
-from mmtard_bench.recall import Ranks, Recalls, recalls_of
+from mmtard_bench.recall import Ranks, Recalls, recalls_of, require_ranks
 
 SCHEMA_VERSION = 1
 
@@ -236,32 +236,12 @@ class Record(_Strict):
             raise ValueError("its samples are not those of its configuration")
         if any(max(s.label, s.prediction) >= self.task.n_classes for s in self.samples):
             raise ValueError("a label or prediction is not one of the classes")
-        self._check_ranks()
+        gallery = self.task.n_classes if self.task.metric == "retrieval" else None
+        require_ranks(self.samples, gallery)
         self._check_edits()
         if self.results != aggregate(self.samples):
             raise ValueError("its aggregates do not follow from its samples")
         return self
-
-    def _check_ranks(self) -> None:
-        retrieval = self.task.metric == "retrieval"
-        queries: dict[int, tuple[int, int]] = {}
-        for sample in self.samples:
-            if (sample.ranks is not None) != retrieval:
-                raise ValueError(f"sample {sample.id}: ranks belong to retrieval, and to all of it")
-            if sample.ranks is None:
-                continue
-            places = [place for place, _, _ in sample.ranks.captions]
-            if sample.label not in places or max(places) >= self.task.n_classes:
-                raise ValueError(f"sample {sample.id}: its captions are not the gallery's")
-            if max(sample.ranks.image) > self.task.n_classes:
-                raise ValueError(f"sample {sample.id}: a rank is beyond the gallery")
-            for place, clean, attacked in sample.ranks.captions:
-                if queries.setdefault(place, (clean, attacked)) != (clean, attacked):
-                    raise ValueError(f"caption {place} has two ranks")
-                if max(clean, attacked) > len(self.samples):
-                    raise ValueError(f"caption {place}: a rank is beyond the images")
-        if retrieval and len(queries) != self.task.n_classes:
-            raise ValueError("some captions of the gallery have no rank")
 
     def _check_edits(self) -> None:
         text_only = self.threat.norm == "levenshtein"

@@ -10,6 +10,7 @@ import mmtard_bench as mb
 from mmtard_bench.attacks import charmer
 from mmtard_bench.attacks.catalogue import attack_family, build_attack
 from mmtard_bench.attacks.charmer import edits_at, places, worst_names
+from mmtard_bench.attacks.watched import WatchedPrompts
 from mmtard_bench.edits import levenshtein, names_another_class
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
@@ -122,6 +123,43 @@ def test_prompts_are_counted():
         scored = sum(len(edits_at(name, place, SMALL)) for place in places(name))
         assert count == 2 * scored
     assert worst_names(model, features, labels, edits=0).prompts == [0] * len(labels)
+
+
+class Counting(ToyClip):
+    """Counts the images that pass, independently of an attack's own account."""
+
+    images = 0
+
+    def encode_image(self, images):
+        self.images += len(images)
+        return super().encode_image(images)
+
+
+@pytest.mark.parametrize("eps", ["1/100000", "40/255"])
+def test_passes_of_images_are_counted(eps):
+    module = Counting()
+    model = ZeroShotClassifier(wrap(module), ("ab", "ba", "bb a"), ("{}",), CPU)
+    images = torch.rand((6, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    for name, radius, norm, standing in (
+        ("joint-charmer-k0-pgd-3", eps, "linf", (1 + (3 + 1) + (3 + 2), 2 * 3)),
+        ("text-charmer-k0", "0/1", "levenshtein", (1, 0)),
+    ):
+        attack = build_attack(ThreatModel(name, norm, Eps.parse(radius, norm=norm)), n_classes=3)
+        module.images = 0
+        result = attack.run(
+            WatchedPrompts(model, CPU),
+            images,
+            labels,
+            ids=[str(i) for i in range(6)],
+            seed=0,
+            decided=lambda *_: None,
+        )
+        assert module.images == sum(result.forward)
+        for claim, passes in zip(
+            result.broken_by, zip(result.forward, result.backward, strict=True), strict=True
+        ):
+            assert passes == standing or claim is not None
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,8 @@ def test_ranks_agree_with_sorting(seed):
 
 
 class Pair:
+    """As much of a sample as recalls are computed from."""
+
     def __init__(self, robust: bool, ranks: Ranks | None) -> None:
         self.robust, self.ranks = robust, ranks
 
