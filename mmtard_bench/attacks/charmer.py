@@ -107,7 +107,7 @@ def worst_names(
     """Search the names within so many edits that leave the lowest true logit; see the module.
 
     ``features`` (N, D) are ``model.features`` of the images, ``labels`` (N,). An image that is
-    misclassified goes no further.
+    misclassified after an edit goes no further.
     """
     logits = features @ model.head.T
     rows = model.head[labels].clone()
@@ -119,7 +119,7 @@ def worst_names(
         taken = {plain(name) for j, name in enumerate(model.names) if j != label}
         parents = [own]
         for step in range(edits):
-            if int(logits[i].argmax()) != label:
+            if step and int(logits[i].argmax()) != label:
                 break
             if step == 0:
                 if label not in first:
@@ -207,7 +207,9 @@ def build_text(threat: ThreatModel, n_classes: int) -> Attack:
         with torch.no_grad():
             features = prompted.features(images)
         found = worst_names(prompted, features, labels, edits=edits)
-        broken = (found.logits.argmax(1) != labels).tolist()
+        # A model that is wrong without an edit is no success of this attack.
+        wrong = (found.logits.argmax(1) != labels).tolist()
+        broken = [w and name is not None for w, name in zip(wrong, found.names, strict=True)]
         decided(len(ids), sum(broken))
         return AttackResult(
             adversarial=images,

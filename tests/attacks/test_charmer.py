@@ -289,6 +289,21 @@ def test_a_claim_that_a_fresh_pass_does_not_confirm_is_marked(monkeypatch):
     assert "unconfirmed-adversarials" in {flag.code for flag in record.flags}
 
 
+@pytest.mark.parametrize("edits", [0, 1])
+def test_a_model_that_answers_at_random_gets_a_record_with_flags(edits):
+    class Noisy(ToyClip):
+        def encode_image(self, images):
+            features = super().encode_image(images)
+            return features + features.std() * torch.randn_like(features)
+
+    torch.manual_seed(0)
+    threat = f"text-charmer-k{edits}"
+    record = mb.evaluate(wrap(Noisy()), task="digits/digit", threat=threat, eps=f"{edits}/1", n=100)
+    assert record.status == "ok", record.error
+    assert "randomised-output" in {flag.code for flag in record.flags}
+    assert from_text(to_text(record), "here") == record
+
+
 def test_nan_for_an_edited_name_is_an_error():
     class Half(ToyClip):
         """Knows the names of the classes, and no others."""
