@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.models.loading import load_local_dir, load_model
 from mmtard_bench.models.tiny import WEIGHTS
+from mmtard_bench.models.towers import with_visual
 from mmtard_bench.train import checkpoint, session
 from mmtard_bench.train.checkpoint import Card, read_card
 from mmtard_bench.train.methods import METHODS
@@ -410,7 +411,7 @@ def test_what_ships_is_what_its_card_names(run_small, tmp_path):
     shutil.copytree(WEIGHTS / "tiny-clip-small", tmp_path / "tiny-clip-small")
     ship(run_small("run", "steps=2"), "mine", tmp_path)
     tower = tmp_path / "mine.safetensors"
-    clip = load_local_dir(tmp_path / "tiny-clip-small", "mine", visual=tower)
+    clip = with_visual(load_local_dir(tmp_path / "tiny-clip-small", "mine"), tower, "mine")
     card = Card.model_validate_json((tmp_path / "mine.json").read_text())
     assert card.weights_digest == clip.digest != read_card(tmp_path / "run").weights_digest
     for name, trained in weights(tmp_path / "run").items():
