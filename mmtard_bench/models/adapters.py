@@ -4,9 +4,9 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from mmtard_bench.errors import InputError, explain
@@ -41,6 +41,16 @@ class _Config(BaseModel):
     fan_in_fan_out: Literal[False] = False
     rank_pattern: dict[str, int] = Field(default={}, max_length=0)
     alpha_pattern: dict[str, float] = Field(default={}, max_length=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            # Variants that are not W + scale * B A: DoRA, QALoRA, aLoRA and their like.
+            variant = key.startswith("use_") and key != "use_rslora"
+            if value and (variant or key in ("alora_invocation_tokens", "layer_replication")):
+                raise ValueError(f"{key} asks for another kind of adapter than plain LoRA")
+        return values
 
     @property
     def scale(self) -> float:
