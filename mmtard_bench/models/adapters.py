@@ -20,14 +20,9 @@ PREFIX = "base_model.model."
 # The code of MMT-ARD adapts with r = 16 and alpha = 16, and its files do not say so.
 _AUTHORS_RANK = _AUTHORS_ALPHA = 16
 
-# One linear layer for q, k and v is in_proj of nn.MultiheadAttention, which peft, where it adapts
-# that module itself, calls by the module's own name.
-_ATTENTION = (
-    (".attn.qkv", ".attn.in_proj_weight"),
-    (".attn.proj", ".attn.out_proj.weight"),
-    (".attn.base_layer.out_proj", ".attn.out_proj.weight"),
-    (".attn", ".attn.in_proj_weight"),
-)
+# Where the attention is made of linear layers, as our trainer's and MMT-ARD's is. What peft does to
+# nn.MultiheadAttention itself is refused: peft 0.21 counts the adapter of its out_proj twice.
+_ATTENTION = ((".attn.qkv", ".attn.in_proj_weight"), (".attn.proj", ".attn.out_proj.weight"))
 
 
 class _Config(BaseModel):

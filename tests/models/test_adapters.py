@@ -72,24 +72,37 @@ def test_peft_reads_what_our_trainer_writes(tmp_path):
         torch.testing.assert_close(plain[f"{at}proj.weight"], expected[f"{at}out_proj.weight"])
 
 
+def plain_names(state):
+    """The names of nn.MultiheadAttention instead of those of linear attention."""
+    names = [("attn.qkv.", "attn.in_proj_"), ("attn.proj.", "attn.out_proj.")]
+    for ours, name in names:
+        state = {key.replace(ours, name): value for key, value in state.items()}
+    return state
+
+
 @pytest.mark.parametrize("root", ["visual", "model"])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_what_peft_writes_for_attention_modules_and_layers(tmp_path, root, rslora):
+def test_what_peft_writes(tmp_path, root, rslora):
     model = mb.load_model(BASE).module
-    prefix = r"visual\." if root == "model" else ""
-    config = peft.LoraConfig(
-        r=4,
-        lora_alpha=8,
-        use_rslora=rslora,
-        target_modules=prefix + r"transformer\.resblocks\.\d+\.(attn|mlp\.c_fc)",
-    )
+    linear_attention(model.visual)
+    layers = r"(visual\.)?transformer\.resblocks\.\d+\.(attn\.qkv|attn\.proj|mlp\.c_fc)"
+    if root == "model":
+        layers = layers.replace("?", "")
+    config = peft.LoraConfig(r=4, lora_alpha=8, use_rslora=rslora, target_modules=layers)
     adapted = peft.get_peft_model(model if root == "model" else model.visual, config)
     learn(adapted)
     adapted.save_pretrained(tmp_path / "adapter")
     clip = mb.load_model(f"{BASE}+lora:{tmp_path / 'adapter'}")
-    state = adapted.merge_and_unload().state_dict()
+    state = plain_names(adapted.merge_and_unload().state_dict())
     assert_tower(clip, visual_of(state) if root == "model" else state)
-    assert clip.digest != mb.load_model(BASE).digest
+
+
+def test_adapters_of_attention_modules_are_left_to_peft(tmp_path):
+    config = peft.LoraConfig(r=4, target_modules=r"transformer\.resblocks\.\d+\.attn")
+    adapted = peft.get_peft_model(mb.load_model(BASE).module.visual, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(mb.InputError, match=r"attn\.base_layer\.out_proj.*merge it with peft"):
+        mb.load_model(f"{BASE}+lora:{tmp_path / 'adapter'}")
 
 
 def mmtard_checkpoint(path, rank=16):
@@ -101,11 +114,7 @@ def mmtard_checkpoint(path, rank=16):
     adapted = peft.get_peft_model(visual, config)
     learn(adapted)
     torch.save(adapted.state_dict(), path)
-    plain = adapted.merge_and_unload().state_dict()
-    return {
-        k.replace("attn.qkv.", "attn.in_proj_").replace("attn.proj.", "attn.out_proj."): v
-        for k, v in plain.items()
-    }
+    return plain_names(adapted.merge_and_unload().state_dict())
 
 
 def test_the_authors_lora_checkpoint(tmp_path):
