@@ -1,7 +1,11 @@
 """The model hub: downloads into its cache, and what to do when it refuses."""
 
 import errno
+import logging
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -15,11 +19,36 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.models.weights import first_line
 
 _LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of hub and model libraries; what matters in them raises.
+
+    The bars of downloads stay on a terminal: gigabytes in silence would look like a crash.
+    """
+    bars = not are_progress_bars_disabled()
+    if bars and not sys.stderr.isatty():
+        disable_progress_bars()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        if bars:
+            enable_progress_bars()
 
 
 def hub_file(spec: str, repository: str, names: Sequence[str]) -> Path:
@@ -30,7 +59,8 @@ def hub_file(spec: str, repository: str, names: Sequence[str]) -> Path:
     missing = []
     for name in names:
         try:
-            return Path(hf_hub_download(repository, name))
+            with quiet():
+                return Path(hf_hub_download(repository, name))
         except EntryNotFoundError as error:
             # Not there, or, without an answer from the hub, not in the cache: perhaps the next.
             missing.append(error)
@@ -45,7 +75,8 @@ def hub_folder(spec: str, repository: str, revision: str | None, patterns: Seque
     Raises InputError that says what to do.
     """
     try:
-        found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
+        with quiet():
+            found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
     except Exception as error:  # whatever the client and the system raise
         raise refusal(spec, error) from error
     return Path(found)

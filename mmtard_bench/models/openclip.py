@@ -1,10 +1,7 @@
 """Models of open_clip: tags, files, directories and hub repositories."""
 
 import json
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,7 +13,7 @@ from open_clip import constants
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.hub import from_hub, hub_file, refusal
+from mmtard_bench.models.hub import from_hub, hub_file, quiet, refusal
 from mmtard_bench.models.text_table import is_table_config, load_table_clip
 from mmtard_bench.models.towers import TECOA, flat_state, warn_of_gelu
 from mmtard_bench.models.weights import (
@@ -51,7 +48,7 @@ def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip
     openai = file is not None and all(mark in state for mark in _MARKS)
     quick_gelu = openai or bool(tag.get("quick_gelu"))
     try:
-        with torch.random.fork_rng(devices=[]), _quiet():
+        with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(0)
             module = open_clip.create_model(
                 architecture,
@@ -93,7 +90,8 @@ def _fetch(spec: str, architecture: str, tag: dict[str, Any]) -> None:
         check_file(spec, hub_file(spec, repository, names))
     elif tag:
         try:
-            path = open_clip.download_pretrained(tag)
+            with quiet():
+                path = open_clip.download_pretrained(tag)
         except Exception as error:  # clients of hub and web, and the system: no common base
             raise refusal(spec, error) from error
         check_file(spec, Path(path))
@@ -134,18 +132,6 @@ def _warn(
         )
     elif file and "openai" in str(file).lower():
         warn_of_gelu(f"'{spec}': {file}", module)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without open_clip's remarks on the root logger; what matters in them raises here."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.hub import hub_folder
+from mmtard_bench.models.hub import hub_folder, quiet
 from mmtard_bench.models.weights import check_file, first_line
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TEXT_FILES = ("*.json", "*.txt", "*.model")
 _SAFE, _PICKLED = "model*.safetensors", "pytorch_model*.bin"
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of the filters that torch has too."""
 
@@ -103,7 +104,7 @@ def load_transformers(spec: str, where: str) -> Clip:
         with _quiet(library):
             config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             model = _model(spec, library, folder, config)
-            tokenizer = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = _tokenizer(spec, library, folder, config)
             processor = library.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except InputError:
         raise
@@ -115,7 +116,7 @@ def load_transformers(spec: str, where: str) -> Clip:
     _warn_of_gelu(spec, where, config)
     return Clip(
         TransformersClip(model),
-        _Tokenizer(tokenizer, int(config.text_config.max_position_embeddings)),
+        tokenizer,
         _preprocess(spec, processor),
         name=spec,
         source=spec,
@@ -141,8 +142,7 @@ def _quiet(library: "ModuleType") -> Iterator[None]:
     log.set_verbosity(log.CRITICAL)
     log.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     finally:
         log.set_verbosity(level)
@@ -187,6 +187,7 @@ def _model(spec: str, library: "ModuleType", folder: Path, config: Any) -> Any:
         dtype=torch.float32,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are reported, and refused below
     )
     wrong = [
         f"{len(keys)} {what} ({', '.join(map(str, sorted(keys)[:2]))})"
@@ -199,6 +200,25 @@ def _model(spec: str, library: "ModuleType", folder: Path, config: Any) -> Any:
             "were written together."
         )
     return model
+
+
+def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _Tokenizer:
+    """The tokenizer, tried on a text: without its files the library would make up an empty one."""
+    text = config.text_config
+    own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = _Tokenizer(own, int(text.max_position_embeddings))
+    tokens = tokenizer(["a photo"])
+    # Old configurations say 2; then transformers reads CLIP's embedding at the largest token.
+    ends = config.model_type != "clip" or text.eos_token_id == 2
+    known = any((folder / name).is_file() for name in _VOCABULARIES)
+    if not known or tokens.max() >= text.vocab_size or not (ends or text.eos_token_id in tokens):
+        raise InputError(
+            f"'{spec}': the tokenizer gives {sorted(set(tokens.flatten().tolist()))} for 'a "
+            f"photo'; expected one of {', '.join(_VOCABULARIES)} in the folder, tokens below "
+            f"{text.vocab_size} and, for CLIP, the end {text.eos_token_id}. Put the model's own "
+            "tokenizer there."
+        )
+    return tokenizer
 
 
 def _preprocess(spec: str, processor: Any) -> Preprocess:
