@@ -179,7 +179,8 @@ def _read_json(spec: str, path: Path) -> dict[str, Any]:
 
 def _refusal(spec: str, error: Exception) -> InputError:
     text = str(error)
-    if "size mismatch" in text or "Missing key" in text or "Unexpected key" in text:
+    misfit = ("size mismatch", "Missing key", "Unexpected key", "pos_embed width changed")
+    if any(words in text for words in misfit):
         why = f"the weights do not fit the architecture ({first_line(error)})"
     else:
         why = f"its weights file {why_unreadable(error)}"
