@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 import sys
 import warnings
 
@@ -13,10 +12,11 @@ import torch
 import mmtard_bench as mb
 from mmtard_bench.models.towers import with_visual
 from tests.hub import COMMIT, hub
+from tests.test_bad_input import SUITE
 
 transformers = pytest.importorskip("transformers")
 
-VOCABULARY = ["<|startoftext|>", "<|endoftext|>", "a", "b", "c", "t", "a</w>", "t</w>", "cat</w>"]
+LENGTH, TOKENS = 32, 520
 VISION = {
     "hidden_size": 24,
     "intermediate_size": 48,
@@ -25,8 +25,13 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
-TEXT = {**VISION, "vocab_size": 16, "max_position_embeddings": 12, "projection_size": 24}
-TEXTS = ["a cat", "a", "cat cat cat cat cat cat cat cat cat cat cat cat cat cat cat"]
+TEXT = {
+    **VISION,
+    "vocab_size": TOKENS,
+    "max_position_embeddings": LENGTH,
+    "projection_size": 24,
+}
+TEXTS = ["a cat", "a", "a cat that is longer than what fits"]
 
 
 def clip_config(**changes):
@@ -42,9 +47,12 @@ def siglip_config():
 
 
 def clip_tokenizer():
-    vocabulary = {token: i for i, token in enumerate(VOCABULARY)}
-    vocabulary |= {"ca": 9, "at</w>": 10}
-    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[("c", "a"), ("ca", "t</w>")])
+    """Of CLIP's kind, without merges: every byte is a token, another one at the end of a word."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    return transformers.CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[])
 
 
 def siglip_tokenizer():
@@ -101,7 +109,7 @@ def test_the_logits_are_the_librarys_own(tmp_path, kind):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.padding_side = "right"
     texts = tokenizer(
-        TEXTS, padding="max_length", truncation=True, max_length=12, return_tensors="pt"
+        TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
     )
     with torch.no_grad():
         # SigLIP is called as its documentation says: without a mask.
@@ -113,7 +121,7 @@ def test_the_logits_are_the_librarys_own(tmp_path, kind):
     bias = model.logit_bias.detach() if kind == "siglip" else 0
     assert answer.logits_per_image.std() > 0.1
     torch.testing.assert_close(ours + bias, answer.logits_per_image, rtol=1e-4, atol=1e-4)
-    assert clip.tokenizer(TEXTS).shape == (3, 12)
+    assert clip.tokenizer(TEXTS).shape == (3, LENGTH)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -140,18 +148,18 @@ def test_the_same_weights_in_open_clips_layout(tmp_path):
         quick_gelu=True,
         vision_cfg={"image_size": 32, "layers": 2, "width": 24, "head_width": 12, "patch_size": 8,
                     "mlp_ratio": 2.0},
-        text_cfg={"context_length": 12, "vocab_size": 16, "width": 24, "heads": 2, "layers": 2,
-                  "mlp_ratio": 2.0},
+        text_cfg={"context_length": LENGTH, "vocab_size": TOKENS, "width": 24, "heads": 2,
+                  "layers": 2, "mlp_ratio": 2.0},
     ).eval()  # fmt: skip
     theirs.load_state_dict(open_clip_names(model.state_dict()))
     clip = mb.load_model(f"transformers:{tmp_path}")
     images, tokens = torch.rand(2, 3, 32, 32), clip.tokenizer(TEXTS)
     ends = tokens.eq(1).int().argmax(1)
-    zeros = torch.where(torch.arange(12) > ends[:, None], 0, tokens)
+    zeros = torch.where(torch.arange(LENGTH) > ends[:, None], 0, tokens)
     # open_clip reads the text's embedding at the largest token.
-    zeros[torch.arange(3), ends] = 15
+    zeros[torch.arange(3), ends] = TOKENS - 1
     with torch.no_grad():
-        theirs.token_embedding.weight[15] = theirs.token_embedding.weight[1]
+        theirs.token_embedding.weight[-1] = theirs.token_embedding.weight[1]
         torch.testing.assert_close(
             clip.module.encode_image(images), theirs.encode_image(images), rtol=1e-4, atol=1e-4
         )
@@ -265,7 +273,7 @@ def drop_weight(folder):
         (lambda f: (f / "preprocessor_config.json").unlink(), "could not be loaded"),
         (lambda f: (f / "tokenizer.json").unlink(), "expected one of tokenizer.json"),
         (rewrite_text(eos_token_id=7), "the end 7"),
-        (rewrite_text(vocab_size=5), "mismatched"),
+        (rewrite_text(vocab_size=50), "mismatched"),
         (rewrite("config.json", model_type="bert"), "of the kind 'bert'; expected clip or siglip"),
         (rewrite("config.json", projection_dim=30), "do not fit config.json: .*mismatched"),
         (drop_weight, r"1 missing \(visual_projection.weight\); 1 unexpected \(extra\)"),
@@ -306,38 +314,28 @@ def test_a_folder_that_could_be_a_repository(tmp_path, monkeypatch):
         mb.load_model("transformers:me/clip")
 
 
-SCRIPT = """
-import sys, mmtard_bench as mb
-print(mb.load_model(sys.argv[1]).digest)
-"""
-
-
-def test_from_a_hub_pinned_quietly_and_then_offline(tmp_path):
-    make(tmp_path / "model", "siglip")
+def test_a_run_from_a_hub_pinned_quietly_and_then_offline(cli, tmp_path):
+    make(tmp_path / "model")
     files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     files["pytorch_model.bin"] = b"never asked for"
-    expected = mb.load_model(f"transformers:{tmp_path / 'model'}").digest
-
-    def load(spec, **env):
-        import os
-
-        return subprocess.run(
-            [sys.executable, "-c", SCRIPT, spec],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", **env},
-            timeout=120,
-        )
-
-    spec = f"transformers:me/siglip@{COMMIT}"
-    with hub({"models:me/siglip": files}) as endpoint:
-        done = load(spec, HF_ENDPOINT=endpoint, HF_HUB_OFFLINE="0")
-    assert done.stdout.strip() == expected, done.stderr
-    assert done.stderr == ""
+    fields = {"attack": "pgd-2", "norm": "linf", "eps": '"8/255"', "surface": "native", "more": ""}
+    (tmp_path / "mine-v1.toml").write_text(SUITE.format(n=8, task='"digits/digit"', **fields))
+    spec = f"transformers:me/clip@{COMMIT}"
+    with hub({"models:me/clip": files}) as endpoint:
+        online = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        done = cli("run", "mine-v1.toml", "--model", spec, env=online)
+    assert (done.returncode, done.stderr) == (0, "")
     assert not list((tmp_path / "hf").rglob("pytorch_model.bin"))
-    assert load(spec, HF_HUB_OFFLINE="1").stdout.strip() == expected
-    missing = load("transformers:me/other", HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE=1 only what is in the cache" in missing.stderr
+    offline = cli("run", "mine-v1.toml", "--model", spec, "--out", "offline")
+    assert (offline.returncode, offline.stderr) == (0, "")
+    first, second = (
+        mb.read_record(next((tmp_path / out).rglob("*.json"))) for out in ("runs", "offline")
+    )
+    assert first.model.source == spec
+    assert first.model.digest == mb.load_model(f"transformers:{tmp_path / 'model'}").digest
+    assert first.status == "ok", first.error
+    assert first.identity == second.identity
+    assert [s.robust for s in first.samples] == [s.robust for s in second.samples]
 
 
 def test_the_librarys_own_settings_stay(tmp_path):
