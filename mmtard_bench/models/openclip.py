@@ -15,7 +15,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip, Preprocess
 from mmtard_bench.models.hub import from_hub, hub_file, quiet, refusal
 from mmtard_bench.models.text_table import is_table_config, load_table_clip
-from mmtard_bench.models.towers import TECOA, flat_state, warn_of_gelu
+from mmtard_bench.models.towers import OPENAI_KEYS, TECOA, flat_state, warn_of_gelu
 from mmtard_bench.models.weights import (
     check_file,
     first_line,
@@ -23,9 +23,6 @@ from mmtard_bench.models.weights import (
     read_weights,
     why_unreadable,
 )
-
-_MARKS = ("input_resolution", "context_length", "vocab_size")
-"""Keys that OpenAI's own state dicts hold beside the weights."""
 
 
 def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
@@ -45,7 +42,7 @@ def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip
     file = Path(pretrained) if pretrained and not tag else None
     _fetch(spec, architecture, tag)
     state = _state_of(spec, architecture, file) if file else {}
-    openai = file is not None and all(mark in state for mark in _MARKS)
+    openai = file is not None and state.keys() >= OPENAI_KEYS
     quick_gelu = openai or bool(tag.get("quick_gelu"))
     try:
         with torch.random.fork_rng(devices=[]), quiet():
@@ -113,7 +110,7 @@ def _state_of(spec: str, architecture: str, file: Path) -> dict[str, torch.Tenso
 
 
 def _fill(module: torch.nn.Module, file: Path, state: dict[str, torch.Tensor]) -> None:
-    weights = {key: value for key, value in state.items() if key not in _MARKS}
+    weights = {key: value for key, value in state.items() if key not in OPENAI_KEYS}
     if misfits(module.state_dict(), weights):
         # Other people's layouts and sizes, some of which open_clip converts.
         open_clip.load_checkpoint(module, str(file), weights_only=True)

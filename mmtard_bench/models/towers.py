@@ -14,6 +14,8 @@ from mmtard_bench.models.adapters import PREFIX, merge, merge_own, read_adapter
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.weights import misfits, read_weights
 
+OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
+"""What OpenAI's own state dicts hold beside the weights."""
 TECOA = "vision_encoder_state_dict"
 _WRAPPERS = (TECOA, "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.", PREFIX)
@@ -31,8 +33,8 @@ def with_visual(clip: Clip, path: Path, spec: str) -> Clip:
     precision, the tower is float32.
 
     The activation is that of the base, since weights do not tell. A warning is given where they
-    come from OpenAI's models (TeCoA's and MMT-ARD's LoRA code know no others, or the path says
-    so) and the base has GELU.
+    come from OpenAI's models (by their format; TeCoA's and MMT-ARD's LoRA code know no others; or
+    the path says so) and the base has GELU.
 
     The module changes in place. Raises InputError for what cannot be read, has a learned visual
     prompt, or does not fill the tower exactly.
@@ -67,6 +69,7 @@ def tower_state(spec: str, path: Path, raw: Any) -> tuple[dict[str, Tensor], boo
     if tecoa:
         _refuse_prompts(spec, path, raw)
     state = flat_state(spec, path, raw)
+    openai = state.keys() >= OPENAI_KEYS
     for names in _TOWERS:
         part = {k: v for k, v in state.items() if k.startswith(names)}
         if part:
@@ -75,7 +78,7 @@ def tower_state(spec: str, path: Path, raw: Any) -> tuple[dict[str, Tensor], boo
             state = _without_prefixes({k.removeprefix(own): v for k, v in part.items()})
             break
     lora = any(".lora_" in key for key in state)
-    return merge_own(spec, state), tecoa or lora
+    return merge_own(spec, state), openai or tecoa or lora
 
 
 def flat_state(spec: str, path: Path, raw: Any) -> dict[str, Tensor]:

@@ -87,6 +87,13 @@ def test_a_tower_whose_path_says_openai_on_a_base_without_quick_gelu(tmp_path):
             quiet(f"{base}:random+visual:{path}")
 
 
+def test_a_tower_in_openais_format_on_a_base_without_quick_gelu(tmp_path):
+    torch.save(in_openais_format(trained("toy-vit:random")), tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match=r"w\.pt seems to come from OpenAI's models"):
+        mb.load_model(f"toy-vit:random+visual:{tmp_path / 'w.pt'}")
+    quiet(f"toy-vit-quickgelu:random+visual:{tmp_path / 'w.pt'}")
+
+
 def test_a_directory_whose_name_says_openai(tmp_path):
     folder = tmp_path / "vit-openai"
     folder.mkdir()
