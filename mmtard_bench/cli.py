@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="evaluate models on a suite")
     command.add_argument("suite", help="a suite's name, or the path of a .toml file")
     command.add_argument("--model", action="append", required=True, help="may be repeated")
+    command.add_argument("--visual", metavar="FILE", help="with the image tower of a checkpoint")
     command.add_argument("--out", type=Path, default=Path("runs"), help="default: runs")
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     command.add_argument("--batch-size", type=_positive, default=64, help="never changes verdicts")
@@ -140,6 +141,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     # Before the slow imports: a slip in the suite's name should not take seconds to hear of.
     suite = load_suite(arguments.suite)
+    specs: list[str] = arguments.model
+    if arguments.visual is not None:
+        if len(specs) > 1:
+            raise InputError(
+                f"--visual {arguments.visual} goes with one --model, but there are {len(specs)}; "
+                "write MODEL+visual:FILE for the one that it belongs to."
+            )
+        specs = [f"{specs[0]}+visual:{arguments.visual}"]
 
     from rich.console import Console
 
@@ -153,7 +162,7 @@ def _run(arguments: argparse.Namespace) -> int:
     device = find_device(arguments.device)
     status = 0
     with RunProgress(Console(highlight=False)) as progress:
-        for spec in arguments.model:
+        for spec in specs:
             # What is wrong with one model must not cost the others their turn.
             try:
                 clip = load_model(spec)

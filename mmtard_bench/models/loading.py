@@ -1,39 +1,66 @@
-"""From a name to a ``Clip``: registered models, open_clip tags, files, folders, hub, factories."""
+"""From a name to a ``Clip``: registered models, open_clip, transformers, factories, checkpoints."""
 
 import importlib
-import json
-import logging
+import re
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
 
 import open_clip
-import torch
-from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError
-from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.text_table import is_table_config, load_table_clip
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.openclip import load_open_clip
+from mmtard_bench.models.towers import with_adapter, with_visual
+from mmtard_bench.models.transformers_clip import load_transformers
 
+_SCHEMES = ("hf-hub", "local-dir", "transformers")
 _FORMS = (
     "a registered name (mmtard-bench list models), ARCH:PRETRAINED (an open_clip tag, a weights "
-    "file, or 'random'), hf-hub:ORG/REPO, local-dir:PATH, or package.module:factory"
+    "file, or 'random'), hf-hub:ORG/REPO, local-dir:PATH, transformers:ORG/REPO[@REVISION] or "
+    "transformers:PATH, or package.module:factory; +visual:FILE (another image tower) and "
+    "+lora:DIR (an adapter) may follow"
 )
 
 
 def load_model(spec: str) -> Clip:
     """Load a model by registered name or by where it is.
 
-    ``ARCH:random`` gives an open_clip architecture with untrained weights from seed 0. Weights
-    are read as safetensors or with ``weights_only=True``; only ``package.module:factory`` runs
-    code, the user's own. Raises InputError for anything that cannot be loaded.
+    A spec is BASE, BASE+visual:FILE, BASE+lora:DIR or BASE+visual:FILE+lora:DIR.
+
+    - BASE is a registered name; ``ARCH:TAG`` or ``ARCH:FILE`` (open_clip's architectures;
+      ``ARCH:random`` has untrained weights from seed 0); ``hf-hub:ORG/REPO`` or
+      ``local-dir:PATH`` (open_clip's layout); ``transformers:ORG/REPO[@REVISION]`` or
+      ``transformers:PATH`` (CLIP and SigLIP, see ``load_transformers``); or
+      ``package.module:factory``.
+    - ``+visual:FILE`` puts another image tower in (see ``with_visual``).
+    - ``+lora:DIR`` merges a peft adapter into the image tower (see ``with_adapter``).
+
+    Weights are read as safetensors or with ``weights_only=True``; only ``package.module:factory``
+    runs code, the user's own. QuickGELU is used where open_clip's tags or OpenAI's format say so,
+    and a warning is given where only a name does (see ``load_open_clip``). Raises InputError for
+    anything that cannot be loaded.
     """
+    base, *changes = re.split(r"\+(?=(?:visual|lora):)", spec)
+    kinds = [change.partition(":")[0] for change in changes]
+    if kinds not in ([], ["visual"], ["lora"], ["visual", "lora"]):
+        raise InputError(
+            f"'{spec}' changes the model by {', '.join(kinds)}; expected one +visual:FILE at most, "
+            "then one +lora:DIR at most."
+        )
+    clip = _load_base(base)
+    if changes and base.partition(":")[0] not in (*_SCHEMES, *open_clip.list_models()):
+        # Other people's functions may return one object again and again, and it will change.
+        clip = replace(clip, module=deepcopy(clip.module))
+    for change in changes:
+        kind, _, where = change.partition(":")
+        clip = (with_visual if kind == "visual" else with_adapter)(clip, Path(where), spec)
+    return clip
+
+
+def _load_base(spec: str) -> Clip:
     if spec in registry.models:
         return require_clip(registry.models.get(spec)(), f"what '{spec}' returned")
     scheme, _, rest = spec.partition(":")
@@ -47,10 +74,12 @@ def load_model(spec: str) -> Clip:
             )
         hint = registry.near_matches(spec, [*registry.models, *open_clip.list_models()])
         raise InputError(f"There is no model '{spec}'. {hint} A model is {_FORMS}.")
-    if scheme in ("hf-hub", "local-dir"):
-        return _open_clip(spec, spec, None)
+    if scheme == "transformers":
+        return load_transformers(spec, rest)
+    if scheme in _SCHEMES:
+        return load_open_clip(spec, spec, None)
     if scheme in open_clip.list_models():
-        return _open_clip(spec, scheme, None if rest == "random" else rest)
+        return load_open_clip(spec, scheme, None if rest == "random" else rest)
     if not all(part.isidentifier() for part in [*scheme.split("."), rest]):
         hint = registry.near_matches(scheme, open_clip.list_models())
         raise InputError(f"There is no architecture '{scheme}'. {hint} A model is {_FORMS}.")
@@ -68,176 +97,12 @@ def require_clip(value: object, what: str) -> Clip:
     return value
 
 
-def load_local_dir(path: Path, name: str, *, visual: Path | None = None) -> Clip:
+def load_local_dir(path: Path, name: str) -> Clip:
     """Load an open_clip directory (configuration and weights) under a name of its own.
 
-    ``visual`` is a safetensors file whose image tower takes the place of the directory's. Raises
-    InputError for anything that cannot be loaded or does not fit.
+    Raises InputError for anything that cannot be loaded or does not fit.
     """
-    clip = _open_clip(name, f"local-dir:{path}", None)
-    if visual is not None:
-        try:
-            tower = load_file(visual)
-            stays = {k: v for k, v in _state(clip).items() if not k.startswith("visual.")}
-            cast("torch.nn.Module", clip.module).load_state_dict(stays | tower)
-        except Exception as error:  # safetensors, torch and system errors have no common base
-            raise InputError(_explain(name, error)) from error
-    return clip
-
-
-def _state(clip: Clip) -> dict[str, Any]:
-    return dict(cast("torch.nn.Module", clip.module).state_dict())
-
-
-def _open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
-    untrained = pretrained is None and not architecture.startswith(("hf-hub:", "local-dir:"))
-    config = _check_inputs(spec, architecture, pretrained)
-    scheme, _, rest = architecture.partition(":")
-    if scheme == "local-dir" and is_table_config(config):
-        return replace(load_table_clip(Path(rest), spec, spec), config=config)
-    quick_gelu = _needs_quick_gelu(architecture, pretrained)
-    try:
-        with torch.random.fork_rng(devices=[]), _quiet():
-            torch.manual_seed(0)
-            module = open_clip.create_model(
-                architecture,
-                pretrained,
-                weights_only=True,
-                require_pretrained=not untrained,
-                force_quick_gelu=quick_gelu,
-            )
-        tokenizer = open_clip.get_tokenizer(architecture)
-    except Exception as error:  # open_clip, safetensors, pickle and hub errors have no common base
-        raise InputError(_explain(spec, error)) from error
-    preprocess = cast("dict[str, Any]", open_clip.get_model_preprocess_cfg(module))
-    if config is None:
-        model_config = {**(open_clip.get_model_config(architecture) or {})}
-        if quick_gelu:
-            model_config["quick_gelu"] = True
-        config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
-    return Clip(
-        module,
-        tokenizer,
-        _preprocess(spec, preprocess),
-        name=spec,
-        source=spec,
-        config=config,
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without open_clip's remarks on the root logger; what matters in them raises here."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _needs_quick_gelu(architecture: str, pretrained: str | None) -> bool:
-    """Whether weights known by a tag were trained with QuickGELU: open_clip would only warn."""
-    tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else None
-    return bool(tag and tag.get("quick_gelu"))
-
-
-def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> dict[str, Any] | None:
-    """Refuse early what open_clip would answer with a traceback, a warning or foreign code.
-
-    Returns the configuration of a folder or hub repository; None for a known architecture.
-    """
-    scheme, _, rest = architecture.partition(":")
-    config_file: Path | None = None
-    if scheme == "local-dir":
-        config_file = Path(rest) / "open_clip_config.json"
-        if not config_file.is_file():
-            raise InputError(
-                f"'{spec}': there is no {config_file}; expected an open_clip directory with "
-                "open_clip_config.json and weights beside it."
-            )
-    elif scheme == "hf-hub":
-        config_file = _hub_config(spec, rest)
-    elif pretrained is not None:
-        tags = open_clip.list_pretrained_tags_by_model(architecture)
-        if pretrained not in tags and not Path(pretrained).is_file():
-            raise InputError(
-                f"'{pretrained}' is neither a file nor weights that open_clip knows for "
-                f"{architecture}. {registry.near_matches(pretrained, [*tags, 'random'])}"
-            )
-    if config_file is None:
-        return None
-    config = _read_json(spec, config_file)
-    if "trust_remote_code" in str(config):
-        raise InputError(
-            f"'{spec}' asks for trust_remote_code; code that comes with weights is never run."
-        )
-    return config
-
-
-def _read_json(spec: str, path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"'{spec}': {path.name} cannot be read as JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"'{spec}': {path.name} holds no JSON object; expected a configuration.")
-    return config
-
-
-def _hub_config(spec: str, repository: str) -> Path:
-    try:
-        return Path(hf_hub_download(repository, "open_clip_config.json"))
-    except Exception as error:  # network, offline, missing and gated repositories, bad names
-        raise InputError(
-            f"'{spec}' could not be read from the hub: {_first_line(error)} Check the name and the "
-            "network; with HF_HUB_OFFLINE=1 only what is in the cache can be used."
-        ) from error
-
-
-def _explain(spec: str, error: Exception) -> str:
-    text = str(error)
-    if "size mismatch" in text or "Missing key" in text or "Unexpected key" in text:
-        why = "the weights do not fit the architecture"
-    elif "Weights only load failed" in text or "Unsupported operand" in text:
-        why = "the file is no plain weights file (a pickle that holds code, or no checkpoint)"
-    elif any(word in text for word in ("deserializ", "zip archive", "EOF", "Ran out of input")):
-        why = "the weights file is truncated or damaged"
-    else:
-        why = "open_clip could not load it"
-    return (
-        f"'{spec}' could not be loaded: {why}. ({_first_line(error)}) "
-        "Expected safetensors, or a checkpoint of tensors alone."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."
-
-
-def _preprocess(spec: str, config: dict[str, Any]) -> Preprocess:
-    size = config["size"]
-    interpolation, mode = config["interpolation"], config["resize_mode"]
-    if interpolation not in ("bicubic", "bilinear") or mode not in ("shortest", "squash"):
-        raise InputError(
-            f"'{spec}' wants interpolation '{interpolation}' and resize mode '{mode}'; expected "
-            "bicubic or bilinear, and shortest or squash."
-        )
-    return Preprocess(
-        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
-        mean=_triple(config["mean"]),
-        std=_triple(config["std"]),
-        interpolation=cast("Literal['bicubic', 'bilinear']", interpolation),
-        resize_mode=cast("Literal['shortest', 'squash']", mode),
-    )
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
+    return load_open_clip(name, f"local-dir:{path}", None)
 
 
 def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:

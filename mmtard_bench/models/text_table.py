@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, explain
 from mmtard_bench.models.clip import Clip, Preprocess
+from mmtard_bench.models.weights import misfits
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -193,20 +194,11 @@ def _empty(name: str, config: _ModelConfig, size: tuple[int, int]) -> TableClip:
 
 def _fill(name: str, module: TableClip, weights: dict[str, Tensor]) -> None:
     expected = module.state_dict()
-    wrong = [f"'{key}' is missing" for key in expected if key not in weights]
-    for key, value in weights.items():
-        if key not in expected:
-            wrong.append(f"'{key}' is unknown")
-        elif value.shape != expected[key].shape:
-            shapes = f"{tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-            wrong.append(f"'{key}' has the shape {shapes}")
-        elif value.is_floating_point() != expected[key].is_floating_point():
-            wrong.append(f"'{key}' is {value.dtype}, expected {expected[key].dtype}")
+    wrong = misfits(expected, weights)
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
-            f"'{name}': {WEIGHTS} does not fit {CONFIG}: {'; '.join(wrong[:3])}{more}. Use the two "
-            "files that were written together."
+            f"'{name}': {WEIGHTS} does not fit {CONFIG}: {wrong}. Use the two files that were "
+            "written together."
         )
     # Copied: tensors of a mapped file would change with the file.
     copies = {key: value.to(expected[key].dtype, copy=True) for key, value in weights.items()}

@@ -23,9 +23,9 @@ def _load(name: str) -> "Clip":
 
 
 def _trained_from(base: str, name: str) -> "Clip":
-    from mmtard_bench.models.loading import load_local_dir
+    from mmtard_bench.models.towers import with_visual
 
-    return load_local_dir(WEIGHTS / base, name, visual=WEIGHTS / f"{name}.safetensors")
+    return with_visual(_load(base), WEIGHTS / f"{name}.safetensors", name)
 
 
 @register_model("tiny-clip")

@@ -14,6 +14,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.models.adapters import PREFIX
 
 
 class Attention(nn.Module):
@@ -47,6 +48,10 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2)), None
 
 
+TARGETS = r".*\.attn\.(qkv|proj)"
+"""The layers that are adapted, as peft's ``target_modules``."""
+
+
 def add_lora(visual: nn.Module, *, rank: int, alpha: float, dropout: float) -> None:
     """Put adapters on qkv and proj of every attention block, in place; nothing else learns.
 
@@ -73,7 +78,7 @@ def add_lora(visual: nn.Module, *, rank: int, alpha: float, dropout: float) -> N
         r=rank,
         lora_alpha=cast("int", alpha),  # peft says int, and only divides it by the rank
         lora_dropout=dropout,
-        target_modules=r".*\.attn\.(qkv|proj)",
+        target_modules=TARGETS,
     )
     inject_adapter_in_model(config, visual)
     # New modules begin in training mode, in which dropout acts.
@@ -110,6 +115,21 @@ def adapter(visual: nn.Module) -> dict[str, Tensor]:
     Names are those of the tower: "transformer.resblocks.0.attn.qkv.lora_A.weight".
     """
     return {name: weight.clone() for name, weight in _live(visual).items()}
+
+
+def adapter_files(
+    visual: nn.Module, *, rank: int, alpha: float, dropout: float
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of the adapters in the layout of a ``peft`` directory."""
+    weights = {PREFIX + name: weight for name, weight in adapter(visual).items()}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "target_modules": TARGETS,
+    }
+    return weights, config
 
 
 def load_adapter(visual: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """A whole training run: from a recipe to a checkpoint, resumable at any moment."""
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError
+from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.records import write_atomically
@@ -375,11 +377,14 @@ class Session:
         module = cast("torch.nn.Module", self.student.module)
         if self.recipe.lora is None:
             return dict(module.state_dict())
-        from mmtard_bench.train.lora import adapter, merged
+        from mmtard_bench.train.lora import adapter_files, merged
 
         visual = self.trainer.tower.visual
         if self.place.adapter:
-            write_weights(self.place.folder / "adapter.safetensors", adapter(visual))
+            folder = self.place.folder / "adapter"
+            weights, config = adapter_files(visual, **self.recipe.lora.model_dump())
+            write_weights(folder / adapters.WEIGHTS, weights)
+            write_atomically(folder / adapters.CONFIG, json.dumps(config, indent=1) + "\n")
         rest = {k: v for k, v in module.state_dict().items() if not k.startswith("visual.")}
         return rest | {f"visual.{key}": value for key, value in merged(visual).items()}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.loading import load_local_dir, load_model
 from mmtard_bench.models.tiny import WEIGHTS
+from mmtard_bench.models.towers import with_visual
 from mmtard_bench.records import write_atomically
 from mmtard_bench.train.checkpoint import read_card, write_weights
 
@@ -32,7 +33,7 @@ def ship(checkpoint: Path, name: str, folder: Path) -> None:
     }
     tower = folder / f"{name}.safetensors"
     write_weights(tower, half)
-    digest = load_local_dir(folder / card.recipe["student"], name, visual=tower).digest
+    digest = with_visual(load_local_dir(folder / card.recipe["student"], name), tower, name).digest
     card = card.model_copy(update={"weights_digest": digest})
     write_atomically(folder / f"{name}.json", card.model_dump_json(indent=1) + "\n")
 

@@ -51,14 +51,6 @@ def test_the_digest_tells_activations_apart():
     assert plain.digest != quick.digest
 
 
-def test_tags_that_need_quick_gelu_get_it():
-    from mmtard_bench.models.loading import _needs_quick_gelu
-
-    assert _needs_quick_gelu("ViT-B-32", "openai")
-    assert not _needs_quick_gelu("ViT-B-32", "laion2b_s34b_b79k")
-    assert not _needs_quick_gelu("ViT-B-32", "weights.pt")
-
-
 def test_an_object_without_weights_needs_a_digest():
     class Plain:
         logit_scale = torch.tensor(3.0)

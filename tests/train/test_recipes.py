@@ -116,6 +116,6 @@ def test_the_paper_scale_runs_with_the_real_architectures(name, photos, tmp_path
     assert read_card(tmp_path / "out") == card
     if "lora" in name:
         assert card.trainable_parameters == 884_736
-        assert (tmp_path / "out" / "adapter.safetensors").exists()
+        assert (tmp_path / "out" / "adapter").exists()
     else:
-        assert not (tmp_path / "out" / "adapter.safetensors").exists()
+        assert not (tmp_path / "out" / "adapter").exists()

@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.models.loading import load_local_dir, load_model
 from mmtard_bench.models.tiny import WEIGHTS
+from mmtard_bench.models.towers import with_visual
 from mmtard_bench.train import checkpoint, session
 from mmtard_bench.train.checkpoint import Card, read_card
 from mmtard_bench.train.methods import METHODS
 from mmtard_bench.train.ship import ship
 from tests.conftest import wait_for
+from tests.models.toys import add_toys
 
 
 def weights(folder):
@@ -301,6 +303,31 @@ def test_adapters_without_lora_are_refused(run_small):
         run_small("run", adapter=True)
 
 
+def test_a_saved_adapter_makes_the_student_from_its_start(run_small, tmp_path):
+    pytest.importorskip("peft")
+    add_toys(tmp_path)
+    lora = ["lora.rank=4", "lora.alpha=8", "lora.dropout=0.1"]
+    student = "toy-vit-quickgelu:random"
+    folder = run_small("run", f"student={student}", *lora, "steps=2", adapter=True)
+    clip = load_model(f"{student}+lora:{folder / 'adapter'}")
+    trained, start = weights(folder), load_model(student).module.state_dict()
+    for name, weight in clip.module.state_dict().items():
+        torch.testing.assert_close(weight, trained[name])
+    assert sum(not weight.equal(start[name]) for name, weight in trained.items()) == 4
+
+
+def test_students_and_teachers_are_named_as_anywhere(run_small, tmp_path):
+    tower = f"+visual:{WEIGHTS / 'teacher-robust.safetensors'}"
+    plain = run_small("plain", "steps=2")
+    spelt = run_small("spelt", "steps=2", f"teachers.robust=tiny-clip{tower}")
+    start = run_small("start", "steps=2", f"student=tiny-clip{tower}")
+    assert weights(plain).keys() == weights(spelt).keys()
+    assert all(weight.equal(weights(spelt)[name]) for name, weight in weights(plain).items())
+    digest = load_model("teacher-robust").digest
+    assert read_card(spelt).origin.digests["robust teacher"] == digest
+    assert read_card(start).origin.digests["student"] == digest
+
+
 def test_a_recipe_changed_before_the_first_state_is_noticed(run_small, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 1, Killed())
@@ -410,7 +437,7 @@ def test_what_ships_is_what_its_card_names(run_small, tmp_path):
     shutil.copytree(WEIGHTS / "tiny-clip-small", tmp_path / "tiny-clip-small")
     ship(run_small("run", "steps=2"), "mine", tmp_path)
     tower = tmp_path / "mine.safetensors"
-    clip = load_local_dir(tmp_path / "tiny-clip-small", "mine", visual=tower)
+    clip = with_visual(load_local_dir(tmp_path / "tiny-clip-small", "mine"), tower, "mine")
     card = Card.model_validate_json((tmp_path / "mine.json").read_text())
     assert card.weights_digest == clip.digest != read_card(tmp_path / "run").weights_digest
     for name, trained in weights(tmp_path / "run").items():

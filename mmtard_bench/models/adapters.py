@@ -1,0 +1,163 @@
+"""LoRA adapters (Hu et al., 2022, arXiv:2106.09685) merged into an image tower: W + scale * B A."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from mmtard_bench.errors import InputError, explain
+from mmtard_bench.models.weights import read_weights
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before the names of the module that it adapts."""
+
+# The code of MMT-ARD adapts with r = 16 and alpha = 16, and its files do not say so.
+_AUTHORS_RANK = _AUTHORS_ALPHA = 16
+
+# Where the attention is made of linear layers, as our trainer's and MMT-ARD's is. What peft does to
+# nn.MultiheadAttention itself is refused: peft 0.21 counts the adapter of its out_proj twice.
+_ATTENTION = ((".attn.qkv", ".attn.in_proj_weight"), (".attn.proj", ".attn.out_proj.weight"))
+
+
+class _Config(BaseModel):
+    """What of an ``adapter_config.json`` decides the merged weights."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    peft_type: Literal["LORA"]
+    r: int = Field(ge=1)
+    lora_alpha: float
+    use_rslora: bool = False
+    fan_in_fan_out: Literal[False] = False
+    rank_pattern: dict[str, int] = Field(default={}, max_length=0)
+    alpha_pattern: dict[str, float] = Field(default={}, max_length=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            # Variants that are not W + scale * B A: DoRA, QALoRA, aLoRA and their like.
+            variant = key.startswith("use_") and key != "use_rslora"
+            if value and (variant or key in ("alora_invocation_tokens", "layer_replication")):
+                raise ValueError(f"{key} asks for another kind of adapter than plain LoRA")
+        return values
+
+    @property
+    def scale(self) -> float:
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+def read_adapter(spec: str, folder: Path) -> tuple[dict[str, Tensor], float]:
+    """The matrices of a ``peft`` adapter directory, under the image tower's names, and the scale.
+
+    peft itself is not needed. Raises InputError for what is missing or damaged, and for what
+    would change more than W + scale * B A (DoRA, biases, whole layers).
+    """
+    path = folder / CONFIG
+    try:
+        config = _Config.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"'{spec}': {path} cannot be read: {error.strerror}; expected a directory with "
+            f"{CONFIG} and {WEIGHTS}, as peft writes it."
+        ) from error
+    except ValidationError as error:
+        raise InputError(
+            f"'{spec}': {path} is no adapter that can be merged here: {explain(error)} Merge it "
+            "with peft, and give the merged image tower with +visual:FILE."
+        ) from error
+    weights = folder / WEIGHTS
+    if not weights.is_file() and (folder / "adapter_model.bin").is_file():
+        weights = folder / "adapter_model.bin"
+    found = read_weights(spec, weights)
+    matrices = {}
+    for key, value in found.items() if isinstance(found, dict) else ():
+        matrices[key.removeprefix(PREFIX).removeprefix("visual.")] = value
+    ranks = {value.shape[0] for key, value in matrices.items() if ".lora_A." in key}
+    if ranks != {config.r}:
+        raise InputError(
+            f"'{spec}': {weights} holds matrices of rank {sorted(ranks)}, expected {config.r}, as "
+            f"{CONFIG} says; use the two files that were written together."
+        )
+    return matrices, config.scale
+
+
+def merge(
+    spec: str, tower: Mapping[str, Tensor], matrices: Mapping[str, Tensor], scale: float
+) -> dict[str, Tensor]:
+    """The weights of a tower with adapters added in: W + scale * B A, in float32.
+
+    ``matrices`` are named LAYER.lora_A.weight (rank, in) and LAYER.lora_B.weight (out, rank).
+    Raises InputError for one without its counterpart, its layer or its shape.
+    """
+    merged = dict(tower)
+    strange = []
+    for key, a in matrices.items():
+        layer, matrix = _split(key)
+        if matrix == "B" and _named(matrices, layer, "A") is not None:
+            continue
+        b = _named(matrices, layer, "B") if matrix == "A" else None
+        name = _weight_of(layer, tower)
+        if b is None or name is None or (*b.shape[:1], *a.shape[1:]) != tower[name].shape:
+            strange.append(key)
+        else:
+            merged[name] = tower[name].float() + scale * (b.float() @ a.float())
+    if strange or not matrices:
+        raise InputError(
+            f"'{spec}': the adapter does not fit the image tower: {_list(strange) or 'empty'}. "
+            "Expected matrices lora_A and lora_B of layers that the tower has, and nothing else; "
+            "give the model that it was trained on, or merge it with peft and use +visual:FILE."
+        )
+    return merged
+
+
+def merge_own(spec: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Merge adapters that lie among the tower's own weights, as MMT-ARD's code saves them.
+
+    There the attention is made of the linear layers ``qkv`` and ``proj``, which peft wraps
+    (``base_layer``, ``lora_A.default``): github.com/itsnotacie/MMT-ARD. The files do not say by
+    how much the adapters count, so the rank must be that of the code, 16, with alpha 16. States
+    without adapters come back as they were, under the names of ``nn.MultiheadAttention``.
+    """
+    matrices = {k.replace(".default.", "."): v for k, v in state.items() if ".lora_" in k}
+    tower = {}
+    for key, value in state.items():
+        if ".lora_" not in key:
+            name = key.replace(".base_layer.", ".")
+            name = re.sub(r"(resblocks\.\d+\.attn)\.qkv\.", r"\1.in_proj_", name)
+            tower[re.sub(r"(resblocks\.\d+\.attn)\.proj\.", r"\1.out_proj.", name)] = value
+    if not matrices:
+        return tower
+    ranks = {value.shape[0] for key, value in matrices.items() if ".lora_A." in key}
+    if ranks != {_AUTHORS_RANK}:
+        raise InputError(
+            f"'{spec}': the checkpoint holds adapters of rank {sorted(ranks)} and not their alpha; "
+            f"expected rank {_AUTHORS_RANK}, for which MMT-ARD's code fixes alpha "
+            f"{_AUTHORS_ALPHA}. Merge them (peft: merge_and_unload), and save again."
+        )
+    return merge(spec, tower, matrices, _AUTHORS_ALPHA / _AUTHORS_RANK)
+
+
+def _split(key: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", key)
+    return (match[1], match[2]) if match else (key, "")
+
+
+def _named(matrices: Mapping[str, Tensor], layer: str, matrix: str) -> Tensor | None:
+    return matrices.get(f"{layer}.lora_{matrix}.weight")
+
+
+def _weight_of(layer: str, tower: Mapping[str, Tensor]) -> str | None:
+    names = [f"{layer}.weight"]
+    names += [layer.removesuffix(ours) + name for ours, name in _ATTENTION if layer.endswith(ours)]
+    return next((name for name in names if name in tower), None)
+
+
+def _list(keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(f"'{key}'" for key in keys[:3]) + more

@@ -1,0 +1,206 @@
+"""Models of open_clip: tags, files, directories and hub repositories."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import open_clip
+import torch
+from open_clip import constants
+
+from mmtard_bench import registry
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip, Preprocess
+from mmtard_bench.models.hub import from_hub, hub_file, quiet, refusal
+from mmtard_bench.models.text_table import is_table_config, load_table_clip
+from mmtard_bench.models.towers import OPENAI_KEYS, TECOA, flat_state, warn_of_gelu
+from mmtard_bench.models.weights import (
+    check_file,
+    first_line,
+    misfits,
+    read_weights,
+    why_unreadable,
+)
+
+
+def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
+    """Load an architecture with a tag's or a file's weights, or untrained; a directory or the hub.
+
+    ``architecture`` may be ``hf-hub:ORG/REPO`` or ``local-dir:PATH``. On QuickGELU, which leaves
+    no trace in weights: tags know it. A file in OpenAI's own format was trained with it, so it is
+    used, with a warning where the architecture has GELU. Where only a path or repository says
+    "openai" there is a warning and no change: it may be said of data, or of a start long left.
+    Raises InputError for anything that cannot be loaded.
+    """
+    config = _check_inputs(spec, architecture, pretrained)
+    scheme, _, rest = architecture.partition(":")
+    if scheme == "local-dir" and is_table_config(config):
+        return replace(load_table_clip(Path(rest), spec, spec), config=config)
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
+    file = Path(pretrained) if pretrained and not tag else None
+    _fetch(spec, architecture, tag)
+    state = _state_of(spec, architecture, file) if file else {}
+    openai = file is not None and state.keys() >= OPENAI_KEYS
+    quick_gelu = openai or bool(tag.get("quick_gelu"))
+    try:
+        with torch.random.fork_rng(devices=[]), quiet():
+            torch.manual_seed(0)
+            module = open_clip.create_model(
+                architecture,
+                None if file else pretrained,
+                weights_only=True,
+                require_pretrained=bool(tag or rest),
+                pretrained_text=file is None,
+                force_quick_gelu=quick_gelu,
+            )
+            if file:
+                _fill(module, file, state)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except Exception as error:  # open_clip, safetensors, pickle and hub errors have no common base
+        raise (refusal(spec, error) if from_hub(error) else _refusal(spec, error)) from error
+    preprocess = cast("dict[str, Any]", open_clip.get_model_preprocess_cfg(module))
+    if config is None:
+        model_config = {**(open_clip.get_model_config(architecture) or {})}
+        _warn(spec, file, module, openai=openai, has_it=bool(model_config.get("quick_gelu")))
+        if quick_gelu:
+            model_config["quick_gelu"] = True
+        config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
+    elif "openai" in rest.lower():
+        warn_of_gelu(f"'{spec}'", module)
+    return Clip(
+        module,
+        tokenizer,
+        _preprocess(spec, preprocess),
+        name=spec,
+        source=spec,
+        config=config,
+    )
+
+
+def _fetch(spec: str, architecture: str, tag: dict[str, Any]) -> None:
+    """Have the weights in the cache: open_clip says little of why a download failed."""
+    scheme, _, repository = architecture.partition(":")
+    if scheme == "hf-hub":
+        names = (constants.HF_SAFE_WEIGHTS_NAME, constants.HF_WEIGHTS_NAME)
+        check_file(spec, hub_file(spec, repository, names))
+    elif tag:
+        try:
+            with quiet():
+                path = open_clip.download_pretrained(tag)
+        except Exception as error:  # clients of hub and web, and the system: no common base
+            raise refusal(spec, error) from error
+        check_file(spec, Path(path))
+
+
+def _state_of(spec: str, architecture: str, file: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a file. Raises InputError for a file without one, or of a tower alone."""
+    check_file(spec, file)
+    if file.suffix in (".npz", ".npy"):  # of big_vision, which open_clip reads
+        return {}
+    raw = read_weights(spec, file)
+    state = flat_state(spec, file, raw)
+    if TECOA in raw or "conv1.weight" in state:
+        raise InputError(
+            f"'{spec}': {file} holds an image tower alone; name a model whose text tower goes with "
+            f"it, and put the tower in, for example {architecture}:openai+visual:{file}."
+        )
+    return state
+
+
+def _fill(module: torch.nn.Module, file: Path, state: dict[str, torch.Tensor]) -> None:
+    weights = {key: value for key, value in state.items() if key not in OPENAI_KEYS}
+    if misfits(module.state_dict(), weights):
+        # Other people's layouts and sizes, some of which open_clip converts.
+        open_clip.load_checkpoint(module, str(file), weights_only=True)
+    else:
+        module.load_state_dict(weights)
+
+
+def _warn(
+    spec: str, file: Path | None, module: torch.nn.Module, *, openai: bool, has_it: bool
+) -> None:
+    if openai and not has_it:
+        warnings.warn(
+            f"'{spec}': {file} is in OpenAI's own format, so the model was trained with QuickGELU, "
+            "which is used, although this architecture has GELU.",
+            stacklevel=3,
+        )
+    elif file and "openai" in str(file).lower():
+        warn_of_gelu(f"'{spec}': {file}", module)
+
+
+def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> dict[str, Any] | None:
+    """Refuse early what open_clip would answer with a traceback, a warning or foreign code.
+
+    Returns the configuration of a folder or hub repository; None for a known architecture.
+    """
+    scheme, _, rest = architecture.partition(":")
+    config_file: Path | None = None
+    if scheme == "local-dir":
+        config_file = Path(rest) / "open_clip_config.json"
+        if not config_file.is_file():
+            raise InputError(
+                f"'{spec}': there is no {config_file}; expected an open_clip directory with "
+                "open_clip_config.json and weights beside it."
+            )
+    elif scheme == "hf-hub":
+        config_file = hub_file(spec, rest, (constants.HF_CONFIG_NAME,))
+    elif pretrained is not None:
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if pretrained not in tags and not Path(pretrained).is_file():
+            raise InputError(
+                f"'{pretrained}' is neither a file nor weights that open_clip knows for "
+                f"{architecture}. {registry.near_matches(pretrained, [*tags, 'random'])}"
+            )
+    if config_file is None:
+        return None
+    config = _read_json(spec, config_file)
+    if "trust_remote_code" in str(config):
+        raise InputError(
+            f"'{spec}' asks for trust_remote_code; code that comes with weights is never run."
+        )
+    return config
+
+
+def _read_json(spec: str, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"'{spec}': {path.name} cannot be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"'{spec}': {path.name} holds no JSON object; expected a configuration.")
+    return config
+
+
+def _refusal(spec: str, error: Exception) -> InputError:
+    text = str(error)
+    misfit = ("size mismatch", "Missing key", "Unexpected key", "pos_embed width changed")
+    if any(words in text for words in misfit):
+        why = f"the weights do not fit the architecture ({first_line(error)})"
+    else:
+        why = f"its weights file {why_unreadable(error)}"
+    return InputError(f"'{spec}' could not be loaded: {why}.")
+
+
+def _preprocess(spec: str, config: dict[str, Any]) -> Preprocess:
+    size = config["size"]
+    interpolation, mode = config["interpolation"], config["resize_mode"]
+    if interpolation not in ("bicubic", "bilinear") or mode not in ("shortest", "squash"):
+        raise InputError(
+            f"'{spec}' wants interpolation '{interpolation}' and resize mode '{mode}'; expected "
+            "bicubic or bilinear, and shortest or squash."
+        )
+    return Preprocess(
+        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
+        mean=_triple(config["mean"]),
+        std=_triple(config["std"]),
+        interpolation=cast("Literal['bicubic', 'bilinear']", interpolation),
+        resize_mode=cast("Literal['shortest', 'squash']", mode),
+    )
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue

@@ -1,0 +1,265 @@
+"""CLIP and SigLIP models of the ``transformers`` package, an optional dependency."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip, Preprocess
+from mmtard_bench.models.hub import hub_folder, quiet
+from mmtard_bench.models.weights import check_file, first_line
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_TEXT_FILES = ("*.json", "*.txt", "*.model")
+_SAFE, _PICKLED = "model*.safetensors", "pytorch_model*.bin"
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers of the filters that torch has too."""
+
+
+class _Vision(nn.Module):
+    """Normalised images (N, 3, H, W) -> embeddings (N, D): CLIP projects them, SigLIP does not."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.vision_model = model.vision_model
+        self.visual_projection = getattr(model, "visual_projection", nn.Identity())
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = self.vision_model(pixel_values=images).pooler_output
+        return cast("Tensor", self.visual_projection(pooled))
+
+
+class _Text(nn.Module):
+    """Tokens (N, L) -> embeddings (N, D)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.text_model = model.text_model
+        self.text_projection = getattr(model, "text_projection", nn.Identity())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return cast("Tensor", self.text_projection(self.text_model(input_ids=tokens).pooler_output))
+
+
+class TransformersClip(nn.Module):
+    """A ``CLIPModel`` or ``SiglipModel`` as a ``ClipModel``.
+
+    There is no attention mask. CLIP's text tower is causal and its answer is read at the first end
+    of text, which padding on the right never reaches; SigLIP was trained to attend to its padding.
+    SigLIP's ``logit_bias`` is left out: a constant added to all logits changes neither their order
+    nor their softmax, which is all that is scored or attacked here.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.visual = _Vision(model)
+        self.text = _Text(model)
+        self.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return cast("Tensor", self.visual(images))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return cast("Tensor", self.text(tokens))
+
+
+class _Tokenizer:
+    """Texts -> (N, L), int64, cut or padded on the right to the length that the tower knows."""
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.padding_side = self._tokenizer.truncation_side = "right"
+        self.length = length
+
+    def __call__(self, texts: Sequence[str], /) -> Tensor:
+        tokens = self._tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        )
+        return cast("Tensor", tokens["input_ids"])
+
+
+def load_transformers(spec: str, where: str) -> Clip:
+    """Load a folder, or ORG/REPO[@REVISION] from the hub, that ``transformers`` wrote.
+
+    A folder two names deep must be written as a path, ``./a/b``. SigLIP 2 at fixed resolution is
+    of the kind ``siglip`` there, and loads. Safetensors are preferred; .bin is read with
+    ``weights_only=True``; code of a repository is never run. Raises InputError for whatever cannot
+    be loaded, and if transformers is not installed.
+    """
+    library = _library(spec)
+    folder = _folder(spec, where)
+    try:
+        with _quiet(library):
+            config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model = _model(spec, library, folder, config)
+            tokenizer = _tokenizer(spec, library, folder, config)
+            processor = library.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # transformers, tokenizers, safetensors and torch: no common base
+        raise InputError(
+            f"'{spec}' could not be loaded: {first_line(error)} Expected what save_pretrained of a "
+            "CLIP or SigLIP model, its tokenizer and its image processor wrote."
+        ) from error
+    _warn_of_gelu(spec, where, config)
+    return Clip(
+        TransformersClip(model),
+        tokenizer,
+        _preprocess(spec, processor),
+        name=spec,
+        source=spec,
+    )
+
+
+def _library(spec: str) -> "ModuleType":
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"'{spec}' needs the package transformers, which cannot be imported ({error}); "
+            "pip install 'mmtard-bench[transformers]'."
+        ) from error
+    return cast("ModuleType", transformers)
+
+
+@contextmanager
+def _quiet(library: "ModuleType") -> Iterator[None]:
+    """Without the library's bars and remarks; what matters in them raises here."""
+    log = library.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        with quiet():
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _folder(spec: str, where: str) -> Path:
+    if where.startswith((".", "/", "~")) or where.count("/") != 1:
+        folder = Path(where).expanduser()
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"'{spec}': there is no {folder / 'config.json'}; expected a folder that "
+                "save_pretrained wrote, or ORG/REPO of the hub."
+            )
+        return folder
+    if Path(where).is_dir():
+        raise InputError(
+            f"'{spec}' may be the folder {where} or a repository of the hub; write "
+            f"transformers:./{where} for the folder, or go to another directory."
+        )
+    repository, _, revision = where.partition("@")
+    folder = hub_folder(spec, repository, revision or None, (*_TEXT_FILES, _SAFE))
+    if not any(folder.glob(_SAFE)):
+        folder = hub_folder(spec, repository, revision or None, (*_TEXT_FILES, _PICKLED))
+    return folder
+
+
+def _model(spec: str, library: "ModuleType", folder: Path, config: Any) -> Any:
+    """The model, every weight of it from the files: the library would make up what is missing."""
+    kinds = {"clip": library.CLIPModel, "siglip": library.SiglipModel}
+    if config.model_type not in kinds:
+        raise InputError(
+            f"'{spec}' is a model of the kind '{config.model_type}'; expected "
+            f"{' or '.join(kinds)}, with both towers."
+        )
+    for file in [*folder.glob(_SAFE), *folder.glob(_PICKLED)]:
+        check_file(spec, file)
+    model, found = kinds[config.model_type].from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are reported, and refused below
+    )
+    wrong = [
+        f"{len(keys)} {what} ({', '.join(map(str, sorted(keys)[:2]))})"
+        for what in ("missing", "unexpected", "mismatched")
+        if (keys := found[f"{what}_keys"])
+    ]
+    if wrong:
+        raise InputError(
+            f"'{spec}': the weights do not fit config.json: {'; '.join(wrong)}. Use the files that "
+            "were written together."
+        )
+    return model
+
+
+def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _Tokenizer:
+    """The tokenizer, tried on a text: without its files the library would make up an empty one."""
+    text = config.text_config
+    own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = _Tokenizer(own, int(text.max_position_embeddings))
+    tokens = tokenizer(["a photo"])
+    # Old configurations say 2; then transformers reads CLIP's embedding at the largest token.
+    ends = config.model_type != "clip" or text.eos_token_id == 2
+    known = any((folder / name).is_file() for name in _VOCABULARIES)
+    if not known or tokens.max() >= text.vocab_size or not (ends or text.eos_token_id in tokens):
+        raise InputError(
+            f"'{spec}': the tokenizer gives {sorted(set(tokens.flatten().tolist()))} for 'a "
+            f"photo'; expected one of {', '.join(_VOCABULARIES)} in the folder, tokens below "
+            f"{text.vocab_size} and, for CLIP, the end {text.eos_token_id}. Put the model's own "
+            "tokenizer there."
+        )
+    return tokenizer
+
+
+def _preprocess(spec: str, processor: Any) -> Preprocess:
+    """The image processor's rules: the shortest edge and a cut from the centre, or a squash."""
+    size, crop = _sides(processor.size), _sides(getattr(processor, "crop_size", None))
+    shortest = size.get("shortest_edge")
+    target = (shortest, shortest) if shortest else (size.get("height"), size.get("width"))
+    cut = (crop.get("height"), crop.get("width")) if processor.do_center_crop else target
+    scaled = processor.do_rescale and abs(processor.rescale_factor * 255 - 1) < 1e-6
+    plain = processor.do_resize and processor.do_normalize and scaled
+    if not plain or None in target or cut != target or processor.resample not in _FILTERS:
+        raise InputError(
+            f"'{spec}': the image processor resizes to {size} with filter {processor.resample} and "
+            f"cuts {crop if processor.do_center_crop else 'nothing'}; expected a resize by 2 "
+            "(bilinear) or 3 (bicubic) to the size of the cut, pixels divided by 255, and then "
+            "normalised."
+        )
+    return Preprocess(
+        size=cast("tuple[int, int]", target),
+        mean=_triple(processor.image_mean),
+        std=_triple(processor.image_std),
+        interpolation=_FILTERS[int(processor.resample)],
+        resize_mode="shortest" if shortest else "squash",
+    )
+
+
+def _sides(size: Any) -> dict[str, int]:
+    return {key: int(value) for key, value in dict(size or {}).items() if value is not None}
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue
+
+
+def _warn_of_gelu(spec: str, where: str, config: Any) -> None:
+    activations = {config.vision_config.hidden_act, config.text_config.hidden_act}
+    if "openai" in where.lower() and activations != {"quick_gelu"}:
+        warnings.warn(
+            f"'{spec}' seems to come from OpenAI's models, which were trained with QuickGELU, but "
+            f"its config.json says hidden_act {' and '.join(sorted(activations))}, which silently "
+            "costs accuracy. If it does, set it to quick_gelu.",
+            stacklevel=3,
+        )

@@ -1,0 +1,254 @@
+"""Checkpoints as people save them, put into a model with +visual:FILE."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import mmtard_bench as mb
+from mmtard_bench import registry
+from mmtard_bench.models.tiny import WEIGHTS
+from mmtard_bench.models.towers import with_visual
+from tests.conftest import ToyClip, assert_sentence, wrap
+from tests.models.conftest import trained, visual_of
+from tests.test_bad_input import SUITE
+
+
+def prefixed(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def tecoa(visual, tokens=0, **more):
+    """As finetuning.py of cvlab-columbia/ZSRobust4FoundationModel saves it."""
+    return {
+        "epoch": 3,
+        "state_dict": {},
+        "add_prompter": {"module.prompt": torch.randn(1, tokens, 768)},
+        "vision_encoder_state_dict": visual,
+        "best_acc1": np.float64(41.5),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-5}]},
+        **more,
+    }
+
+
+LAYOUTS = {
+    "bare": visual_of,
+    "within visual": lambda s: prefixed("visual.", visual_of(s)),
+    "whole model": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 1},
+    "model": lambda s: {"model": visual_of(s), "best": 0.5},
+    "DataParallel": lambda s: prefixed("module.", visual_of(s)),
+    "wrapped": lambda s: prefixed("module.model.", visual_of(s)),
+    "whole DataParallel": lambda s: {"state_dict": prefixed("module.", s)},
+    "compiled": lambda s: prefixed("_orig_mod.", visual_of(s)),
+    "TeCoA": lambda s: tecoa(visual_of(s)),
+    "TeCoA, parallel": lambda s: tecoa(prefixed("module.", visual_of(s))),
+    "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+    "linear attention": lambda s: {
+        k.replace("attn.in_proj_", "attn.qkv.").replace("attn.out_proj", "attn.proj"): v
+        for k, v in visual_of(s).items()
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_fills_the_image_tower_and_nothing_else(tmp_path, layout):
+    state = trained("toy-vit-quickgelu:random")
+    torch.save(LAYOUTS[layout](state), tmp_path / "w.pt")
+    spec = f"toy-vit-quickgelu:random+visual:{tmp_path / 'w.pt'}"
+    clip, base = mb.load_model(spec), mb.load_model("toy-vit-quickgelu:random")
+    assert (clip.name, clip.source) == (spec, spec)
+    before = base.module.state_dict()
+    for key, value in clip.module.state_dict().items():
+        expected = state[key] if key.startswith("visual.") else before[key]
+        if layout == "half" and key.startswith("visual."):
+            expected = expected.half().float()
+        assert value.dtype == expected.dtype
+        assert torch.equal(value, expected), key
+    images = torch.rand(2, 3, 32, 32)
+    assert (clip.image_features(images) - base.image_features(images)).abs().max() > 0.01
+    assert clip.digest != base.digest
+
+
+@pytest.mark.parametrize("ending", ["pth", "bin", "ckpt", "pth.tar", "safetensors"])
+def test_every_ending(tmp_path, ending):
+    visual = visual_of(trained("toy-rn:random"))
+    path = tmp_path / f"w.{ending}"
+    save_file(visual, path) if ending == "safetensors" else torch.save(visual, path)
+    clip = mb.load_model(f"toy-rn:random+visual:{path}")
+    assert all(v.equal(visual[k]) for k, v in clip.module.visual.state_dict().items())
+
+
+def test_an_old_file_of_torch(tmp_path):
+    visual = visual_of(trained("toy-rn:random"))
+    torch.save(visual, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    clip = mb.load_model(f"toy-rn:random+visual:{tmp_path / 'w.pt'}")
+    assert all(v.equal(visual[k]) for k, v in clip.module.visual.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layout"), [("RN50", "bare"), ("ViT-B-32-quickgelu", "TeCoA")]
+)
+def test_real_architectures(tmp_path, architecture, layout):
+    state = trained(f"{architecture}:random")
+    torch.save(LAYOUTS[layout](state), tmp_path / "w.pt")
+    clip = mb.load_model(f"{architecture}:random+visual:{tmp_path / 'w.pt'}")
+    visual = visual_of(state)
+    assert all(v.equal(visual[k]) for k, v in clip.module.visual.state_dict().items())
+    assert clip.image_features(torch.rand(1, 3, 224, 224)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.pop("proj"), "'proj' is missing"),
+        (lambda v: v.update(extra=torch.zeros(2)), "'extra' is unknown"),
+        (lambda v: v.update(proj=torch.zeros(3, 3)), r"'proj' has the shape \(3, 3\), expected"),
+        (lambda v: v.update(proj=v["proj"].long()), "'proj' is torch.int64"),
+        (lambda v: v.clear(), "holds no state dict"),
+        (lambda v: v.update(note="hello"), "holds no state dict but 'class_embedding'"),
+    ],
+)
+def test_a_tower_that_does_not_fit(tmp_path, change, words):
+    visual = visual_of(trained("toy-vit:random"))
+    change(visual)
+    torch.save(visual, tmp_path / "w.pt")
+    with pytest.raises(mb.InputError, match=words):
+        mb.load_model(f"toy-vit:random+visual:{tmp_path / 'w.pt'}")
+
+
+def test_another_architecture_names_what_misses_and_what_is_left(tmp_path):
+    torch.save(visual_of(trained("toy-rn:random")), tmp_path / "w.pt")
+    with pytest.raises(mb.InputError, match=r"VisionTransformer.*is missing.*more like it.*unkn"):
+        mb.load_model(f"toy-vit:random+visual:{tmp_path / 'w.pt'}")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tokens": 5},
+        {"state_dict": {"module.pad_up": torch.randn(1, 3, 4, 32)}},
+        {"vision": {"prompt_pos_embedding": torch.zeros(5, 32)}},
+    ],
+    ids=["tokens", "padding", "positions"],
+)
+def test_a_learned_visual_prompt_is_not_dropped_silently(tmp_path, changed):
+    visual = visual_of(trained("toy-vit-quickgelu:random")) | changed.pop("vision", {})
+    torch.save(tecoa(visual, **changed), tmp_path / "w.pt")
+    with pytest.raises(mb.InputError, match="visual prompt that was learned"):
+        mb.load_model(f"toy-vit-quickgelu:random+visual:{tmp_path / 'w.pt'}")
+
+
+def write(path, kind):
+    state = visual_of(trained("toy-vit:random"))
+    if kind == "html":
+        path.write_text("\n<!DOCTYPE html><html><body>Please log in</body></html>")
+    elif kind == "lfs":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "code":
+        torch.save({"model": state, "args": argparse.Namespace(lr=1)}, path)
+    elif kind == "script":
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.rand(1, 2)), path)
+    elif kind == "list":
+        torch.save([state], path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("form", ["toy-vit:random+visual:{}", "toy-vit:{}"])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("absent", []),
+        ("html", ["holds a web page", "download the file itself"]),
+        ("lfs", ["git lfs pull"]),
+        ("empty", ["is empty"]),
+        ("cut", ["truncated or damaged"]),
+        ("code", ["argparse.Namespace", "save its state dict alone"]),
+        ("script", ["TorchScript", "never run", "ARCH:openai"]),
+        ("list", ["holds no state dict but list"]),
+    ],
+)
+def test_files_that_are_no_weights(here, tmp_path, kind, words, form):
+    write(tmp_path / "w.pt", kind)
+    spec = form.format("w.pt")
+    assert_sentence(here("run", "quick-v1", "--model", spec), "w.pt", *words)
+
+
+def test_a_tower_alone_is_no_model(tmp_path):
+    for layout in ("bare", "TeCoA", "DataParallel"):
+        torch.save(LAYOUTS[layout](trained("toy-rn:random")), tmp_path / "w.pt")
+        with pytest.raises(mb.InputError, match=r"image tower alone.*toy-rn:openai\+visual:"):
+            mb.load_model(f"toy-rn:{tmp_path / 'w.pt'}")
+
+
+def test_whole_models_from_wrapped_files(tmp_path):
+    state = trained("toy-rn:random")
+    for wrapped in ({"model": state}, {"state_dict": prefixed("module.", state)}):
+        torch.save(wrapped, tmp_path / "w.pt")
+        module = mb.load_model(f"toy-rn:{tmp_path / 'w.pt'}").module
+        assert all(value.equal(state[key]) for key, value in module.state_dict().items())
+
+
+def test_shipped_models_take_towers_too():
+    tower = WEIGHTS / "teacher-robust.safetensors"
+    clip = mb.load_model(f"tiny-clip+visual:{tower}")
+    assert clip.digest == mb.load_model("teacher-robust").digest
+    assert clip.source == f"tiny-clip+visual:{tower}"
+    assert mb.load_model(f"local-dir:{WEIGHTS / 'tiny-clip'}+visual:{tower}").digest == clip.digest
+
+
+def test_a_function_that_returns_one_object_keeps_it():
+    model = mb.load_model("tiny-clip")
+    registry.register_model("one-object")(lambda: model)
+    try:
+        before = {key: value.clone() for key, value in model.module.state_dict().items()}
+        changed = mb.load_model(f"one-object+visual:{WEIGHTS / 'teacher-robust.safetensors'}")
+        assert changed.digest != model.digest
+        assert all(v.equal(before[k]) for k, v in model.module.state_dict().items())
+    finally:
+        del registry.models._items["one-object"]
+
+
+def test_models_whose_tower_cannot_be_changed(tmp_path):
+    path = WEIGHTS / "teacher-robust.safetensors"
+    with pytest.raises(mb.InputError, match="no image tower 'visual'"):
+        with_visual(wrap(ToyClip()), path, "toy+visual:w")
+    model = mb.load_model("tiny-clip")
+    named = mb.Clip(model.module, model.tokenizer, model.preprocess, "x", given_digest="v1")
+    with pytest.raises(mb.InputError, match="its own digest"):
+        with_visual(named, path, "x+visual:w")
+
+
+@pytest.mark.parametrize("spec", ["{0}+visual:{0}", "+visual:a+visual:b", "+lora:a+visual:b"])
+def test_specs_that_make_no_sense(spec):
+    with pytest.raises(mb.InputError, match=r"one \+visual:FILE at most|There is no"):
+        mb.load_model("tiny-clip" + spec if spec.startswith("+") else spec)
+
+
+def test_plus_signs_in_paths_are_just_that(tmp_path):
+    folder = tmp_path / "a+b+lora"
+    folder.mkdir()
+    torch.save(visual_of(trained("toy-rn:random")), folder / "w+visual.pt")
+    clip = mb.load_model(f"toy-rn:random+visual:{folder / 'w+visual.pt'}")
+    assert clip.digest != mb.load_model("toy-rn:random").digest
+
+
+def test_the_option_visual(here, tmp_path):
+    tower = WEIGHTS / "teacher-robust.safetensors"
+    fields = {"attack": "pgd-1", "norm": "linf", "eps": '"1/255"', "surface": "native", "more": ""}
+    suite = SUITE.format(n=2, task='"digits/digit"', **fields)
+    (tmp_path / "mine-v1.toml").write_text(suite)
+    done = here("run", "mine-v1.toml", "--model", "tiny-clip", "--visual", tower)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "runs").rglob("*.json")
+    assert mb.read_record(path).model.source == f"tiny-clip+visual:{tower}"
+    two = here("run", "quick-v1", "--model", "a", "--model", "b", "--visual", tower)
+    assert_sentence(two, "--visual", "one --model", "MODEL+visual:FILE")
