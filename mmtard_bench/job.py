@@ -105,7 +105,7 @@ def prepare(
         name=suite.name,
         protocol=suite.protocol,
         digest=suite.digest,
-        records=len(suite.tasks) * len(suite.threats),
+        records=suite.records,
     )
     return Job(clip, data, threat, attack, seed, facts)
 

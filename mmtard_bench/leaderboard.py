@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from tabulate import tabulate
-
 from mmtard_bench.errors import InputError
+from mmtard_bench.markdown import escape, table
 from mmtard_bench.records import Record, find_records, read_record
+from mmtard_bench.reported import Reported, reported_section
 from mmtard_bench.summary import (
     RECALL_HEADERS,
     WorstCase,
@@ -62,14 +62,18 @@ def load_records(root: Path) -> list[Record]:
     return [read_record(path) for path in find_records(root)]
 
 
-def render(records: Sequence[Record]) -> str:
-    """The leaderboard as markdown: a section a suite, models by their worst case."""
+def render(records: Sequence[Record], reported: Sequence[Reported] = ()) -> str:
+    """The leaderboard as markdown: a section a suite, models by their worst case.
+
+    What others ``reported`` stands below, in tables of its own.
+    """
     suites: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         if record.suite is not None:
             suites[record.suite.name, record.suite.digest].append(record)
     sections = [_section(name, group) for (name, _), group in sorted(suites.items())]
-    return "\n".join([_INTRODUCTION, *sections]) if sections else _INTRODUCTION
+    parts = [_INTRODUCTION, *sections, reported_section(reported)]
+    return "\n".join(part for part in parts if part)
 
 
 def _section(suite: str, records: Sequence[Record]) -> str:
@@ -89,11 +93,11 @@ def _section(suite: str, records: Sequence[Record]) -> str:
     retrieval = records[0].task.metric == "retrieval"
     protocol = facts.protocol if facts and facts.protocol else "of its own"
     parts = [
-        f"## {_escape(suite)}",
-        f"Protocol {_escape(protocol)}; {len(tasks)} task{'s' * (len(tasks) > 1)}, "
+        f"## {escape(suite)}",
+        f"Protocol {escape(protocol)}; {len(tasks)} task{'s' * (len(tasks) > 1)}, "
         f"{n} samples each, seed {', '.join(map(str, seeds))}.",
         _overview(rows, balls, "recall at 1" if retrieval else "zero-shot average"),
-        *(f"### {_escape(task)}\n\n{_task_table(rows, task, balls)}" for task in tasks),
+        *(f"### {escape(task)}\n\n{_task_table(rows, task, balls)}" for task in tasks),
         _recall_table(rows) if retrieval else "",
         _flags(rows),
         _reproduce(suite, rows),
@@ -124,7 +128,7 @@ def _overview(rows: Sequence[Row], balls: Sequence[str], average: str) -> str:
     headers = ["", "model", average]
     headers += [f"worst case {ball}" for ball in balls]
     headers += ["flags", "passes a sample", "seconds"]
-    table = []
+    lines = []
     for place, row in enumerate(rows, start=1):
         clean = row.clean_average()
         worst = [row.worst_average(ball) for ball in balls]
@@ -134,10 +138,10 @@ def _overview(rows: Sequence[Row], balls: Sequence[str], average: str) -> str:
         done = [record.results for record in row.records if record.results is not None]
         forward = sum(results.forward_per_sample for results in done)
         backward = sum(results.backward_per_sample for results in done)
-        table.append(
+        lines.append(
             [
                 str(place) if row.complete else "-",
-                _escape(row.model),
+                escape(row.model),
                 "-" if clean is None else percent(clean),
                 *("-" if value is None else percent(value) for value in worst),
                 ", ".join(codes),
@@ -145,7 +149,7 @@ def _overview(rows: Sequence[Row], balls: Sequence[str], average: str) -> str:
                 f"{sum(record.seconds for record in row.records):,.0f}",
             ]
         )
-    return _table(table, headers)
+    return table(lines, headers)
 
 
 def _task_table(rows: Sequence[Row], task: str, balls: Sequence[str]) -> str:
@@ -153,25 +157,25 @@ def _task_table(rows: Sequence[Row], task: str, balls: Sequence[str]) -> str:
     threats = sorted({_key(r) for r in of_task})
     threats.sort(key=lambda key: key[0] != "linf")
     names = {key: next(r.threat.name for r in of_task if _key(r) == key) for key in threats}
-    table = []
+    lines = []
     for row in rows:
         records = {_key(r): r for r in row.records if r.task.name == task}
         results = next((r.results for r in records.values() if r.results), None)
-        cells = [_escape(row.model)]
+        cells = [escape(row.model)]
         cells.append(
             with_interval(results.clean_accuracy, results.clean_interval) if results else "-"
         )
         cells += [_cell(records.get(key)) for key in threats]
         worst = {w.ball: with_interval(w.accuracy, w.interval) for w in row.worst if w.task == task}
         cells += [worst.get(ball, "-") if row.complete else "-" for ball in balls]
-        table.append(cells)
+        lines.append(cells)
     worst_names = [f"worst case {ball}" for ball in balls]
-    return _table(table, ["model", "clean", *names.values(), *worst_names])
+    return table(lines, ["model", "clean", *names.values(), *worst_names])
 
 
 def _recall_table(rows: Sequence[Row]) -> str:
-    table = [
-        [_escape(row.model), _escape(record.task.name), record.threat.name, *cells]
+    lines = [
+        [escape(row.model), escape(record.task.name), record.threat.name, *cells]
         for row in rows
         for record in row.records
         for cells in recall_cells(record)
@@ -180,7 +184,7 @@ def _recall_table(rows: Sequence[Row]) -> str:
         "Recall in percent. Above, clean and robust are image-to-text recall at 1; what attacks "
         "aimed at that leave of the other recalls is an upper bound."
     )
-    return f"{text}\n\n{_table(table, ['model', 'task', 'threat model', *RECALL_HEADERS])}"
+    return f"{text}\n\n{table(lines, ['model', 'task', 'threat model', *RECALL_HEADERS])}"
 
 
 def _key(record: Record) -> tuple[str, ...]:
@@ -200,11 +204,11 @@ def _flags(rows: Sequence[Row]) -> str:
     lines: dict[str, None] = {}
     for row in rows:
         for record in row.records:
-            where = f"{_escape(row.model)}, {_escape(record.task.name)}, {record.threat.name}"
+            where = f"{escape(row.model)}, {escape(record.task.name)}, {record.threat.name}"
             for flag in record.flags:
-                lines[f"- {where}: **{_escape(flag.code)}**: {_escape(flag.detail)}"] = None
+                lines[f"- {where}: **{escape(flag.code)}**: {escape(flag.detail)}"] = None
             if record.error is not None:
-                lines[f"- {where}: **failed**: {_escape(record.error)}"] = None
+                lines[f"- {where}: **failed**: {escape(record.error)}"] = None
     return "\n".join(["Flags:", "", *lines]) if lines else ""
 
 
@@ -226,12 +230,3 @@ def _reproduce(suite: str, rows: Sequence[Row]) -> str:
 def _command(text: str) -> str:
     """Text from a record inside a command in a code block: one word of one line."""
     return shlex.quote(" ".join(text.split()))
-
-
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def _escape(text: str) -> str:
-    """Text from a record inside markdown: one line, nothing that formats."""
-    return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", " ".join(text.split()))

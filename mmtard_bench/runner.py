@@ -67,9 +67,9 @@ def run_model(
     """
     folder = run_folder(out, suite, clip)
     with only_process(folder):
-        for task in suite.tasks:
+        for task, threats in suite.plan:
             data = load_task(task, n=suite.n, seed=suite.seed)
-            for threat in suite.threats:
+            for threat in threats:
                 job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
                 yield _run_record(job, folder, batch_size, device, progress)
 

@@ -1,8 +1,12 @@
-"""Read suites: TOML files of tasks x threat models, a sample count and a seed."""
+"""Read suites: TOML files of tasks x threat models, a sample count and a seed.
+
+A threat model counts for every task, or for those that its ``tasks`` names.
+"""
 
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -43,6 +47,7 @@ class _ThreatTable(_Strict):
     # Anything, so that a decimal gets the sentence that Eps has for it.
     eps: Any
     surface: Surface = "native"
+    tasks: list[str] | None = Field(default=None, min_length=1)
 
 
 class _SuiteFile(_Strict):
@@ -119,14 +124,14 @@ def _assemble(parsed: _SuiteFile) -> Suite:
             f"The suite '{parsed.name}' mixes classification and retrieval, whose figures have no "
             "common average; write a suite for each."
         )
-    if parsed.protocol is not None:
-        outside = set(threats) - set(registry.protocols.get(parsed.protocol).threats)
-        if outside:
-            raise InputError(
-                f"The suite '{parsed.name}' says that it follows {parsed.protocol}, which has no "
-                f"threat model {min(t.name for t in outside)}."
-            )
-    meaning = {
+    _require_protocol(parsed, threats)
+    only = {
+        threat.name: table.tasks
+        for threat, table in zip(threats, parsed.threats, strict=True)
+        if table.tasks is not None
+    }
+    plan = _plan(parsed.name, tasks, threats, only)
+    meaning: dict[str, Any] = {
         "protocol": parsed.protocol,
         "tasks": [{**asdict(task), "description": ""} for task in tasks],
         "threats": [threat.name for threat in threats],
@@ -134,17 +139,52 @@ def _assemble(parsed: _SuiteFile) -> Suite:
         "seed": parsed.seed,
         "block": parsed.block,
     }
+    if only:
+        meaning["only"] = {name: sorted(named) for name, named in only.items()}
     return Suite(
         name=parsed.name,
         description=parsed.description,
         protocol=parsed.protocol,
-        tasks=tasks,
-        threats=threats,
+        plan=plan,
         n=parsed.n,
         seed=parsed.seed,
         block=parsed.block,
         digest=hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest(),
     )
+
+
+def _plan(
+    suite: str,
+    tasks: tuple[Task, ...],
+    threats: tuple[ThreatModel, ...],
+    only: Mapping[str, Sequence[str]],
+) -> tuple[tuple[Task, tuple[ThreatModel, ...]], ...]:
+    """Each task with its threat models; ``only`` names the tasks of those that are restricted."""
+    known = [task.name for task in tasks]
+    for threat, named in only.items():
+        for name in sorted(set(named) - set(known)):
+            raise InputError(
+                f"The suite '{suite}' restricts {threat} to the task '{name}', which it does not "
+                f"have. {registry.near_matches(name, known)}"
+            )
+    plan = tuple(
+        (task, tuple(t for t in threats if task.name in only.get(t.name, known))) for task in tasks
+    )
+    for task, its_threats in plan:
+        if not its_threats:
+            raise InputError(f"The suite '{suite}' has no threat model for '{task.name}'.")
+    return plan
+
+
+def _require_protocol(parsed: _SuiteFile, threats: tuple[ThreatModel, ...]) -> None:
+    if parsed.protocol is None:
+        return
+    outside = set(threats) - set(registry.protocols.get(parsed.protocol).threats)
+    if outside:
+        raise InputError(
+            f"The suite '{parsed.name}' says that it follows {parsed.protocol}, which has no "
+            f"threat model {min(t.name for t in outside)}."
+        )
 
 
 def resolve_task(table: str | TaskTable) -> Task:

@@ -135,21 +135,31 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks x threat models + sample count + seed. Its meaning never changes.
+    """Tasks with their threat models + sample count + seed. Its meaning never changes.
 
-    Reference attacks work on blocks of ``block`` consecutive samples. ``digest`` hashes what the
-    suite means, not how its file is written.
+    ``plan`` gives the threat models of each task, in order. Reference attacks work on blocks of
+    ``block`` consecutive samples. ``digest`` hashes what the suite means, not how its file is
+    written.
     """
 
     name: str
     description: str
     protocol: str | None
-    tasks: tuple[Task, ...]
-    threats: tuple[ThreatModel, ...]
+    plan: tuple[tuple[Task, tuple[ThreatModel, ...]], ...]
     n: int
     seed: int
     block: int
     digest: str
+
+    @property
+    def threats(self) -> tuple[ThreatModel, ...]:
+        """Every threat model that some task has."""
+        return tuple(dict.fromkeys(threat for _, threats in self.plan for threat in threats))
+
+    @property
+    def records(self) -> int:
+        """How many records a run of the suite has."""
+        return sum(len(threats) for _, threats in self.plan)
 
 
 class ClipModel(Interface):

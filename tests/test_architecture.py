@@ -18,7 +18,7 @@ LAYERS = [
     {"protocols"},
     {"data", "models", "tasks", "attacks"},
     {"suites"},
-    {"summary", "leaderboard", "environment"},
+    {"markdown", "reported", "summary", "leaderboard", "environment"},
     {"job"},
     {"evaluation"},
     {"progress"},

@@ -136,6 +136,11 @@ def test_unknown_names(here, arguments, words):
         ({"task": '{name = "x", dat = "y"}'}, ["dat", "unknown"]),
         ({"more": "["}, ["cannot be read"]),
         ({"task": '"digits/digit", "digits/digit"'}, ["twice"]),
+        ({"more": 'tasks = ["digits/digits"]'}, ["restricts pgd", "Did you mean digits/digit?"]),
+        (
+            {"task": '"digits/digit", "digits/unseen"', "more": 'tasks = ["digits/digit"]'},
+            ["no threat model for 'digits/unseen'"],
+        ),
     ],
 )
 def test_suites(here, mine, changes, words):

@@ -6,6 +6,7 @@ import mmtard_bench as mb
 from mmtard_bench import registry
 from mmtard_bench.leaderboard import load_records, render
 from mmtard_bench.models.tiny import WEIGHTS
+from mmtard_bench.reported import read_reported
 from mmtard_bench.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from tests.conftest import REPOSITORY
@@ -19,7 +20,8 @@ def records():
 
 
 def test_the_page_follows_from_the_records(records):
-    assert (LEADERBOARD / "README.md").read_text("utf-8") == render(records)
+    reported = read_reported(LEADERBOARD / "reported.csv")
+    assert (LEADERBOARD / "README.md").read_text("utf-8") == render(records, reported)
 
 
 def test_the_records_are_of_the_suites_and_weights_that_ship(records):

@@ -147,6 +147,34 @@ def test_failed_records_are_tried_again(tmp_path):
     assert [record.status for record in run(suite, clip, tmp_path)] == ["ok"] * 3
 
 
+RESTRICTED = """
+name = "mixed-v1"
+description = "a threat model for one task alone"
+n = 4
+seed = 0
+tasks = ["digits/digit", "digits/unseen"]
+threats = [
+    {attack = "pgd-1", norm = "linf", eps = "8/255"},
+    {attack = "pgd-2", norm = "linf", eps = "8/255", tasks = ["digits/unseen"]},
+]
+"""
+
+
+def test_a_threat_model_may_be_for_some_tasks_only(tmp_path):
+    path = tmp_path / "mixed-v1.toml"
+    path.write_text(RESTRICTED)
+    suite = load_suite(str(path))
+    records = run(suite, wrap(ToyClip()), tmp_path)
+    assert [(record.task.name, record.threat.attack) for record in records] == [
+        ("digits/digit", "pgd-1"),
+        ("digits/unseen", "pgd-1"),
+        ("digits/unseen", "pgd-2"),
+    ]
+    assert {record.suite.records for record in records} == {3}
+    path.write_text(RESTRICTED.replace('["digits/unseen"]}', '["digits/digit"]}'))
+    assert load_suite(str(path)).digest != suite.digest
+
+
 def test_what_was_settled_before_a_failure_is_kept(tmp_path):
     class Tired(ToyClip):
         calls = 0
@@ -158,7 +186,7 @@ def test_what_was_settled_before_a_failure_is_kept(tmp_path):
             return super().encode_image(images)
 
     suite = with_overrides(load_suite("quick-v1"), n=60, seed=None)
-    suite = replace(suite, threats=suite.threats[:1])
+    suite = replace(suite, plan=tuple((task, threats[:1]) for task, threats in suite.plan))
     clip = wrap(Tired())
     (failed,) = run(suite, clip, tmp_path)
     assert failed.error == "RuntimeError: out of memory"
