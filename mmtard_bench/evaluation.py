@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,6 +17,7 @@ from mmtard_bench.attacks.checks import (
     inspect_model,
     require_logits,
 )
+from mmtard_bench.data.workers import in_chunks, worker_count
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.job import Job, prepare
@@ -55,6 +56,7 @@ def execute(
     *,
     batch_size: int,
     device: torch.device,
+    workers: int | None = None,
     done: Mapping[str, Sample] | None = None,
     spent: float = 0.0,
     notes: Sequence[str] = (),
@@ -65,17 +67,20 @@ def execute(
 
     ``done`` holds samples settled by an interrupted evaluation of the same identity, ``spent``
     its seconds and ``notes`` its notes; ``keep`` is called with every batch that is settled.
-    Whatever the model or the attack does wrong becomes a record with status "error": a failure
-    never counts as robust. Raises InputError for unusable images, and what ``keep`` raises if
-    that is a StorageError.
+    ``workers`` threads decode images while the attack runs (as many as fit if None, none for 0).
+    Whatever the model or the attack does wrong, and images that cannot be used, become a record
+    with status "error": a failure never counts as robust. Raises what ``keep`` raises if that is
+    a StorageError.
     """
     started = time.monotonic()
-    job.data.require_images(job.threat.surface)
     try:
+        job.data.require_images(job.threat.surface, workers=workers)
         with _full_float32():
-            evaluation = _Evaluation(job, batch_size, device)
+            evaluation = _Evaluation(job, batch_size, device, worker_count(workers))
             doubts = evaluation.inspect()
-            samples, said = evaluation.run(dict(done or {}), list(notes), keep, report)
+            samples, said = evaluation.run(
+                dict(done or {}), [*job.data.notes, *notes], keep, report
+            )
     except StorageError:
         raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust
@@ -186,20 +191,18 @@ class _Watched(nn.Module):
 class _Evaluation:
     """One job on one device: the classifier with its head, and the loop over batches."""
 
-    def __init__(self, job: Job, batch_size: int, device: torch.device) -> None:
+    def __init__(self, job: Job, batch_size: int, device: torch.device, workers: int) -> None:
         self.job = job
         self.batch_size = batch_size
+        self.workers = workers
         self.device = device
         job.clip.to(device)
-        self.classifier = ZeroShotClassifier(
-            job.clip, job.data.classes, job.data.task.templates, device
-        )
+        self.classifier = ZeroShotClassifier(job.clip, job.data.classes, job.data.templates, device)
         self.labels = torch.tensor(job.data.labels, device=device)
 
-    def _images(self, rows: Sequence[int]) -> Tensor:
+    def _image(self, row: int) -> Tensor:
         job = self.job
-        images = job.data.images(rows, surface=job.threat.surface, preprocess=job.clip.preprocess)
-        return images.to(self.device)
+        return job.data.image(row, surface=job.threat.surface, preprocess=job.clip.preprocess)
 
     def _predict(self, images: Tensor, size: int) -> Tensor:
         """Predicted labels (N,) by a fresh float32 pass, ``size`` images at a time."""
@@ -214,7 +217,7 @@ class _Evaluation:
         rows = range(min(PROBES, len(self.labels)))
         return inspect_model(
             self.classifier,
-            self._images(rows),
+            torch.stack([self._image(row) for row in rows]).to(self.device),
             self.labels[: len(rows)],
             classes=len(self.job.data.classes),
             scale=float(self.job.clip.scale()),
@@ -228,34 +231,46 @@ class _Evaluation:
         report: Callable[[Progress], None],
     ) -> tuple[list[Sample], list[str]]:
         """Settle every sample that ``done`` lacks. Returns all of them, in order, and notes."""
+        started = time.monotonic()
+        notes = list(dict.fromkeys(notes))
+        with closing(in_chunks(self._chunks(done), self._image, workers=self.workers)) as chunks:
+            for rows, images in chunks:
+                batch = torch.stack(images).to(self.device)
+                samples, said = self._settle(rows, batch, done, report)
+                done.update((sample.id, sample) for sample in samples)
+                notes = list(dict.fromkeys([*notes, *said]))
+                keep(Batch(samples, said, time.monotonic() - started))
+                started = time.monotonic()
+        return [done[sample] for sample in self.job.data.manifest.ids], notes
+
+    def _settle(
+        self,
+        rows: Sequence[int],
+        images: Tensor,
+        done: Mapping[str, Sample],
+        report: Callable[[Progress], None],
+    ) -> tuple[list[Sample], list[str]]:
+        """Verdicts of the samples of a chunk, and notes."""
         ids = self.job.data.manifest.ids
-        for rows in self._chunks(done):
-            started = time.monotonic()
-            images = self._images(rows)
-            # In one piece for a block: who is attacked together must not follow the batch size.
-            predictions = self._predict(images, self.job.attack.block or self.batch_size)
-            right = (predictions == self.labels[rows]).tolist()
-            # Of a block that was cut short and is done again, some samples are in ``done``.
-            here = {ids[row] for row in rows}
-            others = [sample for name, sample in done.items() if name not in here]
-            settled = len(others) + right.count(False)
-            standing = sum(sample.robust for sample in others) + right.count(True)
-            seen = len(others) + len(rows)
+        # In one piece for a block: who is attacked together must not follow the batch size.
+        predictions = self._predict(images, self.job.attack.block or self.batch_size)
+        right = (predictions == self.labels[rows]).tolist()
+        # Of a block that was cut short and is done again, some samples are in ``done``.
+        here = {ids[row] for row in rows}
+        others = [sample for name, sample in done.items() if name not in here]
+        settled = len(others) + right.count(False)
+        standing = sum(sample.robust for sample in others) + right.count(True)
+        seen = len(others) + len(rows)
 
-            def decided(
-                count: int, broken: int, s: int = settled, up: int = standing, seen: int = seen
-            ) -> None:
-                report(Progress(s + count, up - broken, seen, len(ids)))
+        def decided(count: int, broken: int) -> None:
+            report(Progress(settled + count, standing - broken, seen, len(ids)))
 
-            decided(0, 0)
-            attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
-            clean = images[torch.tensor(right, device=images.device)]
-            result = self._attack(clean, attacked, decided)
-            samples = self._samples(rows, attacked, clean, predictions.tolist(), result)
-            done.update((sample.id, sample) for sample in samples)
-            notes = list(dict.fromkeys([*notes, *result.notes]))
-            keep(Batch(samples, result.notes, time.monotonic() - started))
-        return [done[sample] for sample in ids], notes
+        decided(0, 0)
+        attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
+        clean = images[torch.tensor(right, device=images.device)]
+        result = self._attack(clean, attacked, decided)
+        samples = self._samples(rows, attacked, clean, predictions.tolist(), result)
+        return samples, result.notes
 
     def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
         """Rows of the manifest that go to the attack together.
