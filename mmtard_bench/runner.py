@@ -58,6 +58,7 @@ def run_model(
     batch_size: int,
     device: torch.device,
     progress: RunProgress,
+    workers: int | None = None,
 ) -> Iterator[Record]:
     """Evaluate one model on a suite; yields every record as soon as it is on disk.
 
@@ -68,14 +69,19 @@ def run_model(
     folder = run_folder(out, suite, clip)
     with only_process(folder):
         for task in suite.tasks:
-            data = load_task(task, n=suite.n, seed=suite.seed)
+            data = load_task(task, n=suite.n, seed=suite.seed, skip_damaged=suite.skip_damaged)
             for threat in suite.threats:
                 job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
-                yield _run_record(job, folder, batch_size, device, progress)
+                yield _run_record(job, folder, batch_size, device, progress, workers)
 
 
 def _run_record(
-    job: Job, folder: Path, batch_size: int, device: torch.device, progress: RunProgress
+    job: Job,
+    folder: Path,
+    batch_size: int,
+    device: torch.device,
+    progress: RunProgress,
+    workers: int | None,
 ) -> Record:
     identity = job.identity
     path = folder / _file_name(job.data.task.name, job.threat, identity)
@@ -93,6 +99,7 @@ def _run_record(
         job,
         batch_size=batch_size,
         device=device,
+        workers=workers,
         done=settled,
         spent=sum(batch.seconds for batch in done),
         notes=[note for batch in done for note in batch.notes],
@@ -116,7 +123,7 @@ def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:
             f"{name}: clean {percent(results.clean_accuracy)}%, "
             f"robust {percent(results.robust_accuracy)}% ({how})"
         )
-    progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    progress.say(text)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError, explain
+from mmtard_bench.tasks.hub_tasks import imagenet_classes
 from mmtard_bench.tasks.resolve import default_templates, find_task
 from mmtard_bench.types import Eps, Norm, Suite, Surface, Task, ThreatModel
 
@@ -191,9 +192,7 @@ def resolve_task(table: str | TaskTable) -> Task:
 
 def _classes(table: TaskTable) -> tuple[str, ...]:
     if table.classes == "imagenet-1k":
-        from open_clip import IMAGENET_CLASSNAMES
-
-        return tuple(IMAGENET_CLASSNAMES)
+        return imagenet_classes()
     if table.classes_file is None:
         return tuple(table.classes)
     if table.classes:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -14,8 +16,40 @@ Files = dict[str, bytes]
 """Paths in a repository and their content."""
 
 
+LARGE = (".tar", ".parquet", ".safetensors", ".bin", ".pt")
+"""What the hub keeps in LFS: such files are named by their SHA-256."""
+
+
+@dataclass
+class Fault:
+    """What goes wrong for requests whose path holds ``path``, the first ``times`` times.
+
+    ``how`` is a status code (with ``headers``), or "slow", "short" (fewer bytes than were said),
+    "wrong" (other bytes), "html" (a page in place of the file), "close" (no answer). Only GET
+    requests of files are touched, unless ``every``.
+    """
+
+    how: int | str
+    path: str = ""
+    times: int = 1_000_000
+    headers: dict[str, str] = field(default_factory=dict)
+    every: bool = False
+    seconds: float = 3.0
+
+
 def _oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _etag(name: str, data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if name.endswith(LARGE) else _oid(data)
+
+
+def _entry(name: str, data: bytes) -> dict[str, object]:
+    entry: dict[str, object] = {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
+    if name.endswith(LARGE):
+        entry["lfs"] = {"oid": _etag(name, data), "size": len(data), "pointerSize": 134}
+    return entry
 
 
 def _children(entries: list[dict[str, object]], below: str) -> list[dict[str, object]]:
@@ -34,6 +68,8 @@ def _children(entries: list[dict[str, object]], below: str) -> list[dict[str, ob
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: dict[str, Files]
+    faults: list[Fault]
+    asked: list[str]
 
     def log_message(self, *_: object) -> None:
         pass
@@ -48,14 +84,33 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._answer(body)
 
+    def _fault(self, path: str) -> Fault | None:
+        """The fault of this request, if it has one; counted."""
+        file = self.command == "GET" and "/resolve/" in path
+        for fault in self.faults:
+            if fault.path in path and (file or fault.every) and fault.times > 0:
+                fault.times -= 1
+                return fault
+        return None
+
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path)
+        self.asked.append(f"{self.command} {path}")
+        self.fault = self._fault(path)
+        if self.fault is not None:
+            if isinstance(self.fault.how, int):
+                return self._send(self.fault.how, b"{}", self.fault.headers)
+            if self.fault.how == "close":
+                self.close_connection = True
+                return None
+            if self.fault.how == "slow":
+                time.sleep(self.fault.seconds)
         for name, files in self.repositories.items():
             kind, repository = name.split(":")
             prefix = "" if kind == "models" else f"{kind}/"
             if path.startswith(f"/{prefix}{repository}/resolve/"):
                 file = path.split("/resolve/", 1)[1].split("/", 1)[1]
-                return self._file(files.get(file))
+                return self._file(file, files.get(file))
             if path.startswith(f"/api/{kind}/{repository}"):
                 rest = path.removeprefix(f"/api/{kind}/{repository}")
                 return self._api(kind, repository, rest, files, body)
@@ -64,11 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _api(self, kind: str, repository: str, rest: str, files: Files, body: bytes) -> None:
-        entries = [
-            {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
-            for name, data in files.items()
-        ]
+        entries = [_entry(name, data) for name, data in files.items()]
         if rest.startswith("/tree/"):
+            if parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() == "true":
+                return self._json(entries)
             return self._json(_children(entries, rest.removeprefix("/tree/").partition("/")[2]))
         if rest.startswith("/paths-info/"):
             asked = parse_qs(body.decode()).get("paths", [])
@@ -87,10 +141,16 @@ class _Handler(BaseHTTPRequestHandler):
         }
         return self._json(info)
 
-    def _file(self, data: bytes | None) -> None:
+    def _file(self, name: str, data: bytes | None) -> None:
         if data is None:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_oid(data)}"', "Accept-Ranges": "bytes"}
+        etag = f'"{_etag(name, data)}"'
+        headers = {"X-Repo-Commit": COMMIT, "ETag": etag, "Accept-Ranges": "bytes"}
+        how = self.fault.how if self.fault else ""
+        if how == "html":
+            return self._send(200, b"<html>Please log in</html>", {"Content-Type": "text/html"})
+        if how == "wrong":
+            data = data[:-100] + bytes(100 - 1) + b"!" if len(data) > 100 else b"!" * len(data)
         span = self.headers.get("Range")
         if span and self.command == "GET":
             first, _, last = span.removeprefix("bytes=").partition("-")
@@ -109,13 +169,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
+            if self.fault and self.fault.how == "short":
+                data, self.close_connection = data[: len(data) // 2], True
             self.wfile.write(data)
 
 
 @contextmanager
-def hub(repositories: dict[str, Files]) -> Iterator[str]:
-    """Serve repositories ("models:me/x", "datasets:me/y"); yields the endpoint's address."""
-    handler = type("Handler", (_Handler,), {"repositories": repositories})
+def hub(
+    repositories: dict[str, Files],
+    *,
+    faults: list[Fault] | None = None,
+    asked: list[str] | None = None,
+) -> Iterator[str]:
+    """Serve repositories ("models:me/x", "datasets:me/y"); yields the endpoint's address.
+
+    ``faults`` go wrong on purpose; ``asked`` gets every request, as "GET /path".
+    """
+    state = {"faults": faults or [], "asked": [] if asked is None else asked, "fault": None}
+    handler = type("Handler", (_Handler,), {"repositories": repositories, **state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

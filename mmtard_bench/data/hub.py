@@ -94,6 +94,23 @@ def check_cache(repository: str, kind: Kind = "dataset") -> tuple[int, list[str]
     return len(links) - len(damaged), names
 
 
+@contextmanager
+def told(say: Callable[[str], None]) -> Iterator[None]:
+    """Have ``say`` called with a line for every download, and for waiting."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    handler = Handler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def run(spec: str, work: Callable[[], T]) -> T:
     """Do something with the hub's clients, patiently and quietly. Raises InputError."""
     disable_progress_bars()
@@ -190,7 +207,7 @@ def _explain(chain: list[BaseException]) -> str:
         return f"a file is missing in the hub's repository. ({first})"
     if "Consistency check failed" in first:
         return f"a download was cut short ({first}) and is not kept. Run the same command again."
-    return f"the hub's client failed: {first} Try again; if it stays, check the name."
+    return f"it could not be read: {first} Check the name, the files and the network."
 
 
 def _is_network(error: BaseException) -> bool:

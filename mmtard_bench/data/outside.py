@@ -113,12 +113,13 @@ def _cast_image(task: Task, table: "datasets.Dataset") -> "datasets.Dataset":
 def _load(task: Task, builder: str, **arguments: Any) -> "datasets.Dataset":
     try:
         loaded = datasets.load_dataset(builder, **arguments)
-    except Exception as error:  # datasets, arrow and network errors have no common base
+    except Exception as error:  # datasets, arrow and system errors have no common base
         lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{task.data} could not be read: {lines[0]} Check the name, the files and, for hub "
-            "names, the network; with HF_HUB_OFFLINE=1 only what is in the cache can be used."
-        ) from error
+        raise InputError(f"{task.data} could not be read: {lines[0]} Check the files.") from error
+    return _split(task, loaded)
+
+
+def _split(task: Task, loaded: Any) -> "datasets.Dataset":
     splits = list(loaded)
     split = task.split or (splits[0] if len(splits) == 1 else "")
     if split not in splits:
@@ -186,7 +187,7 @@ def _open_hub(task: Task, where: str) -> tuple["datasets.Dataset", str]:
             "hub's; run in another directory, or use parquet: or imagefolder:."
         )
     commit = resolve_commit(task.data, name, revision)
-    table = run(task.data, lambda: _load(task, name, revision=commit))
+    table = _split(task, run(task.data, lambda: datasets.load_dataset(name, revision=commit)))
     damaged = check_cache(name)[1]
     if damaged:
         for made in table.cache_files:
