@@ -174,6 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Clients that give up are what is tested here."""
+
+
 @contextmanager
 def hub(
     repositories: dict[str, Files],
@@ -187,7 +192,7 @@ def hub(
     """
     state = {"faults": faults or [], "asked": [] if asked is None else asked, "fault": None}
     handler = type("Handler", (_Handler,), {"repositories": repositories, **state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

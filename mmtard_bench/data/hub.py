@@ -195,7 +195,8 @@ def _explain(chain: list[BaseException]) -> str:
             "it is not in the cache, and HF_HUB_OFFLINE is set, so the network is not used. "
             "Download what a suite needs with mmtard-bench fetch SUITE where there is a network."
         )
-    if any_is(LocalEntryNotFoundError, FileMetadataError) or any(map(_is_network, chain)):
+    unreachable = any_is(LocalEntryNotFoundError, FileMetadataError) or any(map(_is_network, chain))
+    if unreachable or any(code >= 500 for code in status):
         return (
             f"the hub could not be reached, or what answered was no hub: {_telling(chain)}. Check "
             "the network (a proxy or a login page in between?) and run the same command again: "
@@ -204,7 +205,8 @@ def _explain(chain: list[BaseException]) -> str:
     if any_is(RepositoryNotFoundError, HFValidationError):
         return "there is no such repository on the hub. Check the name."
     if any_is(EntryNotFoundError):
-        return f"a file is missing in the hub's repository. ({first})"
+        address = re.search(r"url: (\S+)", str(chain[0]))
+        return f"a file is missing in the hub's repository: {address[1] if address else first}"
     if "Consistency check failed" in first:
         return f"a download was cut short ({first}) and is not kept. Run the same command again."
     return f"it could not be read: {first} Check the name, the files and the network."
