@@ -186,6 +186,9 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
             "HF_HUB_DOWNLOAD_TIMEOUT": 1,
         }.items():
             monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
     return connect
 

@@ -42,7 +42,7 @@ def repositories(tmp_path):
     }
 
 
-def online(endpoint: str) -> dict[str, str]:
+def environment(endpoint: str) -> dict[str, str]:
     return {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
 
@@ -62,7 +62,7 @@ def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
     run = ("run", "mine-v1.toml", "--model", "hf-hub:me/tiny")
     asked: list[str] = []
     with hub(repositories, asked=asked) as endpoint:
-        done = cli(*fetch, env=online(endpoint))
+        done = cli(*fetch, env=environment(endpoint))
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         assert "me/cifar: downloading test/0.tar" in done.stdout
@@ -71,18 +71,18 @@ def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
         assert "hf-hub:me/tiny: weights" in done.stdout
         # Once more: everything is there, and is checked.
         before = len(asked)
-        again = cli(*fetch, env=online(endpoint))
+        again = cli(*fetch, env=environment(endpoint))
         assert again.returncode == 0, again.stderr
         assert "downloading" not in again.stdout
         assert "me/cifar: 6 files in the cache, checked" in again.stdout
         assert not [line for line in asked[before:] if line.startswith("GET") and ".tar" in line]
-        first = cli(*run, "--workers", "0", env=online(endpoint))
+        first = cli(*run, "--workers", "0", env=environment(endpoint))
         assert first.returncode == 0, first.stderr
         assert first.stderr == ""
     offline = cli(*run, "--out", "offline", "--workers", "4")
     assert offline.returncode == 0, offline.stderr
     # The hub is gone, and nobody said so: the cache is enough all the same.
-    gone = cli(*run, "--out", "gone", env=online(endpoint))
+    gone = cli(*run, "--out", "gone", env=environment(endpoint))
     assert gone.returncode == 0, gone.stderr
     records = verdicts(tmp_path / "runs")
     assert len(records) == 2
@@ -94,21 +94,24 @@ def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
     assert table["task"]["revision"] == f"me/table@{COMMIT}"
 
 
-def test_one_data_set_that_fails_does_not_cost_the_others(cli, repositories):
+def test_one_data_set_that_fails_does_not_cost_the_others(here, online, repositories):
     faults = [Fault(401, path="me/cifar", every=True)]
     with hub(repositories, faults=faults) as endpoint:
-        done = cli("fetch", "mine-v1.toml", env=online(endpoint))
+        online(endpoint)
+        done = here("fetch", "mine-v1.toml")
         assert_sentence(done, "shards: wds:me/cifar", "gated", "hf auth login")
         assert "table: 12 samples" in done.stdout
         faults.clear()
-        assert cli("fetch", "mine-v1.toml", env=online(endpoint)).returncode == 0
+        done = here("fetch", "mine-v1.toml")
+        assert done.returncode == 0, done.stderr
 
 
-def test_a_damaged_table_or_model_is_found(cli, repositories):
-    faults = [Fault("wrong", path="open_clip_model.safetensors", times=1)]
-    with hub(repositories, faults=faults) as endpoint:
-        command = ("fetch", "mine-v1.toml", "--model", "hf-hub:me/tiny")
-        done = cli(*command, env=online(endpoint))
-        assert_sentence(done, "hf-hub:me/tiny", "checksum")
-        again = cli(*command, env=online(endpoint))
-    assert again.returncode == 0, again.stderr
+@pytest.mark.parametrize("file", ["open_clip_model.safetensors", "test-00000.parquet"])
+def test_a_damaged_table_or_model_is_found(here, online, repositories, file):
+    with hub(repositories, faults=[Fault("wrong", path=file, times=1)]) as endpoint:
+        online(endpoint)
+        command = ("fetch", "mine-v1.toml", "--limit", "2", "--model", "hf-hub:me/tiny")
+        assert_sentence(here(*command), "me/t", "checksum")
+        again = here(*command)
+        assert again.returncode == 0, again.stderr
+        assert "hf-hub:me/tiny: weights" in again.stdout

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -80,16 +80,24 @@ def download(spec: str, repository: str, file: str, commit: str, *, kind: Kind =
     return place
 
 
-def check_cache(repository: str, kind: Kind = "dataset") -> tuple[int, list[str]]:
-    """Check all that the cache holds of a repository: how many files, and which were removed.
+def cached_files(repository: str, kind: Kind = "dataset") -> set[Path]:
+    """All that the cache holds of a repository."""
+    return {path for path in _snapshot(repository, "", kind).rglob("*") if path.is_file()}
+
+
+def check_cache(
+    repository: str, kind: Kind = "dataset", *, known: Collection[Path] = ()
+) -> tuple[int, list[str]]:
+    """Check what the cache holds of a repository: how many files, and which were removed.
 
     A file that is not what the hub's checksum says is removed, so that it is downloaded again.
+    Those that are ``known`` are left alone.
     """
-    snapshots = _snapshot(repository, "", kind)
-    links = [path for path in sorted(snapshots.rglob("*")) if path.is_file()]
+    links = sorted(cached_files(repository, kind).difference(known))
     damaged = [path for path in links if _is_damaged(path)]
     for path in damaged:
         _forget(path)
+    snapshots = _snapshot(repository, "", kind)
     names = [path.relative_to(snapshots).as_posix().partition("/")[2] for path in damaged]
     return len(links) - len(damaged), names
 

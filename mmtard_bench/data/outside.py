@@ -15,7 +15,7 @@ import datasets
 
 from mmtard_bench.data.base import Dataset, Pixels, local_path, sample_list
 from mmtard_bench.data.decode import decode
-from mmtard_bench.data.hub import check_cache, resolve_commit, run
+from mmtard_bench.data.hub import cached_files, check_cache, resolve_commit, run
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.types import Task
 
@@ -82,8 +82,8 @@ class TableDataset:
 def open_outside(task: Task) -> Dataset:
     """Open ``task.data`` (``parquet:``, ``imagefolder:`` or ``hub:``). Raises InputError."""
     datasets.disable_progress_bars()
-    for name in ("datasets", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # What it logs before it raises says nothing more.
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     scheme, _, where = task.data.partition(":")
     open_it = {"parquet": _open_parquet, "imagefolder": _open_folder, "hub": _open_hub}[scheme]
     table, revision = open_it(task, where)
@@ -187,14 +187,28 @@ def _open_hub(task: Task, where: str) -> tuple["datasets.Dataset", str]:
             "hub's; run in another directory, or use parquet: or imagefolder:."
         )
     commit = resolve_commit(task.data, name, revision)
-    table = _split(task, run(task.data, lambda: datasets.load_dataset(name, revision=commit)))
-    damaged = check_cache(name)[1]
-    if damaged:
-        for made in table.cache_files:
-            # What the library made of the files.
-            shutil.rmtree(Path(made["filename"]).parent, ignore_errors=True)
-        raise InputError(
-            f"{task.data}: {damaged[0]} does not have the checksum that the hub states. It was "
-            "taken out of the cache again; run the same command again."
-        )
+    known = cached_files(name)
+    try:
+        table = _split(task, run(task.data, lambda: datasets.load_dataset(name, revision=commit)))
+        _require_sound(task, name, known, table)
+    except InputError:
+        # Wrong bytes may well be what the library stumbled over.
+        _require_sound(task, name, known, None)
+        raise
     return table, f"{name}@{commit}"
+
+
+def _require_sound(
+    task: Task, name: str, known: set[Path], table: "datasets.Dataset | None"
+) -> None:
+    """Raise InputError if what was downloaded is not what the hub's checksums say; forget it."""
+    damaged = check_cache(name, known=known)[1]
+    if not damaged:
+        return
+    for made in table.cache_files if table else []:
+        # What the library made of the files.
+        shutil.rmtree(Path(made["filename"]).parent, ignore_errors=True)
+    raise InputError(
+        f"{task.data}: what arrived as {damaged[0]} does not have the checksum that the hub "
+        "states. It was taken out of the cache again; run the same command again."
+    )
