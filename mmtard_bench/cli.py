@@ -184,23 +184,24 @@ def _run(arguments: argparse.Namespace) -> int:
     status = 0
     with RunProgress(Console(highlight=False)) as progress, told(progress.say):
         for spec in arguments.model:
-            # What is wrong with one model must not cost the others their turn.
+            # What is wrong with one model or task must not cost the others their turn.
+            records: list[Record] = []
             try:
                 clip = load_model(spec)
-                records = list(
-                    run_model(
-                        clip,
-                        suite,
-                        out=arguments.out,
-                        batch_size=arguments.batch_size,
-                        device=device,
-                        progress=progress,
-                        workers=arguments.workers,
-                    )
-                )
+                for record in run_model(
+                    clip,
+                    suite,
+                    out=arguments.out,
+                    batch_size=arguments.batch_size,
+                    device=device,
+                    progress=progress,
+                    workers=arguments.workers,
+                ):
+                    records.append(record)
             except InputError as error:
                 _error(str(error))
                 status = STATUS_INPUT
+            if not records:
                 continue
             folder = run_folder(arguments.out, suite, clip)
             text = f"\n{clip.name} on {suite.name}: {folder}\n\n{table_of(records)}\n"

@@ -64,15 +64,24 @@ def run_model(
 
     Records of this very configuration that are finished are read, not made again; failed ones
     are tried again. Raises InputError if another process works in the same run directory, if a
-    record there was edited, or if one cannot be written.
+    record there was edited, or if one cannot be written; and, after all other tasks had their
+    turn, if the data of one could not be had.
     """
     folder = run_folder(out, suite, clip)
+    missing: list[InputError] = []
     with only_process(folder):
         for task in suite.tasks:
-            data = load_task(task, n=suite.n, seed=suite.seed, skip_damaged=suite.skip_damaged)
+            try:
+                data = load_task(task, n=suite.n, seed=suite.seed, skip_damaged=suite.skip_damaged)
+            except InputError as error:
+                missing.append(error)
+                progress.say(f"{clip.name} {task.name}: FAILED: {error}")
+                continue
             for threat in suite.threats:
                 job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
                 yield _run_record(job, folder, batch_size, device, progress, workers)
+    if missing:
+        raise InputError(" ".join(map(str, missing)))
 
 
 def _run_record(

@@ -266,7 +266,9 @@ def hub_repository(task: Task) -> tuple[str, str] | None:
     """The hub repository that a task's data is in, and the revision; None for a local folder."""
     scheme, _, where = task.data.partition(":")
     name, _, revision = where.partition("@")
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and not Path(name).exists()
+    # A folder of that name is meant, unless a revision is named: a folder has none.
+    local = not revision and Path(name).exists()
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and not local
     return (name, revision) if scheme in ("wds", "hub") and on_hub else None
 
 

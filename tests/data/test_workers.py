@@ -151,6 +151,14 @@ def test_damaged_images_may_be_left_out(here, broken, tmp_path):
     assert "s0000007" in note
 
 
+def test_data_that_cannot_be_had_does_not_cost_the_other_tasks(here, tmp_path):
+    (tmp_path / "mine-v1.toml").write_text(SUITE.format(spec="wds:nowhere", more="", n=3))
+    done = here("run", "mine-v1.toml", "--model", "tiny-clip")
+    assert_sentence(done, "wds:nowhere", "no such folder")
+    assert "tiny-clip pets: FAILED" in done.stdout
+    assert "tiny-clip digits/digit pgd-2 linf 8/255: clean" in done.stdout
+
+
 def test_where_all_are_damaged_there_is_nothing_to_score(tmp_path):
     files = layout([b"x", b"y"], [0, 1])
     task = find_task(write(files, tmp_path))
