@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=_positive, default=64, help="never changes verdicts")
     command.add_argument("--limit", type=_positive, help="this many samples a task instead")
     command.add_argument("--seed", type=_seed, help="another seed than the suite's")
+    command.add_argument(
+        "--workers", type=_count, help="threads that decode images; never changes verdicts"
+    )
     command.set_defaults(run=_run)
 
+    _add_data(commands)
     _add_training(commands)
 
     command = commands.add_parser("list", help="list what is registered")
@@ -90,6 +95,24 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="check the installation")
     command.set_defaults(run=_doctor)
     return parser
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "fetch", help="download what a suite needs; then HF_HUB_OFFLINE=1 run works"
+    )
+    command.add_argument("suite", help="a suite's name, or the path of a .toml file")
+    command.add_argument("--model", action="append", default=[], help="may be repeated")
+    command.add_argument("--limit", type=_positive, help="for runs with this --limit")
+    command.add_argument("--seed", type=_seed, help="for runs with this --seed")
+    command.set_defaults(run=_fetch)
+
+    command = commands.add_parser("manifest", help="print the samples that a task is scored on")
+    command.add_argument("task", help="a task's name, or a data spec")
+    command.add_argument("--n", type=_positive, help="how many (default: all)")
+    command.add_argument("--seed", type=_seed, default=0)
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_manifest)
 
 
 def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -128,6 +151,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) > 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 1024")
+    return int(text)
+
+
 def _seed(text: str) -> int:
     if not text.isdigit() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^32 - 1")
@@ -158,6 +187,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from mmtard_bench.data.hub import told
     from mmtard_bench.evaluation import find_device
     from mmtard_bench.models.loading import load_model
     from mmtard_bench.progress import RunProgress
@@ -167,24 +197,26 @@ def _run(arguments: argparse.Namespace) -> int:
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
     device = find_device(arguments.device)
     status = 0
-    with RunProgress(Console(highlight=False)) as progress:
+    with RunProgress(Console(highlight=False)) as progress, told(progress.say):
         for spec in specs:
-            # What is wrong with one model must not cost the others their turn.
+            # What is wrong with one model or task must not cost the others their turn.
+            records: list[Record] = []
             try:
                 clip = load_model(spec)
-                records = list(
-                    run_model(
-                        clip,
-                        suite,
-                        out=arguments.out,
-                        batch_size=arguments.batch_size,
-                        device=device,
-                        progress=progress,
-                    )
-                )
+                for record in run_model(
+                    clip,
+                    suite,
+                    out=arguments.out,
+                    batch_size=arguments.batch_size,
+                    device=device,
+                    progress=progress,
+                    workers=arguments.workers,
+                ):
+                    records.append(record)
             except InputError as error:
                 _error(str(error))
                 status = STATUS_INPUT
+            if not records:
                 continue
             folder = run_folder(arguments.out, suite, clip)
             text = f"\n{clip.name} on {suite.name}: {folder}\n\n{table_of(records)}\n"
@@ -194,6 +226,32 @@ def _run(arguments: argparse.Namespace) -> int:
                     _error(record.error)
                     status = STATUS_INPUT
     return status
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.suites import load_suite
+
+    suite = load_suite(arguments.suite)
+
+    from mmtard_bench.fetch import fetch
+    from mmtard_bench.runner import with_overrides
+
+    suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
+    problems = fetch(suite, arguments.model, lambda line: print(line, flush=True))
+    for problem in problems:
+        _error(problem)
+    return STATUS_INPUT if problems else 0
+
+
+def _manifest(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.tasks.resolve import find_task, load_manifest
+
+    manifest = load_manifest(find_task(arguments.task), n=arguments.n, seed=arguments.seed)
+    if arguments.json:
+        print(json.dumps(list(manifest.ids), indent=1))
+    else:
+        print("\n".join(manifest.ids))
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -242,6 +300,9 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    if arguments.kind == "tasks" and arguments.json:
+        print(json.dumps(_declarations(), indent=1))
+        return 0
     rows = _listing(arguments.kind)
     if arguments.json:
         print(json.dumps([{"name": name, "description": text} for name, text in rows], indent=1))
@@ -274,6 +335,16 @@ def _listing(kind: str) -> list[tuple[str, str]]:
     if kind == "datasets":
         return [(name, _first_line(registry.datasets.get(name))) for name in registry.datasets]
     return [(name, _first_line(registry.attacks.get(name))) for name in registry.attacks]
+
+
+def _declarations() -> list[dict[str, object]]:
+    """The tasks with all that is known of them; long lists of names by their length."""
+    from mmtard_bench import registry
+
+    tables = [asdict(registry.tasks.get(name)) for name in registry.tasks]
+    for table in tables:
+        table["classes"], table["templates"] = len(table["classes"]), len(table["templates"])
+    return tables
 
 
 def _first_line(item: object) -> str:

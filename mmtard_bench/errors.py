@@ -15,6 +15,10 @@ class StorageError(InputError):
     """A result cannot be written: the disk is full, or the directory read-only."""
 
 
+class DamagedImageError(InputError):
+    """The image of a sample is missing, cut short, or no image: a suite may leave it out."""
+
+
 def explain(error: ValidationError) -> str:
     """The first problems of a pydantic error as one sentence."""
     said = []

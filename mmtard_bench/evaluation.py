@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -16,6 +16,7 @@ from mmtard_bench.attacks.checks import (
     check_square,
     inspect_model,
 )
+from mmtard_bench.data.workers import in_chunks, worker_count
 from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError
@@ -65,6 +66,7 @@ def execute(
     *,
     batch_size: int,
     device: torch.device,
+    workers: int | None = None,
     done: Mapping[str, Sample] | None = None,
     spent: float = 0.0,
     notes: Sequence[str] = (),
@@ -76,17 +78,22 @@ def execute(
 
     ``done`` holds samples settled by an interrupted evaluation of the same identity, ``spent``
     its seconds, ``notes`` its notes and ``embeddings`` those of its batches; ``keep`` is called
-    with every batch that is settled. Whatever the model or the attack does wrong becomes a record
-    with status "error": a failure never counts as robust. Raises InputError for unusable images,
-    and what ``keep`` raises if that is a StorageError.
+    with every batch that is settled. ``workers`` threads decode images while the attack runs (as
+    many as fit if None, none for 0). Whatever the model or the attack does wrong, and images that
+    cannot be used, become a record with status "error": a failure never counts as robust. Raises
+    what ``keep`` raises if that is a StorageError.
     """
     started = time.monotonic()
-    job.data.require_images(job.threat.surface)
     try:
+        job.data.require_images(job.threat.surface, workers=workers)
         with _full_float32():
-            evaluation = _Evaluation(job, batch_size, device, dict(embeddings or {}))
+            evaluation = _Evaluation(
+                job, batch_size, device, worker_count(workers), dict(embeddings or {})
+            )
             doubts = evaluation.inspect()
-            samples, said = evaluation.run(dict(done or {}), list(notes), keep, report)
+            samples, said = evaluation.run(
+                dict(done or {}), [*job.data.notes, *notes], keep, report
+            )
             samples = evaluation.rank_captions(samples)
     except StorageError:
         raise
@@ -183,27 +190,28 @@ class _Evaluation:
         job: Job,
         batch_size: int,
         device: torch.device,
+        workers: int,
         embeddings: dict[str, Embeddings],
     ) -> None:
         self.job = job
         self.embeddings = embeddings
         self.batch_size = batch_size
+        self.workers = workers
         self.device = device
         job.clip.to(device)
         scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
         self.scorer = scorer(job.clip, job.data, device)
 
-    def _images(self, rows: Sequence[int]) -> Tensor:
+    def _image(self, row: int) -> Tensor:
         job = self.job
-        images = job.data.images(rows, surface=job.threat.surface, preprocess=job.clip.preprocess)
-        return images.to(self.device)
+        return job.data.image(row, surface=job.threat.surface, preprocess=job.clip.preprocess)
 
     def inspect(self) -> list[Doubt]:
         """Check the model on the first samples of the manifest."""
         rows = range(min(PROBES, len(self.scorer.labels)))
         return inspect_model(
             self.scorer.classifier,
-            self._images(rows),
+            torch.stack([self._image(row) for row in rows]).to(self.device),
             self.scorer.labels[: len(rows)],
             classes=self.scorer.columns,
             scale=float(self.job.clip.scale()),
@@ -217,42 +225,56 @@ class _Evaluation:
         report: Callable[[Progress], None],
     ) -> tuple[list[Sample], list[str]]:
         """Settle every sample that ``done`` lacks. Returns all of them, in order, and notes."""
+        started = time.monotonic()
+        notes = list(dict.fromkeys(notes))
+        with closing(in_chunks(self._chunks(done), self._image, workers=self.workers)) as chunks:
+            for rows, images in chunks:
+                batch = torch.stack(images).to(self.device)
+                settled = self._settle(rows, batch, done, report, started=started)
+                done.update((sample.id, sample) for sample in settled.samples)
+                notes = list(dict.fromkeys([*notes, *settled.notes]))
+                keep(settled)
+                started = time.monotonic()
+        return [done[sample] for sample in self.job.data.manifest.ids], notes
+
+    def _settle(
+        self,
+        rows: Sequence[int],
+        images: Tensor,
+        done: Mapping[str, Sample],
+        report: Callable[[Progress], None],
+        *,
+        started: float,
+    ) -> Batch:
+        """Attack the samples of a chunk; its seconds count from ``started``."""
         ids = self.job.data.manifest.ids
-        for rows in self._chunks(done):
-            started = time.monotonic()
-            images = self._images(rows)
-            # In one piece for a block: who is attacked together must not follow the batch size.
-            size = self.job.attack.block or self.batch_size
-            verdicts = self.scorer.judge(images, rows, size=size)
-            right = [verdict.right for verdict in verdicts]
-            # Of a block that was cut short and is done again, some samples are in ``done``.
-            here = {ids[row] for row in rows}
-            others = [sample for name, sample in done.items() if name not in here]
-            settled = len(others) + right.count(False)
-            standing = sum(sample.robust for sample in others) + right.count(True)
-            seen = len(others) + len(rows)
+        # In one piece for a block: who is attacked together must not follow the batch size.
+        size = self.job.attack.block or self.batch_size
+        verdicts = self.scorer.judge(images, rows, size=size)
+        right = [verdict.right for verdict in verdicts]
+        # Of a block that was cut short and is done again, some samples are in ``done``.
+        here = {ids[row] for row in rows}
+        others = [sample for name, sample in done.items() if name not in here]
+        settled = len(others) + right.count(False)
+        standing = sum(sample.robust for sample in others) + right.count(True)
+        seen = len(others) + len(rows)
 
-            def decided(
-                count: int, broken: int, s: int = settled, up: int = standing, seen: int = seen
-            ) -> None:
-                report(Progress(s + count, up - broken, seen, len(ids)))
+        def decided(count: int, broken: int) -> None:
+            report(Progress(settled + count, standing - broken, seen, len(ids)))
 
-            decided(0, 0)
-            attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
-            clean = images[torch.tensor(right, device=images.device)]
-            result = self._attack(clean, attacked, decided)
-            after = self._confirm(attacked, clean, result)
-            samples = self._samples(dict(zip(rows, verdicts, strict=True)), attacked, after, result)
-            done.update((sample.id, sample) for sample in samples)
-            notes = list(dict.fromkeys([*notes, *result.notes]))
-            found = [
-                (v.embedding, after.get(row, v).embedding)
-                for row, v in zip(rows, verdicts, strict=True)
-                if v.embedding
-            ]
-            self.embeddings.update(zip((s.id for s in samples), found, strict=False))
-            keep(Batch(samples, result.notes, time.monotonic() - started, found))
-        return [done[sample] for sample in ids], notes
+        decided(0, 0)
+        attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
+        clean = images[torch.tensor(right, device=images.device)]
+        result = self._attack(clean, attacked, decided)
+        after = self._confirm(attacked, clean, result)
+        samples = self._samples(dict(zip(rows, verdicts, strict=True)), attacked, after, result)
+        found = [
+            (v.embedding, after.get(row, v).embedding)
+            for row, v in zip(rows, verdicts, strict=True)
+            if v.embedding
+        ]
+        self.embeddings.update(zip((s.id for s in samples), found, strict=False))
+        return Batch(samples, result.notes, time.monotonic() - started, found)
 
     def rank_captions(self, samples: list[Sample]) -> list[Sample]:
         """In retrieval, the samples with the ranks of their captions among all images."""

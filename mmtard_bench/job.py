@@ -43,7 +43,7 @@ class Job:
             preprocessing=self.clip.preprocessing(),
         )
         task = self.data.task
-        classes, templates = list(self.data.classes), list(task.templates)
+        classes, templates = list(self.data.classes), list(self.data.templates)
         # Another tokenizer makes other prompts: the tokens of one template tell them apart.
         tokens = self.clip.tokenizer([templates[0].replace("{}", name) for name in classes])
         prompts = [classes, templates, tokens.tolist()]
@@ -54,7 +54,7 @@ class Job:
             split=task.split,
             convert_rgb=task.convert_rgb,
             n_classes=len(self.data.classes),
-            templates=list(task.templates),
+            templates=templates,
             prompts_digest=digest_of(prompts),
             metric=task.metric,
         )

@@ -81,6 +81,10 @@ class RunProgress(Live):
         self._started = self._spoke = time.monotonic()
         self._bar = self.bars.add_task(label, total=total, completed=settled, robust="-")
 
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def stop(self) -> None:
         """End the record: its bar goes."""
         if self._bar is not None:

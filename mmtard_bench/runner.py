@@ -58,24 +58,39 @@ def run_model(
     batch_size: int,
     device: torch.device,
     progress: RunProgress,
+    workers: int | None = None,
 ) -> Iterator[Record]:
     """Evaluate one model on a suite; yields every record as soon as it is on disk.
 
     Records of this very configuration that are finished are read, not made again; failed ones
     are tried again. Raises InputError if another process works in the same run directory, if a
-    record there was edited, or if one cannot be written.
+    record there was edited, or if one cannot be written; and, after all other tasks had their
+    turn, if the data of one could not be had.
     """
     folder = run_folder(out, suite, clip)
+    missing: list[InputError] = []
     with only_process(folder):
         for task, threats in suite.plan:
-            data = load_task(task, n=suite.n, seed=suite.seed)
+            try:
+                data = load_task(task, n=suite.n, seed=suite.seed, skip_damaged=suite.skip_damaged)
+            except InputError as error:
+                missing.append(error)
+                progress.say(f"{clip.name} {task.name}: FAILED: {error}")
+                continue
             for threat in threats:
                 job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
-                yield _run_record(job, folder, batch_size, device, progress)
+                yield _run_record(job, folder, batch_size, device, progress, workers)
+    if missing:
+        raise InputError(" ".join(map(str, missing)))
 
 
 def _run_record(
-    job: Job, folder: Path, batch_size: int, device: torch.device, progress: RunProgress
+    job: Job,
+    folder: Path,
+    batch_size: int,
+    device: torch.device,
+    progress: RunProgress,
+    workers: int | None,
 ) -> Record:
     identity = job.identity
     path = folder / _file_name(job.data.task.name, job.threat, identity)
@@ -98,6 +113,7 @@ def _run_record(
         job,
         batch_size=batch_size,
         device=device,
+        workers=workers,
         done=settled,
         spent=sum(batch.seconds for batch in done),
         notes=[note for batch in done for note in batch.notes],
@@ -122,7 +138,7 @@ def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:
             f"{name}: clean {percent(results.clean_accuracy)}%, "
             f"robust {percent(results.robust_accuracy)}% ({how})"
         )
-    progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    progress.say(text)
 
 
 @contextmanager

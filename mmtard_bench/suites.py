@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError, explain
-from mmtard_bench.tasks.resolve import DEFAULT_TEMPLATE, find_task
+from mmtard_bench.tasks.hub_tasks import imagenet_classes
+from mmtard_bench.tasks.resolve import default_templates, find_task
 from mmtard_bench.types import Eps, Metric, Suite, Surface, Task, ThreatModel, ThreatNorm
 
 T = TypeVar("T", bound=BaseModel)
@@ -30,7 +31,7 @@ class TaskTable(_Strict):
 
     name: str = Field(min_length=1)
     data: str = Field(min_length=1)
-    templates: list[str] = Field(default=[DEFAULT_TEMPLATE], min_length=1)
+    templates: list[str] | None = Field(default=None, min_length=1)
     classes: list[str] | Literal["imagenet-1k"] = []
     classes_file: str | None = None
     split: str | None = None
@@ -39,6 +40,10 @@ class TaskTable(_Strict):
     convert_rgb: bool = False
     metric: Metric = "zero-shot classification"
     description: str = ""
+    n_classes: int | None = Field(default=None, ge=2)
+    samples: int | None = Field(default=None, ge=1)
+    shard_samples: int | None = Field(default=None, ge=1)
+    samples_file: str | None = Field(default=None, min_length=1)
 
 
 class _ThreatTable(_Strict):
@@ -57,6 +62,7 @@ class _SuiteFile(_Strict):
     n: int = Field(ge=1)
     seed: int = Field(ge=0, lt=2**32)
     block: int = Field(default=64, ge=1)
+    skip_damaged: bool = False
     tasks: list[str | TaskTable] = Field(min_length=1)
     threats: list[_ThreatTable] = Field(min_length=1)
 
@@ -133,7 +139,7 @@ def _assemble(parsed: _SuiteFile) -> Suite:
     plan = _plan(parsed.name, tasks, threats, only)
     meaning: dict[str, Any] = {
         "protocol": parsed.protocol,
-        "tasks": [{**asdict(task), "description": ""} for task in tasks],
+        "tasks": [_meaning(task) for task in tasks],
         "threats": [threat.name for threat in threats],
         "n": parsed.n,
         "seed": parsed.seed,
@@ -141,6 +147,8 @@ def _assemble(parsed: _SuiteFile) -> Suite:
     }
     if only:
         meaning["only"] = {name: sorted(named) for name, named in only.items()}
+    if parsed.skip_damaged:
+        meaning["skip_damaged"] = True
     return Suite(
         name=parsed.name,
         description=parsed.description,
@@ -149,6 +157,7 @@ def _assemble(parsed: _SuiteFile) -> Suite:
         n=parsed.n,
         seed=parsed.seed,
         block=parsed.block,
+        skip_damaged=parsed.skip_damaged,
         digest=hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest(),
     )
 
@@ -187,11 +196,25 @@ def _require_protocol(parsed: _SuiteFile, threats: tuple[ThreatModel, ...]) -> N
         )
 
 
+def _meaning(task: Task) -> dict[str, Any]:
+    """What of a task decides a result. Keys of later versions count where they say something."""
+    values = {**asdict(task), "description": ""}
+    for key in ("licence", "citation", "surface", "shard_samples"):
+        del values[key]
+    for key in ("n_classes", "samples", "samples_file"):
+        if values[key] is None:
+            del values[key]
+    return values
+
+
 def resolve_task(table: str | TaskTable) -> Task:
     """The task that a suite or recipe names or declares. Raises InputError."""
     if isinstance(table, str):
         return find_task(table)
-    for template in table.templates:
+    templates = default_templates(table.data)
+    if table.templates is not None:
+        templates = tuple(table.templates)
+    for template in templates:
         if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
             raise InputError(
                 f"The template '{template}' of the task '{table.name}' needs exactly one {{}} "
@@ -200,7 +223,7 @@ def resolve_task(table: str | TaskTable) -> Task:
     return Task(
         name=table.name,
         data=table.data,
-        templates=tuple(table.templates),
+        templates=templates,
         classes=_classes(table),
         split=table.split,
         image_column=table.image_column,
@@ -208,14 +231,16 @@ def resolve_task(table: str | TaskTable) -> Task:
         convert_rgb=table.convert_rgb,
         metric=table.metric,
         description=table.description,
+        n_classes=table.n_classes,
+        samples=table.samples,
+        shard_samples=table.shard_samples,
+        samples_file=table.samples_file,
     )
 
 
 def _classes(table: TaskTable) -> tuple[str, ...]:
     if table.classes == "imagenet-1k":
-        from open_clip import IMAGENET_CLASSNAMES
-
-        return tuple(IMAGENET_CLASSNAMES)
+        return imagenet_classes()
     if table.classes_file is None:
         return tuple(table.classes)
     if table.classes:

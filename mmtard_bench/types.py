@@ -99,11 +99,19 @@ class Task:
     """Zero-shot classification of one data set with one set of prompts, or retrieval.
 
     ``data`` is a registered data set or a spec: ``parquet:FILES``, ``imagefolder:DIR``,
-    ``hub:ORG/NAME[@REVISION]``. ``classes`` overrides the names that the data set carries (one
-    name a label, in label order). An empty ``label_column`` says that the data has no labels: it
-    can train a method that needs none, but not score a model. Each template has one ``{}`` for
-    the class name. With ``convert_rgb`` images that are not 8-bit RGB are converted as Pillow
-    does; without, they are refused.
+    ``hub:ORG/NAME[@REVISION]``, ``wds:ORG/NAME[@REVISION]``, ``wds:DIR``; a path may begin with
+    the name of an environment variable, ``$NAME``. ``classes`` overrides the names that the data
+    set carries (one name a label, in label order). An empty ``label_column`` says that the data
+    has no labels: it can train a method that needs none, but not score a model. Each template has
+    one ``{}`` for the class name; without templates, the data set's own are used. With
+    ``convert_rgb`` images that are not 8-bit RGB are converted as Pillow does; without, they are
+    refused.
+
+    ``n_classes`` is how many classes there must be. ``samples`` is how many samples the split
+    has: the ids of a ``wds:`` data set then follow without its shards, of which only those that
+    are needed are downloaded; ``shard_samples``, how many a full shard has, helps to guess which.
+    ``samples_file`` lists the ids that may be drawn, one a line. ``surface`` is the one that the
+    protocol of the task attacks.
 
     For the metric "retrieval" the data are images with captions: ``label_column`` names the column
     of captions (a list of strings, or one string with a caption a line), and ``templates`` is what
@@ -120,6 +128,13 @@ class Task:
     convert_rgb: bool = False
     metric: Metric = "zero-shot classification"
     description: str = ""
+    n_classes: int | None = None
+    samples: int | None = None
+    shard_samples: int | None = None
+    samples_file: str | None = None
+    surface: Surface = "native"
+    licence: str = ""
+    citation: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,8 @@ class Suite:
     """Tasks with their threat models + sample count + seed. Its meaning never changes.
 
     ``plan`` gives the threat models of each task, in order. Reference attacks work on blocks of
-    ``block`` consecutive samples. ``digest`` hashes what the suite means, not how its file is
+    ``block`` consecutive samples. With ``skip_damaged``, samples whose images are damaged are left
+    out, and records say which. ``digest`` hashes what the suite means, not how its file is
     written.
     """
 
@@ -150,6 +166,7 @@ class Suite:
     seed: int
     block: int
     digest: str
+    skip_damaged: bool = False
 
     @property
     def threats(self) -> tuple[ThreatModel, ...]:

@@ -22,7 +22,7 @@ LAYERS = [
     {"job"},
     {"evaluation"},
     {"progress"},
-    {"runner"},
+    {"runner", "fetch"},
     {"train"},
     {"doctor", "cli", "__main__"},
 ]

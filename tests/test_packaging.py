@@ -21,6 +21,8 @@ def test_the_wheel_is_whole_and_small(tmp_path):
         "mmtard_bench/models/weights/tiny-clip/open_clip_model.safetensors",
         "mmtard_bench/models/weights/student-mmt-ard.safetensors",
         "mmtard_bench/models/weights/teacher-robust.json",
+        "mmtard_bench/tasks/imagenet_classes.txt",
+        "mmtard_bench/tasks/imagenet_templates.txt",
         "mmtard_bench/train/recipes/digits/mmt-ard.toml",
     } <= set(sizes)
     assert not any(name.startswith(("tests", "leaderboard", "runs")) for name in sizes)

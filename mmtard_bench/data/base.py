@@ -1,8 +1,11 @@
 """What a data set is to the rest of the package, and which of its samples an evaluation uses."""
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,8 +13,11 @@ from numpy.typing import NDArray
 
 from mmtard_bench.errors import InputError
 
-OUTSIDE = ("parquet", "imagefolder", "hub")
+OUTSIDE = ("parquet", "imagefolder", "hub", "wds")
 """What the data spec of a task from outside begins with, before a colon."""
+
+ROBUSTBENCH_LIST = "ROBUSTBENCH_IMAGENET_LIST"
+"""The environment variable that names RobustBench's list of 5,000 ImageNet images."""
 
 Pixels = NDArray[np.uint8]
 """One image, (H, W, 3), 8 bits a channel."""
@@ -21,7 +27,9 @@ class Dataset(Protocol):
     """Labelled images, addressed by position and named by id.
 
     ``revision`` pins the content: two data sets of one revision hold the same bytes under the
-    same ids. ``class_names`` is empty where the source does not name its classes.
+    same ids. ``class_names`` is empty where the source does not name its classes. A data set that
+    carries prompts has them in ``templates``, with {} for the class. ``labels`` may be looked up
+    one by one: only those of the samples that are used are asked for.
     """
 
     @property
@@ -58,26 +66,98 @@ class Manifest:
     ids: tuple[str, ...]
 
 
-def draw_manifest(dataset: Dataset, *, n: int | None, seed: int) -> Manifest:
+def draw_manifest(
+    dataset: Dataset, *, n: int | None, seed: int, among: Collection[str] | None = None
+) -> Manifest:
     """Draw ``n`` samples (all of them for None), from (revision, seed, n) alone.
+
+    ``among`` names the samples that may be drawn; all of them if None.
 
     Samples are ranked by a hash of (revision, seed, id), so the draw depends neither on the
     order in which the source lists them nor on anything about the run, and a smaller draw is
     the beginning of a larger one.
 
-    Raises InputError if the data set is empty, holds an id twice, or has fewer than n samples.
+    Raises InputError if the data set is empty, holds an id twice, lacks one of ``among``, or has
+    fewer than n samples.
     """
     ids = dataset.ids
     if not ids:
         raise InputError("The data set is empty: expected at least one labelled image.")
     if len(set(ids)) != len(ids):
         raise InputError("The data set uses one sample id twice; ids must be unique.")
-    if n is not None and not 1 <= n <= len(ids):
+    chosen = range(len(ids)) if among is None else _positions(ids, among)
+    if n is not None and not 1 <= n <= len(chosen):
         raise InputError(
-            f"n = {n} samples were asked for, but the data set holds {len(ids)}; "
-            f"ask for 1 to {len(ids)}."
+            f"n = {n} samples were asked for, but the data set holds {len(chosen)}; "
+            f"ask for 1 to {len(chosen)}."
         )
     prefix = f"{dataset.revision}|{seed}|"
-    ranks = [hashlib.sha256((prefix + sample).encode()).digest() for sample in ids]
-    order = sorted(range(len(ids)), key=ranks.__getitem__)[:n]
+    ranks = {i: hashlib.sha256((prefix + ids[i]).encode()).digest() for i in chosen}
+    order = sorted(chosen, key=ranks.__getitem__)[:n]
     return Manifest(indices=tuple(order), ids=tuple(ids[i] for i in order))
+
+
+def _positions(ids: Sequence[str], among: Collection[str]) -> Sequence[int]:
+    wanted = set(among)
+    chosen = [i for i, sample in enumerate(ids) if sample in wanted]
+    if len(chosen) != len(wanted):
+        missing = sorted(wanted.difference(ids))
+        raise InputError(
+            f"{len(missing)} of the {len(wanted)} samples that the task lists are not in the data "
+            f"set, '{missing[0]}' for one; its ids look like '{ids[0]}'. Check that the list "
+            "belongs to the data, and that the data is whole."
+        )
+    return chosen
+
+
+def local_path(text: str, what: str) -> Path:
+    """A path; one that begins with $NAME begins with what that environment variable says.
+
+    So a suite can be the same on every machine, and a record holds no path of the one it was
+    made on. Raises InputError, with ``what`` needs it, if the variable is not set.
+    """
+    if not text.startswith("$"):
+        return Path(text)
+    name, _, rest = text[1:].partition("/")
+    value = os.environ.get(name)
+    if not value:
+        raise InputError(
+            f"{what} is where the environment variable {name} says, which is not set. Set it to "
+            "the folder or file, and run the same command again."
+        )
+    return Path(value, rest) if rest else Path(value)
+
+
+def sample_list(text: str, what: str) -> tuple[str, ...]:
+    """The ids in a ``samples_file``, one a line. Raises InputError if it cannot be read.
+
+    "robustbench" stands for RobustBench's 5,000 ImageNet images: the file that the environment
+    variable ROBUSTBENCH_IMAGENET_LIST names, or the one in the installed package.
+    """
+    path = local_path(text, what)
+    if text == "robustbench":
+        path = _robustbench_list(what)
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what}: the list of samples cannot be read: {error}.") from error
+    ids = tuple(line.strip() for line in lines if line.strip())
+    if not ids or len(set(ids)) != len(ids):
+        raise InputError(f"{what}: the list of samples {path} is empty or names one twice.")
+    return ids
+
+
+def _robustbench_list(what: str) -> Path:
+    named = os.environ.get(ROBUSTBENCH_LIST)
+    if named:
+        return Path(named)
+    package = find_spec("robustbench")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        path = Path(folder) / "helper_files" / "imagenet_test_image_ids.txt"
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{what} uses RobustBench's list of ImageNet images, and no installed package holds it: "
+        f"set {ROBUSTBENCH_LIST} to the file imagenet_test_image_ids.txt of RobustBench's "
+        "repository (lines such as n01440764/ILSVRC2012_val_00009111.JPEG)."
+    )

@@ -2,11 +2,9 @@
 
 import glob
 import hashlib
-import io
 import logging
 import os
-import re
-import struct
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-from huggingface_hub import HfApi
-from PIL import Image
 
-from mmtard_bench.data.base import CaptionedDataset, Pixels, split_captions
-from mmtard_bench.errors import InputError
+from mmtard_bench.data.base import CaptionedDataset, Pixels, local_path, sample_list, split_captions
+from mmtard_bench.data.decode import decode
+from mmtard_bench.data.hub import cached_files, check_cache, resolve_commit, run
+from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.types import Task
 
 
@@ -84,52 +81,26 @@ class TableDataset:
     def image(self, index: int) -> Pixels:
         value = self.table[index][self.task.image_column]
         if value is None or (value["bytes"] is None and value["path"] is None):
-            raise InputError(f"{self._sample(index)} is missing.")
+            raise DamagedImageError(f"{self._sample(index)} is missing.")
         data = value["bytes"]
         if data is None:
             try:
                 data = Path(value["path"]).read_bytes()
             except OSError as error:
-                raise InputError(f"{self._sample(index)} cannot be read: {error}.") from error
+                raise DamagedImageError(
+                    f"{self._sample(index)} cannot be read: {error}."
+                ) from error
         return decode(data, self._sample(index), convert_rgb=self.task.convert_rgb)
 
     def _sample(self, index: int) -> str:
         return f"{self.task.data}: the image of sample '{self.ids[index]}'"
 
 
-def decode(data: bytes, what: str, *, convert_rgb: bool) -> Pixels:
-    """Decode an image file to (H, W, 3) uint8.
-
-    Raises InputError if it is damaged or, unless ``convert_rgb``, anything but 8-bit RGB.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            mode = "16-bit" if _png_depth(data) == 16 else image.mode
-            if mode == "RGB" or convert_rgb:
-                return np.array(image.convert("RGB"), dtype=np.uint8)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others
-        raise InputError(f"{what} is damaged or no image: {error}") from error
-    kind = {"L": "grey", "LA": "grey", "1": "black and white", "P": "a palette image"}
-    kind |= {"RGBA": "RGBA", "I;16": "16-bit", "I": "16-bit", "CMYK": "CMYK"}
-    raise InputError(
-        f"{what} is {kind.get(mode, mode)}; expected 8-bit RGB. Convert it, or set "
-        "convert_rgb = true in the task to have it converted as Pillow does."
-    )
-
-
-def _png_depth(data: bytes) -> int | None:
-    """The bits a channel of a PNG file: Pillow reads 16-bit colour as 8-bit without a word."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 25:
-        return None
-    return int(struct.unpack(">B", data[24:25])[0])
-
-
 def open_outside(task: Task) -> CaptionedDataset:
     """Open ``task.data`` (``parquet:``, ``imagefolder:`` or ``hub:``). Raises InputError."""
     datasets.disable_progress_bars()
-    for name in ("datasets", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # What it logs before it raises says nothing more.
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     scheme, _, where = task.data.partition(":")
     open_it = {"parquet": _open_parquet, "imagefolder": _open_folder, "hub": _open_hub}[scheme]
     table, revision = open_it(task, where)
@@ -159,12 +130,13 @@ def _cast_image(task: Task, table: "datasets.Dataset") -> "datasets.Dataset":
 def _load(task: Task, builder: str, **arguments: Any) -> "datasets.Dataset":
     try:
         loaded = datasets.load_dataset(builder, **arguments)
-    except Exception as error:  # datasets, arrow and network errors have no common base
+    except Exception as error:  # datasets, arrow and system errors have no common base
         lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{task.data} could not be read: {lines[0]} Check the name, the files and, for hub "
-            "names, the network; with HF_HUB_OFFLINE=1 only what is in the cache can be used."
-        ) from error
+        raise InputError(f"{task.data} could not be read: {lines[0]} Check the files.") from error
+    return _split(task, loaded)
+
+
+def _split(task: Task, loaded: Any) -> "datasets.Dataset":
     splits = list(loaded)
     split = task.split or (splits[0] if len(splits) == 1 else "")
     if split not in splits:
@@ -176,7 +148,8 @@ def _load(task: Task, builder: str, **arguments: Any) -> "datasets.Dataset":
 
 
 def _open_parquet(task: Task, where: str) -> tuple["datasets.Dataset", str]:
-    files = sorted(glob.glob(where)) if glob.has_magic(where) else where.split(",")  # noqa: PTH207
+    names = [str(local_path(name, task.data)) for name in where.split(",")]
+    files = sorted(glob.glob(names[0])) if glob.has_magic(where) else names  # noqa: PTH207
     missing = [name for name in files if not Path(name).is_file()]
     if missing or not files:
         raise InputError(
@@ -191,8 +164,12 @@ def _open_parquet(task: Task, where: str) -> tuple["datasets.Dataset", str]:
 
 
 def _open_folder(task: Task, where: str) -> tuple["datasets.Dataset", str]:
-    folder = Path(where)
+    folder = local_path(where, task.data)
     files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
+    if task.samples_file is not None:
+        # What the others hold can change nothing, and ImageNet is 6 GB.
+        listed = set(sample_list(task.samples_file, task.name))
+        files = [path for path in files if path.relative_to(folder).as_posix() in listed]
     if not files:
         raise InputError(
             f"{task.data}: there is no such folder, or it is empty; expected one folder of "
@@ -226,13 +203,29 @@ def _open_hub(task: Task, where: str) -> tuple["datasets.Dataset", str]:
             f"{task.data}: there is a local '{name}' here, which would be read in place of the "
             "hub's; run in another directory, or use parquet: or imagefolder:."
         )
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        try:
-            revision = str(HfApi().dataset_info(name, revision=revision or None).sha)
-        except Exception as error:  # network, offline, missing and gated repositories, bad names
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise InputError(
-                f"{task.data} could not be looked up on the hub: {lines[0]} Check the name and "
-                "the network; offline, name a commit that is in the cache: hub:ORG/NAME@COMMIT."
-            ) from error
-    return _load(task, name, revision=revision), f"{name}@{revision}"
+    commit = resolve_commit(task.data, name, revision)
+    known = cached_files(name)
+    try:
+        table = _split(task, run(task.data, lambda: datasets.load_dataset(name, revision=commit)))
+        _require_sound(task, name, known, table)
+    except InputError:
+        # Wrong bytes may well be what the library stumbled over.
+        _require_sound(task, name, known, None)
+        raise
+    return table, f"{name}@{commit}"
+
+
+def _require_sound(
+    task: Task, name: str, known: set[Path], table: "datasets.Dataset | None"
+) -> None:
+    """Raise InputError if what was downloaded is not what the hub's checksums say; forget it."""
+    damaged = check_cache(name, known=known)[1]
+    if not damaged:
+        return
+    for made in table.cache_files if table else []:
+        # What the library made of the files.
+        shutil.rmtree(Path(made["filename"]).parent, ignore_errors=True)
+    raise InputError(
+        f"{task.data}: what arrived as {damaged[0]} does not have the checksum that the hub "
+        "states. It was taken out of the cache again; run the same command again."
+    )

@@ -2,6 +2,7 @@
 
 from mmtard_bench.data.digits import INK_CAPTION
 from mmtard_bench.registry import register_task
+from mmtard_bench.tasks.hub_tasks import TASKS
 from mmtard_bench.types import Task
 
 DIGIT_TEMPLATE = "a photo of the digit {}"
@@ -62,3 +63,5 @@ register_task(
         description="for training: name the digit, on images like those of training",
     )
 )
+for _task in TASKS:
+    register_task(_task)

@@ -18,18 +18,28 @@ from mmtard_bench.data.base import (
     Manifest,
     Pixels,
     draw_manifest,
+    sample_list,
 )
-from mmtard_bench.errors import InputError
+from mmtard_bench.data.workers import in_order, worker_count
+from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.types import Surface, Task
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
+KEPT = 2**29
+"""Bytes of decoded images that a ``TaskData`` keeps; what does not fit is decoded again."""
+
+
+def default_templates(data: str) -> tuple[str, ...]:
+    """The templates of a task that names none: those in its data, where data has them."""
+    return () if data.startswith("wds:") else (DEFAULT_TEMPLATE,)
+
 
 def find_task(name: str) -> Task:
-    """A registered task, or a data spec with the default template and its own class names."""
+    """A registered task, or a data spec with the default templates and its own class names."""
     if name.partition(":")[0] in OUTSIDE:
-        return Task(name=name, data=name, templates=(DEFAULT_TEMPLATE,))
+        return Task(name=name, data=name, templates=default_templates(name))
     return registry.tasks.get(name)
 
 
@@ -39,15 +49,18 @@ class TaskData:
 
     In retrieval ``classes`` are the captions of the gallery and ``matches`` has the places of each
     sample's own captions in it; its label is the first of them.
+    ``notes`` say what a record must say about them: which samples were left out, for one.
     """
 
     task: Task
     revision: str
     classes: tuple[str, ...]
+    templates: tuple[str, ...]
     manifest: Manifest
     labels: tuple[int, ...]
     dataset: Dataset
     matches: tuple[tuple[int, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def at(self, rows: Sequence[int]) -> "TaskData":
         """The same task with some of its samples, in the order given."""
@@ -57,46 +70,144 @@ class TaskData:
         matches = tuple(self.matches[i] for i in rows) if self.matches else ()
         return replace(self, manifest=manifest, labels=labels, matches=matches)
 
+    def pixels(self, row: int) -> Pixels:
+        """The image of a sample, 8-bit. Raises InputError if it is unusable."""
+        found = self._kept.images.get(row)
+        if found is None:
+            found = self.dataset.image(self.manifest.indices[row])
+            self._kept.keep(row, found)
+        return found
+
     @cached_property
-    def pixels(self) -> list[Pixels]:
-        """The images, 8-bit; decoded once. Raises InputError for the first unusable one."""
-        return [self.dataset.image(i) for i in self.manifest.indices]
+    def _kept(self) -> "_Kept":
+        return _Kept()
+
+    def image(self, row: int, *, surface: Surface, preprocess: Preprocess) -> Tensor:
+        """An image, (3, H, W) in [0, 1], at the resolution that the attack works on."""
+        pixels = np.ascontiguousarray(self.pixels(row).transpose(2, 0, 1))
+        image = torch.from_numpy(pixels).float() / 255
+        return preprocess.resize(image[None])[0] if surface == "model" else image
 
     def images(self, rows: Sequence[int], *, surface: Surface, preprocess: Preprocess) -> Tensor:
-        """Some images, (N, 3, H, W) in [0, 1], at the resolution that the attack works on."""
-        tensors = [
-            torch.from_numpy(np.ascontiguousarray(self.pixels[i].transpose(2, 0, 1))).float() / 255
-            for i in rows
-        ]
-        if surface == "model":
-            tensors = [preprocess.resize(image[None])[0] for image in tensors]
-        return torch.stack(tensors)
+        """Some images, (N, 3, H, W) in [0, 1]; see ``image``."""
+        return torch.stack(
+            [self.image(row, surface=surface, preprocess=preprocess) for row in rows]
+        )
 
-    def require_images(self, surface: Surface) -> None:
-        """Decode every image, and for the native surface see that all have one size.
+    def _inspect(self, workers: int | None) -> "_Findings":
+        """Decode every image, once."""
 
-        Raises InputError, naming the first sample that will not do.
+        def look(row: int) -> tuple[int, ...] | str:
+            try:
+                return self.pixels(row).shape
+            except DamagedImageError as error:
+                return str(error)
+
+        if self._kept.findings is None:
+            count = worker_count(workers)
+            seen = list(in_order(range(len(self.labels)), look, workers=count))
+            self._kept.findings = _Findings(
+                [shape for shape in seen if not isinstance(shape, str)],
+                {row: said for row, said in enumerate(seen) if isinstance(said, str)},
+            )
+        return self._kept.findings
+
+    def require_images(self, surface: Surface, *, workers: int | None = None) -> None:
+        """Decode every image once, and for the native surface see that all have one size.
+
+        Raises InputError, naming samples that will not do.
         """
-        first = self.pixels[0].shape
-        if surface == "model":
-            return
-        for sample, image in zip(self.manifest.ids, self.pixels, strict=True):
-            if image.shape != first:
+        findings = self._inspect(workers)
+        shapes, damaged = findings.shapes, findings.damaged
+        if damaged:
+            named = [self.manifest.ids[row] for row in damaged]
+            others = f" ({len(named)} of {len(self.labels)} images are damaged: {_few(named)}.)"
+            raise DamagedImageError(
+                f"{next(iter(damaged.values()))}{others if len(named) > 1 else ''} Get the data "
+                "again, or leave such samples out: skip_damaged = true in the suite."
+            )
+        first = shapes[0]
+        for sample, shape in zip(self.manifest.ids, shapes, strict=True):
+            if surface == "native" and shape != first:
                 raise InputError(
                     f"{self.task.data} mixes image sizes: sample '{self.manifest.ids[0]}' is "
-                    f"{first[1]}x{first[0]}, sample '{sample}' is {image.shape[1]}x"
-                    f"{image.shape[0]}. The surface 'native' needs one size; use the surface "
+                    f"{first[1]}x{first[0]}, sample '{sample}' is {shape[1]}x"
+                    f"{shape[0]}. The surface 'native' needs one size; use the surface "
                     "'model', which resizes every image first."
                 )
 
+    def without_damaged(self) -> "TaskData":
+        """The samples whose images can be read, with a note on the others.
 
-def load_task(task: Task, *, n: int | None, seed: int) -> TaskData:
-    """Open a task's data and draw samples to score. Raises InputError for anything unusable."""
+        Raises DamagedImageError if none can.
+        """
+        findings = self._inspect(None)
+        damaged = findings.damaged
+        if not damaged:
+            return self
+        if not findings.shapes:
+            self.require_images("model")
+        named = ", ".join(self.manifest.ids[row] for row in damaged)
+        note = (
+            f"{len(damaged)} of {len(self.labels)} samples were left out, their images are "
+            f"damaged: {named}"
+        )
+        kept = self.at([row for row in range(len(self.labels)) if row not in damaged])
+        return replace(kept, notes=(*self.notes, note))
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """Shapes of the images that can be read, and what is wrong with the other rows."""
+
+    shapes: list[tuple[int, ...]]
+    damaged: dict[int, str]
+
+
+class _Kept:
+    """What a ``TaskData`` knows of its images: some of them decoded, and what was found."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, Pixels] = {}
+        self.bytes = 0
+        self.findings: _Findings | None = None
+
+    def keep(self, row: int, image: Pixels) -> None:
+        """Keep an image, if it still fits. Threads that come together may keep one more each."""
+        if self.bytes + image.nbytes <= KEPT and row not in self.images:
+            self.images[row] = image
+            self.bytes += image.nbytes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def load_task(task: Task, *, n: int | None, seed: int, skip_damaged: bool = False) -> TaskData:
+    """Open a task's data and draw samples to score. Raises InputError for anything unusable.
+
+    With ``skip_damaged`` those whose images are damaged are left out, which ``notes`` say.
+    """
     _require_labels(task)
-    dataset = _open(task)
+    dataset = open_data(task)
     # An empty table has neither classes nor labels: say that first.
-    manifest = draw_manifest(dataset, n=n, seed=seed)
-    return (_gallery if task.metric == "retrieval" else _assemble)(task, dataset, manifest)
+    build = _gallery if task.metric == "retrieval" else _assemble
+    data = build(task, dataset, _draw(task, dataset, n=n, seed=seed))
+    if not skip_damaged:
+        return data
+    kept = data.without_damaged()
+    # Of the gallery, captions go with their images.
+    return replace(build(task, dataset, kept.manifest), notes=kept.notes)
+
+
+def load_manifest(task: Task, *, n: int | None, seed: int) -> Manifest:
+    """The samples that ``load_task`` draws. Of data on the hub only what that needs is fetched."""
+    return _draw(task, open_data(task), n=n, seed=seed)
+
+
+def _draw(task: Task, dataset: Dataset, *, n: int | None, seed: int) -> Manifest:
+    among = None if task.samples_file is None else sample_list(task.samples_file, task.name)
+    return draw_manifest(dataset, n=n, seed=seed, among=among)
 
 
 def load_training_data(task: Task, *, labelled: bool) -> TaskData:
@@ -112,7 +223,7 @@ def load_training_data(task: Task, *, labelled: bool) -> TaskData:
         )
     if labelled:
         _require_labels(task)
-    dataset = _open(task)
+    dataset = open_data(task)
     ids = tuple(dataset.ids)
     if not ids:
         raise InputError(f"{task.data} is empty: expected at least one image.")
@@ -127,9 +238,15 @@ def _require_labels(task: Task) -> None:
         )
 
 
-def _open(task: Task) -> Dataset:
-    if task.data.partition(":")[0] in OUTSIDE:
-        # Imported on use: the library takes a second, and the embedded data needs none of it.
+def open_data(task: Task) -> Dataset:
+    """Open a task's data. Raises InputError if it cannot be had."""
+    scheme = task.data.partition(":")[0]
+    # Imported on use: the libraries take a second, and the embedded data needs none of them.
+    if scheme == "wds":
+        from mmtard_bench.data.webdataset import open_webdataset
+
+        return open_webdataset(task)
+    if scheme in OUTSIDE:
         from mmtard_bench.data.outside import open_outside
 
         return open_outside(task)
@@ -150,24 +267,43 @@ def _gallery(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
         for captions in map(captioned.captions, manifest.indices)
     )
     labels = tuple(own[0] for own in matches)
-    return TaskData(task, dataset.revision, tuple(places), manifest, labels, dataset, matches)
+    return TaskData(
+        task, dataset.revision, tuple(places), task.templates, manifest, labels, dataset, matches
+    )
 
 
 def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
-    """Samples with their classes and labels, checked against each other."""
-    classes = task.classes or dataset.class_names
+    """Samples with their classes, templates and labels, checked against each other."""
+    classes = _classes(task, dataset)
+    templates = task.templates or tuple(getattr(dataset, "templates", ()))
+    if not templates:
+        raise InputError(
+            f"{task.data} brings no prompt templates; give templates = [...] in the task."
+        )
+    labels = tuple(dataset.labels[i] for i in manifest.indices)
+    for sample, label in zip(manifest.ids, labels, strict=True) if task.label_column else ():
+        if not 0 <= label < len(classes):
+            raise InputError(
+                f"{task.data}: sample '{sample}' has the label {label}, but there are "
+                f"{len(classes)} classes; labels go from 0 to {len(classes) - 1}."
+            )
+    return TaskData(task, dataset.revision, classes, templates, manifest, labels, dataset)
+
+
+def _classes(task: Task, dataset: Dataset) -> tuple[str, ...]:
+    """The class names of a task, as many as the data set has classes. Raises InputError."""
+    own = dataset.class_names
+    classes = task.classes or own
     if not classes and task.label_column:
         raise InputError(
             f"{task.data} does not name its classes; give classes = [...] or classes_file = ... "
             "in the task, one name a label."
         )
-    every = dataset.labels
-    labels = tuple(every[i] for i in manifest.indices)
-    for sample, label in zip(dataset.ids, every, strict=True) if task.label_column else ():
-        if not 0 <= label < len(classes):
+    for count, whose in ((len(own), "the data set names"), (task.n_classes, "the task states")):
+        if count and count != len(classes):
             raise InputError(
-                f"{task.data}: sample '{sample}' has the label {label}, but there are "
-                f"{len(classes)} classes; labels go from 0 to {len(classes) - 1}."
+                f"{task.name}: the prompts are for {len(classes)} classes, but {whose} {count}; "
+                "labels would name the wrong classes. Give one class name a label, in label order."
             )
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
@@ -176,4 +312,4 @@ def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
             "logits are equal, and the lower label wins.",
             stacklevel=2,
         )
-    return TaskData(task, dataset.revision, classes, manifest, labels, dataset)
+    return classes

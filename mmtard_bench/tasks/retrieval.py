@@ -97,7 +97,7 @@ class RetrievalScorer:
 
     def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
         self.data = data
-        self.gallery = ZeroShotClassifier(clip, data.classes, data.task.templates, device)
+        self.gallery = ZeroShotClassifier(clip, data.classes, data.templates, device)
         columns = torch.tensor(columns_of(data.matches, len(data.classes)), device=device)
         self.classifier = RetrievalClassifier(self.gallery, columns)
         self.labels = columns[list(data.labels)]

@@ -32,7 +32,7 @@ class ZeroShotScorer:
 
     def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
         self.clip = clip
-        self.classifier = ZeroShotClassifier(clip, data.classes, data.task.templates, device)
+        self.classifier = ZeroShotClassifier(clip, data.classes, data.templates, device)
         self.labels = torch.tensor(data.labels, device=device)
         self.columns = len(data.classes)
 

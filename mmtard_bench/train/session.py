@@ -256,7 +256,7 @@ class Session:
         self.labels = torch.tensor(self.data.labels)
 
     def _head(self, clip: Clip, data: TaskData) -> Head:
-        return head_of(clip, data.classes, data.task.templates, self.accelerator.device)
+        return head_of(clip, data.classes, data.templates, self.accelerator.device)
 
     def _teacher(self, role: Role) -> tuple[Clip, Teacher]:
         recipe = self.recipe

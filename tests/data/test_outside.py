@@ -29,7 +29,7 @@ def test_parquet_files_keep_bytes_labels_and_names(tmp_path):
         ("00000003", 1),
     ]
     for row, i in enumerate(data.manifest.indices):
-        assert np.array_equal(data.pixels[row], decode(GOOD[i], "x", convert_rgb=False))
+        assert np.array_equal(data.pixels(row), decode(GOOD[i], "x", convert_rgb=False))
     assert load_task(find_task(one), n=None, seed=0).revision != data.revision
 
 

@@ -1,0 +1,268 @@
+"""Files of hub repositories: a commit resolved once, downloads checked, every failure a sentence.
+
+Everything goes through ``huggingface_hub`` and its cache, which other programs share. That library
+checks sizes; here checksums are checked as well, and what fails leaves no trace in the cache.
+"""
+
+import errno
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from huggingface_hub import constants, get_session, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from mmtard_bench.errors import InputError
+
+T = TypeVar("T")
+Kind = Literal["dataset", "model"]
+
+LONGEST_WAIT = 300
+"""Seconds that one request may wait in all where the hub limits its rate: its usual window."""
+
+log = logging.getLogger(__name__)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def resolve_commit(spec: str, repository: str, revision: str, *, kind: Kind = "dataset") -> str:
+    """The commit that a revision (a branch, a tag, "" for the default branch) names now.
+
+    Where the hub cannot be asked, what it said last time is in the cache. Raises InputError,
+    with ``spec`` in it, if there is nothing of the kind.
+    """
+    if _COMMIT.fullmatch(revision):
+        return revision
+    folder = run(
+        spec,
+        # Of no file: what is wanted is the commit, and the reference to it that the cache keeps.
+        lambda: snapshot_download(
+            repository, repo_type=kind, revision=revision or None, allow_patterns=[]
+        ),
+    )
+    return Path(folder).name
+
+
+def download(spec: str, repository: str, file: str, commit: str, *, kind: Kind = "dataset") -> Path:
+    """A file of a repository, from the cache or downloaded into it and checked.
+
+    Raises InputError if it cannot be had, or is not what the hub's checksum says.
+    """
+    place = _snapshot(repository, commit, kind) / file
+    if not place.exists():
+        log.info("%s: downloading %s", repository, file)
+        started = time.monotonic()
+        run(spec, lambda: hf_hub_download(repository, file, repo_type=kind, revision=commit))
+        if _is_damaged(place):
+            _forget(place)
+            raise InputError(
+                f"{spec}: what arrived as {file} does not have the checksum that the hub states. "
+                "It was taken out of the cache again; run the same command again."
+            )
+        size, seconds = place.stat().st_size / 1e6, time.monotonic() - started
+        log.info("%s: %s, %.1f MB in %.1f s", repository, file, size, seconds)
+    return place
+
+
+def cached_files(repository: str, kind: Kind = "dataset") -> set[Path]:
+    """All that the cache holds of a repository."""
+    return {path for path in _snapshot(repository, "", kind).rglob("*") if path.is_file()}
+
+
+def check_cache(
+    repository: str, kind: Kind = "dataset", *, known: Collection[Path] = ()
+) -> tuple[int, list[str]]:
+    """Check what the cache holds of a repository: how many files, and which were removed.
+
+    A file that is not what the hub's checksum says is removed, so that it is downloaded again.
+    Those that are ``known`` are left alone.
+    """
+    links = sorted(cached_files(repository, kind).difference(known))
+    damaged = [path for path in links if _is_damaged(path)]
+    for path in damaged:
+        _forget(path)
+    snapshots = _snapshot(repository, "", kind)
+    names = [path.relative_to(snapshots).as_posix().partition("/")[2] for path in damaged]
+    return len(links) - len(damaged), names
+
+
+@contextmanager
+def told(say: Callable[[str], None]) -> Iterator[None]:
+    """Have ``say`` called with a line for every download, and for waiting."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    handler = Handler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def run(spec: str, work: Callable[[], T]) -> T:
+    """Do something with the hub's clients, patiently and quietly. Raises InputError."""
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    waited = 0
+    while True:
+        try:
+            with _rate_limits_raised():
+                return work()
+        except Exception as error:  # the clients' errors have no common base
+            chain = list(_causes(error))
+            limit = next((e for e in chain if isinstance(e, _RateLimitError)), None)
+            if limit is None or waited + limit.seconds > LONGEST_WAIT:
+                raise InputError(f"{spec}: {_explain(chain)}") from error
+            log.info("%s: the hub asks to wait for %d s", spec, limit.seconds)
+            time.sleep(limit.seconds)
+            waited += limit.seconds
+
+
+class _RateLimitError(Exception):
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"429, to be tried again in {seconds} s")
+        self.seconds = seconds
+
+
+def _raise_rate_limit(response: Any) -> None:
+    if response.status_code == 429:
+        # The standard header, or the one of the hub: RateLimit: "api";r=0;t=55
+        stated = re.fullmatch(r"\s*(\d{1,9})\s*", response.headers.get("Retry-After", ""))
+        stated = stated or re.search(r"\bt=(\d{1,9})", response.headers.get("RateLimit", ""))
+        raise _RateLimitError(max(int(stated[1]), 1) if stated else 10)
+
+
+@contextmanager
+def _rate_limits_raised() -> Iterator[None]:
+    """Answer to 429 here: the client library would wait for as long as the server likes."""
+    session = get_session()
+    before = session.event_hooks
+    session.event_hooks = {**before, "response": [*before["response"], _raise_rate_limit]}
+    try:
+        yield
+    finally:
+        session.event_hooks = before
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain(chain: list[BaseException]) -> str:
+    """Why something with the hub failed, and what to do."""
+    first = _first_line(chain[0])
+    status = {e.response.status_code for e in chain if isinstance(e, HfHubHTTPError)}
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(error, kinds) for error in chain)
+
+    full = next((e for e in chain if isinstance(e, OSError) and e.errno in _FULL), None)
+    if full is not None:
+        return (
+            f"the cache {constants.HF_HUB_CACHE} could not be written: {full.strerror}. What is "
+            "whole in it is kept; free space, or set HF_HOME to a folder on a larger disk, and "
+            "run the same command again."
+        )
+    if any_is(_RateLimitError):
+        return (
+            f"the hub limits the rate of requests ({first}). Wait, or log in with `hf auth login` "
+            "for a higher limit, and run the same command again: it goes on from the cache."
+        )
+    if any_is(GatedRepoError) or status & {401, 403}:
+        return (
+            "the hub does not give it to you: it is gated or private, or does not exist. Accept "
+            "its terms on its page, log in with `hf auth login` or set HF_TOKEN, and check the "
+            "name."
+        )
+    if any_is(RevisionNotFoundError):
+        return "the hub's repository has no such revision. Check what follows the @."
+    if any_is(OfflineModeIsEnabled):
+        return (
+            "it is not in the cache, and HF_HUB_OFFLINE is set, so the network is not used. "
+            "Download what a suite needs with mmtard-bench fetch SUITE where there is a network."
+        )
+    unreachable = any_is(LocalEntryNotFoundError, FileMetadataError) or any(map(_is_network, chain))
+    if unreachable or any(code >= 500 for code in status):
+        return (
+            f"the hub could not be reached, or what answered was no hub: {_telling(chain)}. Check "
+            "the network (a proxy or a login page in between?) and run the same command again: "
+            "it goes on from the cache."
+        )
+    if any_is(RepositoryNotFoundError, HFValidationError):
+        return "there is no such repository on the hub. Check the name."
+    if any_is(EntryNotFoundError):
+        address = re.search(r"url: (\S+)", str(chain[0]))
+        return f"a file is missing in the hub's repository: {address[1] if address else first}"
+    if "Consistency check failed" in first:
+        return f"a download was cut short ({first}) and is not kept. Run the same command again."
+    return f"it could not be read: {first} Check the name, the files and the network."
+
+
+def _is_network(error: BaseException) -> bool:
+    return isinstance(error, ConnectionError | TimeoutError) or bool(
+        re.search(r"Connect|Timeout|Protocol|Network", type(error).__name__)
+    )
+
+
+def _telling(chain: list[BaseException]) -> str:
+    """The error of a chain that says most: the deepest of the client's own."""
+    known = [e for e in chain if _is_network(e) or isinstance(e, HfHubHTTPError)]
+    error = known[0] if known else chain[-1]
+    return f"{type(error).__name__}, {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."
+
+
+def _snapshot(repository: str, commit: str, kind: Kind) -> Path:
+    """Where the cache keeps a commit of a repository (huggingface_hub, "Manage your cache")."""
+    folder = f"{kind}s--{repository.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / commit
+
+
+def _is_damaged(link: Path) -> bool:
+    """Whether a cached file is not what its checksum says; False where there is none.
+
+    The cache links a file to one that is named by the hub's checksum: SHA-256 for large files,
+    git's SHA-1 for the others.
+    """
+    stated = link.readlink().name if link.is_symlink() else ""
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", stated):
+        return False
+    digest = hashlib.sha256()
+    if len(stated) == 40:
+        digest = hashlib.sha1(b"blob %d\0" % link.stat().st_size)
+    with link.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() != stated
+
+
+def _forget(link: Path) -> None:
+    link.resolve().unlink(missing_ok=True)
+    link.unlink(missing_ok=True)

@@ -1,0 +1,292 @@
+"""Data sets in the WebDataset layout of CLIP_benchmark: tar shards, class names and templates.
+
+``SPLIT/nshards.txt`` says how many shards ``SPLIT/0.tar``, ``SPLIT/1.tar``, ... there are. A sample
+is two members of a shard: ``KEY.cls`` (its label, in digits) and ``KEY.webp`` (or png, jpg, jpeg).
+``classnames.txt`` and ``zeroshot_classification_templates.txt`` ({c} stands for the class) are at
+the root. (LAION-AI/CLIP_benchmark, webdataset_builder.py: keys are s0000000, s0000001, ... counted
+over all shards; a shard is full at a count or at a size.) Nothing is extracted or executed.
+"""
+
+import hashlib
+import re
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mmtard_bench.data.base import Dataset, Pixels, local_path
+from mmtard_bench.data.decode import decode
+from mmtard_bench.data.hub import download, resolve_commit
+from mmtard_bench.errors import InputError
+from mmtard_bench.types import Task
+
+IMAGES = ("webp", "png", "jpg", "jpeg")
+_BLOCK = 512
+_MOST_SHARDS = 100_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample is in a shard: its label, and its image's first byte and length."""
+
+    label: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file of samples, by key, in their order."""
+
+    path: Path
+    places: dict[str, Place]
+
+    def image(self, key: str) -> bytes:
+        """The image file of a sample."""
+        place = self.places[key]
+        with self.path.open("rb") as file:
+            file.seek(place.offset)
+            return file.read(place.size)
+
+
+def read_shard(path: Path, what: str) -> Shard:
+    """The table of contents of a shard. Raises InputError if it is damaged or not of the layout."""
+    try:
+        members = _members(path)
+        labels, images = _pairs(path, members)
+        if labels.keys() != images.keys():
+            alone = min(labels.keys() ^ images.keys())
+            raise ValueError(f"of the sample '{alone}' there is only the label or only the image")
+    except (OSError, tarfile.TarError, ValueError) as error:
+        start = path.read_bytes()[:40] if path.is_file() else b""
+        looks = f" It begins with {start!r}: no tar archive." if start[:1] == b"<" else ""
+        raise InputError(
+            f"{what} is damaged, or not in the layout of CLIP_benchmark: {error}.{looks} Delete it "
+            "(mmtard-bench fetch does that where the hub states a checksum) and run the same "
+            "command again."
+        ) from error
+    return Shard(path, {key: Place(labels[key], *images[key]) for key in images})
+
+
+def _members(path: Path) -> list[tarfile.TarInfo]:
+    """The members of a whole, uncompressed tar file."""
+    with tarfile.open(path, "r:") as archive:
+        members = archive.getmembers()
+    end = max((m.offset_data + -(-m.size // _BLOCK) * _BLOCK for m in members), default=0)
+    with path.open("rb") as file:
+        file.seek(end)
+        # Two blocks of zeros end an archive. tarfile takes a file that is cut between members.
+        if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
+            raise ValueError("it is cut short")
+    return members
+
+
+def _pairs(
+    path: Path, members: list[tarfile.TarInfo]
+) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+    """Labels, and where images are, by key."""
+    labels: dict[str, int] = {}
+    images: dict[str, tuple[int, int]] = {}
+    with path.open("rb") as file:
+        for member in members:
+            name = re.fullmatch(r"([\w./-]{1,200}?)\.(\w+)", member.name, re.ASCII)
+            if name is None or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                continue
+            key, kind = name[1], name[2].lower()
+            if key in (labels if kind == "cls" else images) and kind in ("cls", *IMAGES):
+                raise ValueError(f"it holds the sample '{key}' twice")
+            if kind in IMAGES:
+                images[key] = (member.offset_data, member.size)
+            elif kind == "cls":
+                file.seek(member.offset_data)
+                text = file.read(min(member.size, 20)).strip()
+                if not re.fullmatch(rb"\d{1,9}", text):
+                    raise ValueError(f"the label of '{key}' is {text!r}, not a whole number")
+                labels[key] = int(text)
+    return labels, images
+
+
+class WebDataset:
+    """Samples in tar shards; implements ``Dataset``.
+
+    ``file`` gives a file of the layout by name, downloading it if it must. Where the task states
+    how many samples there are, their ids follow, and only the shards of those that are used are
+    asked for; else all are.
+    """
+
+    def __init__(self, task: Task, file: Callable[[str], Path], revision: str | None) -> None:
+        self.task = task
+        self.file = file
+        self.split = task.split or "test"
+        self._revision = revision
+        self._shards: dict[int, Shard] = {}
+        self._where: dict[str, int] = {}
+
+    @cached_property
+    def revision(self) -> str:
+        """The commit; of a folder, a hash of its samples, however they are spread over shards."""
+        if self._revision is not None:
+            return self._revision
+        sha = hashlib.sha256()
+        for key in sorted(self.ids):
+            shard = self._shards[self._shard_of(key)]
+            digest = hashlib.sha256(shard.image(key)).hexdigest()
+            sha.update(f"{key} {shard.places[key].label} {digest}\n".encode())
+        return f"sha256:{sha.hexdigest()}"
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """The keys: unique over all shards, so that it does not matter how many there are."""
+        if self.task.samples is not None:
+            return [f"s{i:07d}" for i in range(self.task.samples)]
+        return [key for i in range(self._count) for key in self._shard(i).places]
+
+    @property
+    def labels(self) -> Sequence[int]:
+        return _Labels(self)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The lines of ``classnames.txt``."""
+        names = self._lines("classnames.txt", optional=True)
+        if "" in names:
+            raise InputError(
+                f"{self.task.data}: line {names.index('') + 1} of classnames.txt is empty; give "
+                "the names with classes = [...] in the task."
+            )
+        return tuple(names)
+
+    @cached_property
+    def templates(self) -> tuple[str, ...]:
+        """The lines of ``zeroshot_classification_templates.txt``, with {} for the class."""
+        lines = self._lines("zeroshot_classification_templates.txt", optional=True)
+        for line in lines:
+            if line.count("{c}") != 1 or line.count("{") != 1 or line.count("}") != 1:
+                raise InputError(
+                    f"{self.task.data}: the template '{line}' needs exactly one {{c}} for the "
+                    "class and no other braces; give templates = [...] in the task."
+                )
+        return tuple(line.replace("{c}", "{}") for line in lines)
+
+    def image(self, index: int) -> Pixels:
+        key = self.ids[index]
+        data = self._shards[self._shard_of(key)].image(key)
+        what = f"{self.task.data}: the image of sample '{key}'"
+        return decode(data, what, convert_rgb=self.task.convert_rgb)
+
+    def label(self, index: int) -> int:
+        """The label of a sample: asks for its shard."""
+        key = self.ids[index]
+        return self._shards[self._shard_of(key)].places[key].label
+
+    def _lines(self, name: str, *, optional: bool = False) -> list[str]:
+        path = self.file(name)
+        if optional and not path.exists():
+            return []
+        try:
+            text = path.read_bytes()[: 1 << 20].decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.task.data}: {name} cannot be read: {error}.") from error
+        return text.rstrip().splitlines()
+
+    @cached_property
+    def _count(self) -> int:
+        name = f"{self.split}/nshards.txt"
+        text = (self._lines(name) or [""])[0].strip()
+        if not re.fullmatch(r"\d{1,6}", text) or not 1 <= int(text) <= _MOST_SHARDS:
+            raise InputError(f"{self.task.data}: {name} says '{text[:40]}'; expected a number.")
+        return int(text)
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._shards:
+            name = f"{self.split}/{number}.tar"
+            shard = read_shard(self.file(name), f"{self.task.data}: the shard {name}")
+            for key in shard.places:
+                if self._where.setdefault(key, number) != number:
+                    raise InputError(f"{self.task.data}: two shards hold the sample '{key}'.")
+            self._shards[number] = shard
+            if number == self._count - 1 and self.task.samples is not None:
+                self._require_last(shard)
+        return self._shards[number]
+
+    def _shard_of(self, key: str) -> int:
+        """The shard of a sample, read. Shards hold consecutive keys: a guess is soon right."""
+        first, last = 0, self._count - 1
+        number = _number(key)
+        while key not in self._where and first <= last and number is not None:
+            guess = number // self._shard_size if self._shard_size else 0
+            guess = min(max(guess, first), last)
+            numbers = [n for n in map(_number, self._shard(guess).places) if n is not None]
+            if numbers and number < numbers[0]:
+                last = guess - 1
+            else:
+                first = guess + 1
+        if key not in self._where:
+            raise InputError(
+                f"{self.task.data} has no sample '{key}', though the task says that there are "
+                f"{self.task.samples}; correct samples = ... in the task, or leave it out."
+            )
+        return self._where[key]
+
+    @property
+    def _shard_size(self) -> int:
+        """Samples in a full shard: as the task says or, where it does not, as in the first."""
+        return self.task.shard_samples or len(self._shard(0).places)
+
+    def _require_last(self, shard: Shard) -> None:
+        """See that the last shard ends where the task says that the data set does."""
+        if self.task.samples is not None and max(shard.places, default="") != self.ids[-1]:
+            raise InputError(
+                f"{self.task.data} ends with the sample '{max(shard.places, default='')}', but "
+                f"samples = {self.task.samples} in the task; correct it, or leave it out."
+            )
+
+
+class _Labels(Sequence[int]):
+    """Labels by position, looked up when they are asked for."""
+
+    def __init__(self, dataset: WebDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset.ids)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self.dataset.label(i) for i in range(*index.indices(len(self)))]
+        return self.dataset.label(index)
+
+
+def _number(key: str) -> int | None:
+    return int(key[1:]) if re.fullmatch(r"s\d{7,}", key) else None
+
+
+def hub_repository(task: Task) -> tuple[str, str] | None:
+    """The hub repository that a task's data is in, and the revision; None for a local folder."""
+    scheme, _, where = task.data.partition(":")
+    name, _, revision = where.partition("@")
+    # A folder of that name is meant, unless a revision is named: a folder has none.
+    local = not revision and Path(name).exists()
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) and not local
+    return (name, revision) if scheme in ("wds", "hub") and on_hub else None
+
+
+def open_webdataset(task: Task) -> Dataset:
+    """Open ``wds:ORG/NAME[@REVISION]`` or ``wds:DIR``. Raises InputError."""
+    repository = hub_repository(task)
+    if repository is not None:
+        name, revision = repository
+        commit = resolve_commit(task.data, name, revision)
+
+        def fetched(file: str) -> Path:
+            return download(task.data, name, file, commit)
+
+        return WebDataset(task, fetched, f"{name}@{commit}")
+    folder = local_path(task.data.removeprefix("wds:"), task.data)
+    if not folder.is_dir():
+        raise InputError(
+            f"{task.data}: there is no such folder; expected wds:DIR with test/nshards.txt and the "
+            "shards in it, or wds:ORG/NAME[@REVISION] for a hub repository."
+        )
+    return WebDataset(task, folder.joinpath, None)
