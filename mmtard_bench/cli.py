@@ -187,8 +187,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from mmtard_bench.data.hub import told
     from mmtard_bench.evaluation import find_device
+    from mmtard_bench.hub import told
     from mmtard_bench.models.loading import load_model
     from mmtard_bench.progress import RunProgress
     from mmtard_bench.runner import run_folder, run_model, with_overrides

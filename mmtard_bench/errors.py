@@ -31,3 +31,10 @@ def explain(error: ValidationError) -> str:
         else:
             said.append(f"'{where}': {problem['msg']}" if where else problem["msg"])
     return "; ".join(said) + "."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, of 240 characters at most; its kind if it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."

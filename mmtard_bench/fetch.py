@@ -6,9 +6,9 @@ from functools import partial
 
 import open_clip
 
-from mmtard_bench.data.hub import Kind, check_cache, told
 from mmtard_bench.data.webdataset import hub_repository
 from mmtard_bench.errors import InputError
+from mmtard_bench.hub import Kind, check_cache, told
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.tasks.resolve import load_task
 from mmtard_bench.types import Suite, Task

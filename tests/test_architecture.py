@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "mmtard_bench"
 LAYERS = [
     {"errors", "edits", "recall"},
     {"types"},
-    {"registry"},
+    {"registry", "hub"},
     {"records"},
     {"protocols"},
     {"data", "models", "tasks", "attacks"},

@@ -15,8 +15,8 @@ import datasets
 
 from mmtard_bench.data.base import CaptionedDataset, Pixels, local_path, sample_list, split_captions
 from mmtard_bench.data.decode import decode
-from mmtard_bench.data.hub import cached_files, check_cache, resolve_commit, run
 from mmtard_bench.errors import DamagedImageError, InputError
+from mmtard_bench.hub import cached_files, check_cache, resolve_commit, run
 from mmtard_bench.types import Task
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mmtard_bench.data.base import Dataset, Pixels, local_path
 from mmtard_bench.data.decode import decode
-from mmtard_bench.data.hub import download, resolve_commit
 from mmtard_bench.errors import InputError
+from mmtard_bench.hub import download, resolve_commit
 from mmtard_bench.types import Task
 
 IMAGES = ("webp", "png", "jpg", "jpeg")

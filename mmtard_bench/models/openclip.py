@@ -11,14 +11,13 @@ import torch
 from open_clip import constants
 
 from mmtard_bench import registry
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, first_line
+from mmtard_bench.hub import first_file, from_hub, quiet, refusal, run
 from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.hub import from_hub, hub_file, quiet, refusal
 from mmtard_bench.models.text_table import is_table_config, load_table_clip
 from mmtard_bench.models.towers import OPENAI_KEYS, TECOA, flat_state, warn_of_gelu
 from mmtard_bench.models.weights import (
     check_file,
-    first_line,
     misfits,
     read_weights,
     why_unreadable,
@@ -84,14 +83,9 @@ def _fetch(spec: str, architecture: str, tag: dict[str, Any]) -> None:
     scheme, _, repository = architecture.partition(":")
     if scheme == "hf-hub":
         names = (constants.HF_SAFE_WEIGHTS_NAME, constants.HF_WEIGHTS_NAME)
-        check_file(spec, hub_file(spec, repository, names))
+        check_file(spec, first_file(spec, repository, names))
     elif tag:
-        try:
-            with quiet():
-                path = open_clip.download_pretrained(tag)
-        except Exception as error:  # clients of hub and web, and the system: no common base
-            raise refusal(spec, error) from error
-        check_file(spec, Path(path))
+        check_file(spec, Path(run(spec, lambda: open_clip.download_pretrained(tag))))
 
 
 def _state_of(spec: str, architecture: str, file: Path) -> dict[str, torch.Tensor]:
@@ -146,7 +140,7 @@ def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> dict[
                 "open_clip_config.json and weights beside it."
             )
     elif scheme == "hf-hub":
-        config_file = hub_file(spec, rest, (constants.HF_CONFIG_NAME,))
+        config_file = first_file(spec, rest, (constants.HF_CONFIG_NAME,))
     elif pretrained is not None:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         if pretrained not in tags and not Path(pretrained).is_file():

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, first_line
+from mmtard_bench.hub import folder as hub_folder, quiet
 from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.hub import hub_folder, quiet
-from mmtard_bench.models.weights import check_file, first_line
+from mmtard_bench.models.weights import check_file
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -165,9 +165,9 @@ def _folder(spec: str, where: str) -> Path:
             f"transformers:./{where} for the folder, or go to another directory."
         )
     repository, _, revision = where.partition("@")
-    folder = hub_folder(spec, repository, revision or None, (*_TEXT_FILES, _SAFE))
+    folder = hub_folder(spec, repository, revision, (*_TEXT_FILES, _SAFE))
     if not any(folder.glob(_SAFE)):
-        folder = hub_folder(spec, repository, revision or None, (*_TEXT_FILES, _PICKLED))
+        folder = hub_folder(spec, repository, revision, (*_TEXT_FILES, _PICKLED))
     return folder
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, first_line
 
 # TeCoA's checkpoints hold their best accuracy as a NumPy number, which numpy 1 and 2 find in
 # different modules. It is made from bytes; no code is run.
@@ -85,13 +85,6 @@ def why_unreadable(error: BaseException) -> str:
     if any(word in text for word in ("deserializ", "zip archive", "EOF", "Ran out of input")):
         return f"is truncated or damaged: copy or download it again ({first_line(error)})"
     return f"cannot be read as weights ({first_line(error)})"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, cut to what fits a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."
 
 
 def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

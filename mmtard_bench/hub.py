@@ -8,8 +8,10 @@ import errno
 import hashlib
 import logging
 import re
+import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,9 +28,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, StorageError, first_line
 
 T = TypeVar("T")
 Kind = Literal["dataset", "model"]
@@ -85,6 +91,33 @@ def cached_files(repository: str, kind: Kind = "dataset") -> set[Path]:
     return {path for path in _snapshot(repository, "", kind).rglob("*") if path.is_file()}
 
 
+def first_file(spec: str, repository: str, names: Sequence[str]) -> Path:
+    """The first of these files that a model's repository has. Raises InputError."""
+    commit = resolve_commit(spec, repository, "", kind="model")
+    absent: list[InputError] = []
+    for name in names:
+        try:
+            return download(spec, repository, name, commit, kind="model")
+        except InputError as error:
+            # Not there or, offline, not in the cache: perhaps the next.
+            if not any(isinstance(cause, EntryNotFoundError) for cause in _causes(error)):
+                raise
+            absent.append(error)
+    raise absent[0]
+
+
+def folder(spec: str, repository: str, revision: str, patterns: Sequence[str]) -> Path:
+    """A folder with the files of a model's repository that match. Raises InputError."""
+    return Path(
+        run(
+            spec,
+            lambda: snapshot_download(
+                repository, revision=revision or None, allow_patterns=list(patterns)
+            ),
+        )
+    )
+
+
 def check_cache(
     repository: str, kind: Kind = "dataset", *, known: Collection[Path] = ()
 ) -> tuple[int, list[str]]:
@@ -119,23 +152,54 @@ def told(say: Callable[[str], None]) -> Iterator[None]:
         log.removeHandler(handler)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of hub and model libraries; what matters in them raises.
+
+    The bars of downloads stay on a terminal: gigabytes in silence would look like a crash.
+    """
+    bars = not are_progress_bars_disabled()
+    if bars and not sys.stderr.isatty():
+        disable_progress_bars()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        if bars:
+            enable_progress_bars()
+
+
 def run(spec: str, work: Callable[[], T]) -> T:
     """Do something with the hub's clients, patiently and quietly. Raises InputError."""
-    disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     waited = 0
     while True:
         try:
-            with _rate_limits_raised():
+            with quiet(), _rate_limits_raised():
                 return work()
         except Exception as error:  # the clients' errors have no common base
-            chain = list(_causes(error))
-            limit = next((e for e in chain if isinstance(e, _RateLimitError)), None)
+            limit = next((e for e in _causes(error) if isinstance(e, _RateLimitError)), None)
             if limit is None or waited + limit.seconds > LONGEST_WAIT:
-                raise InputError(f"{spec}: {_explain(chain)}") from error
+                raise refusal(spec, error) from error
             log.info("%s: the hub asks to wait for %d s", spec, limit.seconds)
             time.sleep(limit.seconds)
             waited += limit.seconds
+
+
+def refusal(spec: str, error: BaseException) -> InputError:
+    """The error for something with the hub that failed: what happened, and what to do."""
+    chain = list(_causes(error))
+    kind = StorageError if _full_disk(chain) else InputError
+    return kind(f"{spec}: {_explain(chain)}")
+
+
+def from_hub(error: BaseException) -> bool:
+    """Whether an error of some library is, at bottom, a download that failed."""
+    chain = list(_causes(error))
+    kinds = (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError, ConnectionError)
+    return _full_disk(chain) is not None or any(isinstance(cause, kinds) for cause in chain)
 
 
 class _RateLimitError(Exception):
@@ -170,15 +234,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _full_disk(chain: list[BaseException]) -> OSError | None:
+    return next((e for e in chain if isinstance(e, OSError) and e.errno in _FULL), None)
+
+
 def _explain(chain: list[BaseException]) -> str:
     """Why something with the hub failed, and what to do."""
-    first = _first_line(chain[0])
+    first = first_line(chain[0])
     status = {e.response.status_code for e in chain if isinstance(e, HfHubHTTPError)}
 
     def any_is(*kinds: type[BaseException]) -> bool:
         return any(isinstance(error, kinds) for error in chain)
 
-    full = next((e for e in chain if isinstance(e, OSError) and e.errno in _FULL), None)
+    full = _full_disk(chain)
     if full is not None:
         return (
             f"the cache {constants.HF_HUB_CACHE} could not be written: {full.strerror}. What is "
@@ -210,7 +278,9 @@ def _explain(chain: list[BaseException]) -> str:
             "the network (a proxy or a login page in between?) and run the same command again: "
             "it goes on from the cache."
         )
-    if any_is(RepositoryNotFoundError, HFValidationError):
+    if any_is(HFValidationError):
+        return "that is no name of a repository; write ORG/NAME."
+    if any_is(RepositoryNotFoundError):
         return "there is no such repository on the hub. Check the name."
     if any_is(EntryNotFoundError):
         address = re.search(r"url: (\S+)", str(chain[0]))
@@ -230,13 +300,7 @@ def _telling(chain: list[BaseException]) -> str:
     """The error of a chain that says most: the deepest of the client's own."""
     known = [e for e in chain if _is_network(e) or isinstance(e, HfHubHTTPError)]
     error = known[0] if known else chain[-1]
-    return f"{type(error).__name__}, {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 240 else text[:237] + "..."
+    return f"{type(error).__name__}, {first_line(error)}"
 
 
 def _snapshot(repository: str, commit: str, kind: Kind) -> Path:
