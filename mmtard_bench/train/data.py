@@ -115,7 +115,9 @@ class Images(Dataset[Tensor]):
         except InputError as error:
             # A worker's error arrives with the worker's traceback around it.
             last = str(error).strip().splitlines()[-1]
-            raise InputError(last.removeprefix(f"{InputError.__module__}.InputError: ")) from error
+            raise InputError(
+                last.removeprefix(f"{InputError.__module__}.{type(error).__name__}: ")
+            ) from error
 
 
 def learn_by_heart(
