@@ -4,7 +4,7 @@ import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -77,7 +77,7 @@ def render(records: Sequence[Record], reported: Sequence[Reported] = ()) -> str:
 
 
 def _section(suite: str, records: Sequence[Record]) -> str:
-    rows = _rows(records)
+    rows = _one_surface_a_task(_rows(records))
     balls = sorted({w.ball for row in rows for w in row.worst}, key=lambda b: (b[:4] != "linf", b))
     # The first ball of the suite decides; rows that lack a record come last.
     rows.sort(
@@ -122,6 +122,21 @@ def _rows(records: Sequence[Record]) -> list[Row]:
         )
         for (name, digest), places in models.items()
     ]
+
+
+def _one_surface_a_task(rows: list[Row]) -> list[Row]:
+    """Where every task is attacked at one surface, a ball is one ball: averages are over all."""
+    every = {(w.task, w.ball) for row in rows for w in row.worst}
+    if len({(task, _pixels(ball)) for task, ball in every}) < len(every):
+        return rows
+    return [
+        replace(row, worst=tuple(replace(w, ball=_pixels(w.ball)) for w in row.worst))
+        for row in rows
+    ]
+
+
+def _pixels(ball: str) -> str:
+    return ball.removesuffix(" model")
 
 
 def _overview(rows: Sequence[Row], balls: Sequence[str], average: str) -> str:

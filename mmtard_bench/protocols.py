@@ -14,6 +14,8 @@ def _threats(
     )
 
 
+_TECOA = "pgd-10 pgd-100 cw-linf-100 autoattack-standard"
+
 for _protocol in (
     Protocol(
         name="mmtard-digits-v1",
@@ -51,10 +53,10 @@ for _protocol in (
     ),
     Protocol(
         name="robustvlm-v1",
-        description="APGD-CE and targeted APGD-DLR, 100 iterations (CE alone for two classes)",
+        description="APGD-CE (5 restarts) and targeted APGD-DLR, 100 iterations (two classes: CE)",
         # CIFAR and STL at native resolution, the other data sets at the model's.
-        threats=_threats("apgd-pair", "2/255 4/255")
-        + _threats("apgd-pair", "2/255 4/255", surface="native"),
+        threats=_threats("apgd-pair-5r", "2/255 4/255")
+        + _threats("apgd-pair-5r", "2/255 4/255", surface="native"),
         samples="1,000 a data set, 13 data sets, float32, logit scale 100",
         source="RobustVLM (Schlarmann et al., 2024, arXiv 2402.12336), CLIP_benchmark scripts",
     ),
@@ -68,8 +70,9 @@ for _protocol in (
     Protocol(
         name="tecoa-v1",
         description="PGD-10, PGD-100, CW and AutoAttack",
-        threats=_threats("pgd-10 pgd-100 cw-linf-100 autoattack-standard", "1/255"),
-        samples="whole test sets",
+        # CIFAR and STL at native resolution, as above.
+        threats=_threats(_TECOA, "1/255") + _threats(_TECOA, "1/255", surface="native"),
+        samples="1,000 a data set",
         source="TeCoA (Mao et al., 2023, arXiv 2212.07016), PMG-AFT (Wang et al., 2024)",
     ),
     Protocol(

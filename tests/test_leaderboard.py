@@ -139,3 +139,21 @@ def test_balls_of_text_and_pixels_stand_apart():
     assert balls == {"levenshtein 1/1": 0.5, "linf 8/255": 0.5, "linf 8/255 + 1 edit": 0.0}
     page = render([text, pixels, joint])
     assert "worst case linf 8/255 + 1 edit" in page
+
+
+def on(surface: str, task: str, outcomes: str) -> Record:
+    record = made(outcomes, records=2)
+    threat = record.threat.model_copy(update={"surface": surface})
+    facts = record.task.model_copy(update={"name": task})
+    return in_suite(record, 2, threat=threat, task=facts)
+
+
+def test_an_average_is_over_all_tasks_whatever_their_surface():
+    small, large = on("native", "cifar10", "rrrr"), on("model", "cars", "rrbb")
+    text = render([small, large])
+    assert "worst case linf 8/255 model" not in text
+    overview = next(line for line in text.splitlines() if line.startswith("| 1 "))
+    assert overview.split("|")[4].strip() == "75.0"
+    # One task at both surfaces: two threat models, two balls.
+    text = render([small, on("model", "cifar10", "rrbb")])
+    assert "worst case linf 8/255 model" in text

@@ -1,10 +1,11 @@
 """Data sets in the WebDataset layout of CLIP_benchmark: tar shards, class names and templates.
 
 ``SPLIT/nshards.txt`` says how many shards ``SPLIT/0.tar``, ``SPLIT/1.tar``, ... there are. A sample
-is two members of a shard: ``KEY.cls`` (its label, in digits) and ``KEY.webp`` (or png, jpg, jpeg).
-``classnames.txt`` and ``zeroshot_classification_templates.txt`` ({c} stands for the class) are at
-the root. (LAION-AI/CLIP_benchmark, webdataset_builder.py: keys are s0000000, s0000001, ... counted
-over all shards; a shard is full at a count or at a size.) Nothing is extracted or executed.
+is two members of a shard: ``KEY.cls`` (its label, in digits), or for retrieval ``KEY.txt`` (a
+caption a line), and ``KEY.webp`` (or png, jpg, jpeg). ``classnames.txt`` and
+``zeroshot_classification_templates.txt`` ({c} stands for the class) are at the root.
+(LAION-AI/CLIP_benchmark, webdataset_builder.py: keys are s0000000, s0000001, ... counted over all
+shards; a shard is full at a count or at a size.) Nothing is extracted or executed.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmtard_bench.data.base import Dataset, Pixels, local_path
+from mmtard_bench.data.base import Dataset, Pixels, local_path, split_captions
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import download, resolve_commit
@@ -24,13 +25,17 @@ from mmtard_bench.types import Task
 IMAGES = ("webp", "png", "jpg", "jpeg")
 _BLOCK = 512
 _MOST_SHARDS = 100_000
+_LONGEST_TEXT = 1 << 16
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sample is in a shard: its label, and its image's first byte and length."""
+    """What a shard says of a sample, and where its image is: first byte and length.
 
-    label: int
+    ``text`` is its label, in digits, or its captions.
+    """
+
+    text: str
     offset: int
     size: int
 
@@ -50,14 +55,14 @@ class Shard:
             return file.read(place.size)
 
 
-def read_shard(path: Path, what: str) -> Shard:
+def read_shard(path: Path, what: str, *, texts: str = "cls") -> Shard:
     """The table of contents of a shard. Raises InputError if it is damaged or not of the layout."""
     try:
         members = _members(path)
-        labels, images = _pairs(path, members)
-        if labels.keys() != images.keys():
-            alone = min(labels.keys() ^ images.keys())
-            raise ValueError(f"of the sample '{alone}' there is only the label or only the image")
+        found, images = _pairs(path, members, texts)
+        if found.keys() != images.keys():
+            alone = min(found.keys() ^ images.keys())
+            raise ValueError(f"of the sample '{alone}' there is only .{texts} or only the image")
     except (OSError, tarfile.TarError, ValueError) as error:
         start = path.read_bytes()[:40] if path.is_file() else b""
         looks = f" It begins with {start!r}: no tar archive." if start[:1] == b"<" else ""
@@ -66,7 +71,7 @@ def read_shard(path: Path, what: str) -> Shard:
             "(mmtard-bench fetch does that where the hub states a checksum) and run the same "
             "command again."
         ) from error
-    return Shard(path, {key: Place(labels[key], *images[key]) for key in images})
+    return Shard(path, {key: Place(found[key], *images[key]) for key in images})
 
 
 def _members(path: Path) -> list[tarfile.TarInfo]:
@@ -83,10 +88,10 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
 
 
 def _pairs(
-    path: Path, members: list[tarfile.TarInfo]
-) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
-    """Labels, and where images are, by key."""
-    labels: dict[str, int] = {}
+    path: Path, members: list[tarfile.TarInfo], texts: str
+) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
+    """Texts of samples, from members of that kind, and where images are, by key."""
+    found: dict[str, str] = {}
     images: dict[str, tuple[int, int]] = {}
     with path.open("rb") as file:
         for member in members:
@@ -94,17 +99,17 @@ def _pairs(
             if name is None or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
                 continue
             key, kind = name[1], name[2].lower()
-            if key in (labels if kind == "cls" else images) and kind in ("cls", *IMAGES):
+            if key in (found if kind == texts else images) and kind in (texts, *IMAGES):
                 raise ValueError(f"it holds the sample '{key}' twice")
             if kind in IMAGES:
                 images[key] = (member.offset_data, member.size)
-            elif kind == "cls":
+            elif kind == texts:
                 file.seek(member.offset_data)
-                text = file.read(min(member.size, 20)).strip()
-                if not re.fullmatch(rb"\d{1,9}", text):
-                    raise ValueError(f"the label of '{key}' is {text!r}, not a whole number")
-                labels[key] = int(text)
-    return labels, images
+                text = file.read(min(member.size, _LONGEST_TEXT)).strip()
+                if kind == "cls" and not re.fullmatch(rb"\d{1,9}", text):
+                    raise ValueError(f"the label of '{key}' is {text[:20]!r}, not a whole number")
+                found[key] = text.decode("utf-8")
+    return found, images
 
 
 class WebDataset:
@@ -132,7 +137,7 @@ class WebDataset:
         for key in sorted(self.ids):
             shard = self._shards[self._shard_of(key)]
             digest = hashlib.sha256(shard.image(key)).hexdigest()
-            sha.update(f"{key} {shard.places[key].label} {digest}\n".encode())
+            sha.update(f"{key} {shard.places[key].text} {digest}\n".encode())
         return f"sha256:{sha.hexdigest()}"
 
     @cached_property
@@ -177,8 +182,18 @@ class WebDataset:
 
     def label(self, index: int) -> int:
         """The label of a sample: asks for its shard."""
+        return int(self._text(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a sample: asks for its shard."""
+        captions = split_captions(self._text(index))
+        if not captions:
+            raise InputError(f"{self.task.data}: sample '{self.ids[index]}' has no caption.")
+        return captions
+
+    def _text(self, index: int) -> str:
         key = self.ids[index]
-        return self._shards[self._shard_of(key)].places[key].label
+        return self._shards[self._shard_of(key)].places[key].text
 
     def _lines(self, name: str, *, optional: bool = False) -> list[str]:
         path = self.file(name)
@@ -201,7 +216,9 @@ class WebDataset:
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
             name = f"{self.split}/{number}.tar"
-            shard = read_shard(self.file(name), f"{self.task.data}: the shard {name}")
+            texts = "txt" if self.task.metric == "retrieval" else "cls"
+            what = f"{self.task.data}: the shard {name}"
+            shard = read_shard(self.file(name), what, texts=texts)
             for key in shard.places:
                 if self._where.setdefault(key, number) != number:
                     raise InputError(f"{self.task.data}: two shards hold the sample '{key}'.")

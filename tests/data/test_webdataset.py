@@ -10,6 +10,7 @@ import pytest
 import mmtard_bench as mb
 from mmtard_bench.data.decode import decode
 from mmtard_bench.tasks.resolve import find_task, load_manifest, load_task
+from mmtard_bench.types import Task
 from tests.conftest import assert_sentence
 from tests.hub import COMMIT, Fault, hub
 from tests.shards import NAMES, cifar10, layout, noise, tar, write
@@ -197,3 +198,30 @@ def test_a_manifest_of_a_declared_task_needs_the_network_once(here, online):
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split())) == 1000
     assert asked == []
+
+
+def test_captions_of_a_retrieval_shard(tmp_path):
+    """KEY.txt has a caption a line; captions of one text are one item of the gallery."""
+    images, _ = noise(3)
+    texts = ["a cat\n\na grey cat\n", "a dog", " a cat "]
+    members: dict[str, bytes] = {}
+    for i, (image, text) in enumerate(zip(images, texts, strict=True)):
+        members |= {f"s{i:07d}.txt": text.encode(), f"s{i:07d}.webp": image}
+    spec = write({"test/nshards.txt": b"1", "test/0.tar": tar(members)}, tmp_path)
+    task = Task(name="pets", data=spec, templates=("{}",), metric="retrieval", label_column="txt")
+    data = load_task(task, n=None, seed=0)
+    by_id = dict(zip(data.manifest.ids, data.matches, strict=True))
+    captions = {key: {data.classes[place] for place in own} for key, own in by_id.items()}
+    assert captions == {
+        "s0000000": {"a cat", "a grey cat"},
+        "s0000001": {"a dog"},
+        "s0000002": {"a cat"},
+    }
+    members["s0000001.txt"] = b" \n"
+    write({"test/0.tar": tar(members)}, tmp_path)
+    with pytest.raises(mb.InputError, match="'s0000001' has no caption"):
+        load_task(task, n=None, seed=0)
+    del members["s0000001.txt"]
+    write({"test/0.tar": tar(members)}, tmp_path)
+    with pytest.raises(mb.InputError, match=r"'s0000001' there is only \.txt or only the image"):
+        load_task(task, n=None, seed=0)
