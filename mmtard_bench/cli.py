@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mmtard_bench import __version__
 from mmtard_bench.errors import InputError
+from mmtard_bench.markdown import printable
 
 if TYPE_CHECKING:
     from mmtard_bench.records import Record
@@ -164,11 +165,11 @@ def _seed(text: str) -> int:
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(printable(f"warning: {message}"), file=sys.stderr)
 
 
 def _error(message: str) -> None:
-    print(f"mmtard-bench: {message}", file=sys.stderr)
+    print(printable(f"mmtard-bench: {message}"), file=sys.stderr)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -220,7 +221,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 continue
             folder = run_folder(arguments.out, suite, clip)
             text = f"\n{clip.name} on {suite.name}: {folder}\n\n{table_of(records)}\n"
-            progress.console.print(text, markup=False, soft_wrap=True)
+            progress.say(text)
             for record in records:
                 if record.error is not None:
                     _error(record.error)
@@ -237,7 +238,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
     from mmtard_bench.runner import with_overrides
 
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
-    problems = fetch(suite, arguments.model, lambda line: print(line, flush=True))
+    problems = fetch(suite, arguments.model, lambda line: print(printable(line), flush=True))
     for problem in problems:
         _error(problem)
     return STATUS_INPUT if problems else 0
@@ -250,7 +251,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(list(manifest.ids), indent=1))
     else:
-        print("\n".join(manifest.ids))
+        print(printable("\n".join(manifest.ids)))
     return 0
 
 
@@ -369,13 +370,8 @@ def _show(arguments: argparse.Namespace) -> int:
         name = f"{record.model.name} ({record.model.digest[:8]}) on {on}, seed {record.seed}"
         groups.setdefault(name, []).append(record)
     for name, group in groups.items():
-        print(f"{_printable(name)}\n\n{_printable(table_of(group))}\n")
+        print(f"{printable(name)}\n\n{printable(table_of(group))}\n")
     return 0
-
-
-def _printable(text: str) -> str:
-    """Text of a record for a terminal, without control characters."""
-    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

@@ -77,10 +77,7 @@ def download(spec: str, repository: str, file: str, commit: str, *, kind: Kind =
         run(spec, lambda: hf_hub_download(repository, file, repo_type=kind, revision=commit))
         if _is_damaged(place):
             _forget(place)
-            raise InputError(
-                f"{spec}: what arrived as {file} does not have the checksum that the hub states. "
-                "It was taken out of the cache again; run the same command again."
-            )
+            require_sound(spec, [file])
         size, seconds = place.stat().st_size / 1e6, time.monotonic() - started
         log.info("%s: %s, %.1f MB in %.1f s", repository, file, size, seconds)
     return place
@@ -107,15 +104,25 @@ def first_file(spec: str, repository: str, names: Sequence[str]) -> Path:
 
 
 def folder(spec: str, repository: str, revision: str, patterns: Sequence[str]) -> Path:
-    """A folder with the files of a model's repository that match. Raises InputError."""
-    return Path(
-        run(
-            spec,
-            lambda: snapshot_download(
-                repository, revision=revision or None, allow_patterns=list(patterns)
-            ),
-        )
+    """A folder with the files of a model's repository that match, checked. Raises InputError."""
+    known = cached_files(repository, "model")
+    found = run(
+        spec,
+        lambda: snapshot_download(
+            repository, revision=revision or None, allow_patterns=list(patterns)
+        ),
     )
+    require_sound(spec, check_cache(repository, "model", known=known)[1])
+    return Path(found)
+
+
+def require_sound(spec: str, damaged: Sequence[str]) -> None:
+    """Raise InputError if files were found to be damaged, and taken out of the cache."""
+    if damaged:
+        raise InputError(
+            f"{spec}: what arrived as {damaged[0]} does not have the checksum that the hub "
+            "states. It was taken out of the cache again; run the same command again."
+        )
 
 
 def check_cache(

@@ -1,4 +1,4 @@
-"""Text from outside inside markdown, and tables. Imports without torch."""
+"""Text from outside inside markdown or on a terminal, and tables. Imports without torch."""
 
 import re
 from collections.abc import Sequence
@@ -9,6 +9,11 @@ from tabulate import tabulate
 def escape(text: str) -> str:
     """Text from a record or a file inside markdown: one line, nothing that formats."""
     return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", " ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Text from a record or a data set for a terminal, without control characters."""
+    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)
 
 
 def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from mmtard_bench.evaluation import Progress
+from mmtard_bench.markdown import printable
 
 _QUIET_SECONDS = 20.0
 
@@ -82,8 +83,8 @@ class RunProgress(Live):
         self._bar = self.bars.add_task(label, total=total, completed=settled, robust="-")
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        """Print lines above the bar."""
+        self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         """End the record: its bar goes."""

@@ -65,7 +65,7 @@ def run_model(
     Records of this very configuration that are finished are read, not made again; failed ones
     are tried again. Raises InputError if another process works in the same run directory, if a
     record there was edited, or if one cannot be written; and, after all other tasks had their
-    turn, if the data of one could not be had.
+    turn, if the data of one could not be had or a threat model does not suit it.
     """
     folder = run_folder(out, suite, clip)
     missing: list[InputError] = []
@@ -75,13 +75,18 @@ def run_model(
                 data = load_task(task, n=suite.n, seed=suite.seed, skip_damaged=suite.skip_damaged)
             except InputError as error:
                 missing.append(error)
-                progress.say(f"{clip.name} {task.name}: FAILED: {error}")
+                progress.say(f"{clip.name} {task.name}: FAILED, see below")
                 continue
             for threat in threats:
-                job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
+                try:
+                    job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
+                except InputError as error:
+                    missing.append(error)
+                    progress.say(f"{clip.name} {task.name} {threat.name}: FAILED, see below")
+                    continue
                 yield _run_record(job, folder, batch_size, device, progress, workers)
     if missing:
-        raise InputError(" ".join(map(str, missing)))
+        raise InputError("\n".join(dict.fromkeys(map(str, missing))))
 
 
 def _run_record(

@@ -211,7 +211,7 @@ def resolve_task(table: str | TaskTable) -> Task:
     """The task that a suite or recipe names or declares. Raises InputError."""
     if isinstance(table, str):
         return find_task(table)
-    templates = default_templates(table.data)
+    templates = default_templates(table.data, table.metric)
     if table.templates is not None:
         templates = tuple(table.templates)
     for template in templates:

@@ -106,6 +106,10 @@ PINNED = {
     "reproduce-digits-v1": "d084e2210a9cb45189ff60a8738a9813951387a6f8c6ff4bc5e613fb9ae5e74b",
     "retrieval-v1": "3a55022db8faadfe3ca136efe573e3ffde8a496d0b50733b2f808fd7b4742181",
     "text-v1": "30a9527e25360dbeebeb2f8118431bb439ed75b20999f2cda820080d512a503d",
+    "zeroshot13-v1": "1e91f24b2c366151d72894146062fbeab68b80f16ddfda5053ad4fc29aef9352",
+    "mmtard-imagenet-v1": "6b475920098d5508a7971a33c937c645eadf238cf5d0e4a6cb00d61f017a0b9c",
+    "tecoa-v1": "ccbf1906314be71ea7fdec000129c8772c0ec4a5484b1b0b8d8bf58bf419ae1f",
+    "rb-standard-v1": "a9186c1d8e31cc570b0414f94dd23250d13ed33532088a3947ca56494379bd6a",
     "reproduce-unseen-v1": "5e76cbcbd85f863db91ad531b0fc20e5b9bc97359c1739115edd2cb7b1ae2fbb",
 }
 

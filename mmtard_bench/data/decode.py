@@ -22,6 +22,8 @@ def decode(data: bytes, what: str, *, convert_rgb: bool) -> Pixels:
             mode = "16-bit" if _png_depth(data) == 16 else image.mode
             if mode == "RGB" or convert_rgb:
                 return np.array(image.convert("RGB"), dtype=np.uint8)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others
         raise DamagedImageError(f"{what} is damaged or no image: {error}") from error
     kind = {"L": "grey", "LA": "grey", "1": "black and white", "P": "a palette image"}

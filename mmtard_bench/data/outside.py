@@ -16,7 +16,7 @@ import datasets
 from mmtard_bench.data.base import CaptionedDataset, Pixels, local_path, sample_list, split_captions
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import DamagedImageError, InputError
-from mmtard_bench.hub import cached_files, check_cache, resolve_commit, run
+from mmtard_bench.hub import cached_files, check_cache, require_sound, resolve_commit, run
 from mmtard_bench.types import Task
 
 
@@ -87,9 +87,9 @@ class TableDataset:
             try:
                 data = Path(value["path"]).read_bytes()
             except OSError as error:
-                raise DamagedImageError(
-                    f"{self._sample(index)} cannot be read: {error}."
-                ) from error
+                # A file that is gone is damage; a drive that does not answer is not.
+                kind = DamagedImageError if isinstance(error, FileNotFoundError) else InputError
+                raise kind(f"{self._sample(index)} cannot be read: {error}.") from error
         return decode(data, self._sample(index), convert_rgb=self.task.convert_rgb)
 
     def _sample(self, index: int) -> str:
@@ -225,7 +225,4 @@ def _require_sound(
     for made in table.cache_files if table else []:
         # What the library made of the files.
         shutil.rmtree(Path(made["filename"]).parent, ignore_errors=True)
-    raise InputError(
-        f"{task.data}: what arrived as {damaged[0]} does not have the checksum that the hub "
-        "states. It was taken out of the cache again; run the same command again."
-    )
+    require_sound(task.data, damaged)

@@ -34,6 +34,8 @@ class _Config(BaseModel):
     lora_alpha: float
     use_rslora: bool = False
     fan_in_fan_out: Literal[False] = False
+    # Others (PiSSA, OLoRA, CorDA) change the weights that the adapter is added to.
+    init_lora_weights: bool | Literal["gaussian", "eva", "orthogonal"] = True
     rank_pattern: dict[str, int] = Field(default={}, max_length=0)
     alpha_pattern: dict[str, float] = Field(default={}, max_length=0)
 
@@ -77,6 +79,11 @@ def read_adapter(spec: str, folder: Path) -> tuple[dict[str, Tensor], float]:
     found = read_weights(spec, weights)
     matrices = {}
     for key, value in found.items() if isinstance(found, dict) else ():
+        if not isinstance(key, str) or not isinstance(value, Tensor) or value.ndim != 2:
+            raise InputError(
+                f"'{spec}': {weights} holds '{key}', which is no matrix; expected lora_A and "
+                "lora_B alone, as peft writes them."
+            )
         matrices[key.removeprefix(PREFIX).removeprefix("visual.")] = value
     ranks = {value.shape[0] for key, value in matrices.items() if ".lora_A." in key}
     if ranks != {config.r}:
@@ -103,7 +110,7 @@ def merge(
             continue
         b = _named(matrices, layer, "B") if matrix == "A" else None
         name = _weight_of(layer, tower)
-        if b is None or name is None or (*b.shape[:1], *a.shape[1:]) != tower[name].shape:
+        if b is None or name is None or not _fits(a, b, tower[name]):
             strange.append(key)
         else:
             merged[name] = tower[name].float() + scale * (b.float() @ a.float())
@@ -120,7 +127,7 @@ def merge_own(spec: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Merge adapters that lie among the tower's own weights, as MMT-ARD's code saves them.
 
     There the attention is made of the linear layers ``qkv`` and ``proj``, which peft wraps
-    (``base_layer``, ``lora_A.default``): github.com/itsnotacie/MMT-ARD. The files do not say by
+    (``base_layer``, ``lora_A.default``): repository itsnotacie/MMT-ARD. The files do not say by
     how much the adapters count, so the rank must be that of the code, 16, with alpha 16. States
     without adapters come back as they were, under the names of ``nn.MultiheadAttention``.
     """
@@ -141,6 +148,11 @@ def merge_own(spec: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"{_AUTHORS_ALPHA}. Merge them (peft: merge_and_unload), and save again."
         )
     return merge(spec, tower, matrices, _AUTHORS_ALPHA / _AUTHORS_RANK)
+
+
+def _fits(a: Tensor, b: Tensor, weight: Tensor) -> bool:
+    flat = a.ndim == b.ndim == 2
+    return flat and b.shape[1] == a.shape[0] and (b.shape[0], a.shape[1]) == weight.shape
 
 
 def _split(key: str) -> tuple[str, str]:

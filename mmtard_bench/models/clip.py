@@ -61,8 +61,9 @@ class Clip:
     afterwards: what is computed from them (the digest, the class embeddings in ``heads``) is kept.
     For a module without a ``state_dict``, ``given_digest`` stands in for the hash of its weights;
     it must change when the model's answers do, since it decides which records are reused.
-    ``config`` is the content of an ``open_clip_config.json``, where the model has one: what a
-    trainer needs to save the model again.
+    ``architecture`` is hashed too: whatever decides answers and shows neither in weights nor in
+    kinds of layers, such as the number of heads. ``config`` is the content of an
+    ``open_clip_config.json``, where the model has one: what a trainer needs to save it again.
     """
 
     module: ClipModel
@@ -71,6 +72,7 @@ class Clip:
     name: str
     source: str = "python object"
     given_digest: str | None = None
+    architecture: str | None = None
     config: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -98,6 +100,8 @@ class Clip:
                 "pass given_digest= with a string that changes whenever the model does."
             )
         sha = hashlib.sha256(f"scale {float(self.scale()):.6g}".encode())
+        if self.architecture is not None:
+            sha.update(f"architecture {self.architecture}".encode())
         for key, layer in self.module.named_modules():
             sha.update(f"{key} {type(layer).__qualname__}".encode())
         for key, value in sorted(self.module.state_dict().items()):

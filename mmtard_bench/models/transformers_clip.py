@@ -1,5 +1,6 @@
 """CLIP and SigLIP models of the ``transformers`` package, an optional dependency."""
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -120,7 +121,16 @@ def load_transformers(spec: str, where: str) -> Clip:
         _preprocess(spec, processor),
         name=spec,
         source=spec,
+        architecture=_decides(config),
     )
+
+
+def _decides(config: Any) -> str:
+    """What of a configuration decides the answers: the towers', whatever else stands there."""
+    towers = [config.vision_config.to_dict(), config.text_config.to_dict()]
+    ignored = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
+    kept = [{k: v for k, v in tower.items() if k not in ignored} for tower in towers]
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _library(spec: str) -> "ModuleType":

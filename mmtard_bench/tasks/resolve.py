@@ -1,5 +1,6 @@
 """From a task to what an evaluation needs: the data set, the class names, the samples."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,16 +24,23 @@ from mmtard_bench.data.base import (
 from mmtard_bench.data.workers import in_order, worker_count
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.models.clip import Preprocess
-from mmtard_bench.types import Surface, Task
+from mmtard_bench.tasks.hub_tasks import imagenet_classes
+from mmtard_bench.types import Metric, Surface, Task
 
+_WORDNET_ID = re.compile(r"n\d{8}")
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 KEPT = 2**29
 """Bytes of decoded images that a ``TaskData`` keeps; what does not fit is decoded again."""
 
 
-def default_templates(data: str) -> tuple[str, ...]:
-    """The templates of a task that names none: those in its data, where data has them."""
+def default_templates(data: str, metric: Metric = "zero-shot classification") -> tuple[str, ...]:
+    """The templates of a task that names none: those in its data, where data has them.
+
+    Captions, in retrieval, stay as they are.
+    """
+    if metric == "retrieval":
+        return ("{}",)
     return () if data.startswith("wds:") else (DEFAULT_TEMPLATE,)
 
 
@@ -305,6 +313,12 @@ def _classes(task: Task, dataset: Dataset) -> tuple[str, ...]:
                 f"{task.name}: the prompts are for {len(classes)} classes, but {whose} {count}; "
                 "labels would name the wrong classes. Give one class name a label, in label order."
             )
+    if classes == imagenet_classes() and own and not all(map(_WORDNET_ID.fullmatch, own)):
+        raise InputError(
+            f"{task.data}: ImageNet's class names are in the order of its WordNet ids, but the "
+            f"classes of the data are called '{own[0]}' and so on, which may be in another order. "
+            "Expected one folder a class, named like n01440764."
+        )
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
         warnings.warn(
