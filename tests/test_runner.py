@@ -372,3 +372,24 @@ def test_two_records_of_one_task_with_other_samples_have_no_worst_case():
     one, two = score("pgd-1", batch_size=16, n=4), score("pgd-2", batch_size=16, n=5)
     with pytest.raises(InputError, match="same samples"):
         worst_cases([one, two])
+
+
+def test_a_threat_model_that_does_not_suit_costs_the_others_nothing(tmp_path):
+    path = tmp_path / "mixed-v1.toml"
+    path.write_text(
+        RESTRICTED.replace('["digits/digit", "digits/unseen"]', '["digits/retrieval"]')
+        .replace("digits/unseen", "digits/retrieval")
+        .replace('{attack = "pgd-1", norm = "linf", eps = "8/255"}', TEXT_ATTACK)
+    )
+    suite = load_suite(str(path))
+    records = []
+    progress = RunProgress(Console(quiet=True))
+    with pytest.raises(mb.InputError, match="text-charmer-k1"):
+        for record in run_model(
+            wrap(ToyClip()), suite, out=tmp_path, batch_size=16, device=CPU, progress=progress
+        ):
+            records.append(record)
+    assert [(record.threat.attack, record.status) for record in records] == [("pgd-2", "ok")]
+
+
+TEXT_ATTACK = '{attack = "text-charmer-k1", norm = "levenshtein", eps = "1/1"}'

@@ -313,7 +313,8 @@ def _classes(task: Task, dataset: Dataset) -> tuple[str, ...]:
                 f"{task.name}: the prompts are for {len(classes)} classes, but {whose} {count}; "
                 "labels would name the wrong classes. Give one class name a label, in label order."
             )
-    if classes == imagenet_classes() and own and not all(map(_WORDNET_ID.fullmatch, own)):
+    renamed = own and own != classes and classes == imagenet_classes()
+    if renamed and not all(map(_WORDNET_ID.fullmatch, own)):
         raise InputError(
             f"{task.data}: ImageNet's class names are in the order of its WordNet ids, but the "
             f"classes of the data are called '{own[0]}' and so on, which may be in another order. "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 import mmtard_bench as mb
 from mmtard_bench.data.outside import decode
+from mmtard_bench.tasks.hub_tasks import imagenet_folder
 from mmtard_bench.tasks.resolve import find_task, load_task
 from tests.hub import COMMIT, hub
 from tests.test_bad_input import GOOD, SUITE, deep, parquet, rgb, table
@@ -116,3 +118,20 @@ def test_model_and_data_from_a_hub_and_then_offline(cli, tmp_path):
     (tmp_path / "mine-v1.toml").write_text(pinned)
     offline = cli(*command, "--out", "offline", env={"HF_HUB_OFFLINE": "1"})
     assert offline.returncode == 0, offline.stderr
+
+
+def test_imagenet_folders_must_be_named_by_wordnet_ids(tmp_path):
+    """Sorted, only those are in the order of the class names."""
+    for number in range(1000):
+        folder = tmp_path / "named" / f"class {number}"
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(GOOD[0])
+    task = replace(imagenet_folder("imagenet", ""), data=f"imagefolder:{tmp_path / 'named'}")
+    with pytest.raises(mb.InputError, match=r"WordNet ids.*'class 0'.*n01440764"):
+        load_task(task, n=2, seed=0)
+    for number in range(1000):
+        (tmp_path / "named" / f"class {number}").rename(tmp_path / "named" / f"n{number:08d}")
+    with pytest.warns(UserWarning, match="missile, sunglasses"):
+        data = load_task(task, n=1000, seed=0)
+    by_id = dict(zip(data.manifest.ids, data.labels, strict=True))
+    assert by_id["n00000417/a.png"] == 417

@@ -172,6 +172,12 @@ OTHER = "base_model.model.transformer.resblocks.9.attn.qkv.lora_"
         (change_config(peft_type="LOHA"), "peft_type"),
         (change_config(use_dora=True), "use_dora"),
         (change_config(alora_invocation_tokens=[1]), "alora_invocation_tokens"),
+        (change_config(init_lora_weights="pissa_niter_4"), "init_lora_weights"),
+        (change_config(init_lora_weights="olora"), "init_lora_weights"),
+        (
+            change_weights(lambda w: w.update({A.replace("_A", "_B"): torch.zeros(96, 3)})),
+            "qkv.lora_A.weight'",
+        ),
         (change_config(r=8), r"rank \[4\], expected 8"),
         (change_config(fan_in_fan_out=True), "fan_in_fan_out"),
         (change_config(rank_pattern={"qkv": 2}), "rank_pattern"),

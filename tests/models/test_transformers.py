@@ -254,6 +254,17 @@ def rewrite_text(**changes):
     return change
 
 
+@pytest.mark.parametrize("change", [{"num_attention_heads": 1}, {"layer_norm_eps": 0.1}])
+def test_what_decides_answers_beyond_weights_is_in_the_digest(tmp_path, change):
+    make(tmp_path)
+    before = mb.load_model(f"transformers:{tmp_path}")
+    assert mb.load_model(f"transformers:{tmp_path}").digest == before.digest
+    text = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert all(text[key] != value for key, value in change.items())
+    rewrite_text(**change)(tmp_path)
+    assert mb.load_model(f"transformers:{tmp_path}").digest != before.digest
+
+
 def drop_weight(folder):
     from safetensors.torch import load_file, save_file
 

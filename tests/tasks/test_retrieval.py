@@ -17,6 +17,7 @@ from mmtard_bench.job import prepare
 from mmtard_bench.recall import Ranks, recalls_of
 from mmtard_bench.records import from_text, to_text
 from mmtard_bench.registry import tasks
+from mmtard_bench.suites import TaskTable, resolve_task
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import RetrievalScorer, columns_of, ranks_of
 from mmtard_bench.types import Eps, Task, ThreatModel
@@ -329,3 +330,9 @@ def test_columns_of_any_matches_agree_with_a_search():
                 reached |= near
                 front += near
             assert reached == {p for p in range(count) if columns[p] == columns[one]}
+
+
+def test_captions_stay_as_they_are_unless_templates_are_given():
+    table = TaskTable(name="x", data="parquet:x", metric="retrieval", label_column="captions")
+    assert resolve_task(table).templates == ("{}",)
+    assert resolve_task(table.model_copy(update={"data": "wds:x"})).templates == ("{}",)
