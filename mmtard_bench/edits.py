@@ -1,8 +1,12 @@
 """Edits of a class name, as records keep them and as anybody can check them."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+ClassName = Annotated[str, Field(max_length=1000)]
+"""So short that anybody's record can be checked: the distance takes time by both lengths."""
 
 
 class NameEdit(BaseModel):
@@ -10,13 +14,19 @@ class NameEdit(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    original: str
-    adversarial: str
+    original: ClassName
+    adversarial: ClassName
 
     @property
     def distance(self) -> int:
         """The number of edits between the two."""
         return levenshtein(self.original, self.adversarial)
+
+    def within(self, edits: int) -> bool:
+        """Whether the two are at most so many edits apart; lengths alone may tell."""
+        if abs(len(self.original) - len(self.adversarial)) > edits:
+            return False
+        return self.distance <= edits
 
 
 def levenshtein(one: str, other: str) -> int:

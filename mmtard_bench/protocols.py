@@ -14,6 +14,7 @@ def _threats(
     )
 
 
+_SURFACES: tuple[Surface, ...] = ("native", "model")  # the latter for images of mixed sizes
 _TECOA = "pgd-10 pgd-100 cw-linf-100 autoattack-standard"
 
 for _protocol in (
@@ -42,8 +43,12 @@ for _protocol in (
         description="up to 2 character edits of the true class's name, alone and with PGD",
         threats=tuple(
             ThreatModel(
-                f"text-charmer-k{k}", "levenshtein", Eps.parse(f"{k}/1", norm="levenshtein")
+                f"text-charmer-k{k}",
+                "levenshtein",
+                Eps.parse(f"{k}/1", norm="levenshtein"),
+                surface,
             )
+            for surface in _SURFACES
             for k in range(3)
         )
         + _threats("joint-charmer-k1-pgd-20", "8/255", surface="native")

@@ -125,7 +125,8 @@ class Sample(_Sparse):
 
     In retrieval ``label`` is the gallery's place of the image's first caption, ``prediction`` the
     place of the caption that was ranked first, or ``label`` for any matching one; ``ranks`` are
-    there. ``edit`` is what a text attack that broke the sample made of its class's name.
+    there. ``edit`` is what a text attack that broke the sample made of its class's name:
+    the name itself where a pass was wrong without an edit.
     """
 
     id: str
@@ -248,7 +249,7 @@ class Record(_Strict):
         if text_only and self.threat.eps != f"{self.threat.edits}/1":
             raise ValueError("its radius is not its number of edits")
         for sample in self.samples:
-            if sample.edit is not None and sample.edit.distance > self.threat.edits:
+            if sample.edit is not None and not sample.edit.within(self.threat.edits):
                 raise ValueError(f"sample {sample.id}: its class's name has too many edits")
             if text_only and (sample.edit is not None) != (sample.broken_by is not None):
                 raise ValueError(f"sample {sample.id}: broken without an edit, or the reverse")

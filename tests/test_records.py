@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest
 
+from mmtard_bench import edits
 from mmtard_bench.edits import NameEdit
 from mmtard_bench.errors import InputError
 from mmtard_bench.recall import Ranks
@@ -277,6 +278,9 @@ EDIT_FORGERIES = {
         edit={"original": "one", "adversarial": "on"}
     ),
     "no edit": lambda body: body["samples"][1].pop("edit"),
+    "a long name": lambda body: body["samples"][1]["edit"].update(
+        original="x" * 1001, adversarial="x" * 1001
+    ),
     "an edit too many keys": lambda body: body["samples"][1]["edit"].update(k=1),
 }
 
@@ -287,6 +291,28 @@ def test_forged_edits_are_refused(forgery):
     forgery(body)
     with pytest.raises(InputError):
         from_text(sealed(body), "here")
+
+
+@pytest.mark.parametrize("lengths", [(100_000, 100_000), (1000, 10)])
+def test_names_that_take_long_to_compare_are_refused_unread(monkeypatch, lengths):
+    def slow(one, other):
+        raise AssertionError("the distance was computed")
+
+    body = json.loads(to_text(text_record()))
+    names = dict(zip(("original", "adversarial"), ("x" * n for n in lengths), strict=True))
+    body["samples"][1]["edit"] = names
+    monkeypatch.setattr(edits, "levenshtein", slow)
+    with pytest.raises(InputError):
+        from_text(sealed(body), "here")
+
+
+def test_no_edit_is_an_edit_of_distance_zero():
+    samples = [sample(0, "robust"), sample(1, "broken")]
+    edit = NameEdit(original="seven", adversarial="seven")
+    samples[1] = samples[1].model_copy(update={"edit": edit})
+    threat = {"norm": "levenshtein", "eps": "0/1", "parameters": {"edits": 0}}
+    record = record_of(samples, attack="text-charmer-k0", threat=threat)
+    assert from_text(to_text(record), "here") == record
 
 
 def test_a_radius_that_is_not_the_number_of_edits_is_refused():

@@ -19,6 +19,7 @@ from mmtard_bench.evaluation import Batch, execute
 from mmtard_bench.job import prepare
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, read_record
+from mmtard_bench.registry import protocols
 from mmtard_bench.runner import Partial, run_folder, run_model, with_overrides
 from mmtard_bench.suites import list_suites, load_suite
 from mmtard_bench.tasks.resolve import find_task, load_task
@@ -97,6 +98,13 @@ def test_overrides_make_another_suite():
     limited = with_overrides(suite, n=8, seed=3)
     assert (limited.name, limited.n, limited.seed) == ("quick-v1+n8+seed3", 8, 3)
     assert limited.digest != suite.digest
+
+
+def test_text_attacks_run_on_images_of_mixed_sizes():
+    """Those are resized for the model before anything else."""
+    attacked = {(t.attack, t.surface) for t in protocols.get("mmtard-text-v1").threats}
+    for k in range(3):
+        assert {(f"text-charmer-k{k}", "native"), (f"text-charmer-k{k}", "model")} <= attacked
 
 
 # A suite that ships is never changed: a change is a new version under a new name.

@@ -207,16 +207,21 @@ def build_text(threat: ThreatModel, n_classes: int) -> Attack:
         with torch.no_grad():
             features = prompted.features(images)
         found = worst_names(prompted, features, labels, edits=edits)
-        # A model that is wrong without an edit is no success of this attack.
-        wrong = (found.logits.argmax(1) != labels).tolist()
-        broken = [w and name is not None for w, name in zip(wrong, found.names, strict=True)]
+        broken = (found.logits.argmax(1) != labels).tolist()
+        # Where no edit is worse than none, the name itself is the worst within the budget: a noisy
+        # model, or a borderline sample, may be wrong with it in this pass.
+        own = (prompted.names[label] for label in labels.tolist())
+        names = [
+            name or same if b else name
+            for b, name, same in zip(broken, found.names, own, strict=True)
+        ]
         decided(len(ids), sum(broken))
         return AttackResult(
             adversarial=images,
             broken_by=[threat.attack if b else None for b in broken],
             forward=[1 + count for count in found.prompts],
             backward=[0] * len(ids),
-            names=found.names,
+            names=names,
         )
 
     return Attack(threat.attack, described(edits), run, edits=edits)

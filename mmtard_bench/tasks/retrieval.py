@@ -18,8 +18,14 @@ stop there. Image-to-text recall at 1 is attacked as accuracy is in classificati
 10, and all of text-to-image, are what is left of them by those same images: upper bounds, which an
 attack with that aim could lower. The more so for attacks of the reference code, which give back the
 clean image where they do not succeed; PGD gives its last.
+
+**Shared captions.** Recall at 1 is an upper bound, too, where images share captions and have others
+besides: of A {x, common} and B {y, common} the attack on A may not aim at y, though y above x and
+common would lose rank 1. A record's note says how many images this concerns. Where images have one
+caption each, as on the digits, there are none.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -58,8 +64,9 @@ class RetrievalClassifier(nn.Module):
     well as with cross-entropy: the loss of the best matching caption among the gallery.
 
     Images that share a caption share a column, with the captions of them all: no caption of an
-    image's own may compete with it. An image whose column is not the highest is not at rank 1;
-    the reverse may fail where captions are shared, and the verdict is the rank's.
+    image's own may compete with it. An image whose column is not the highest is not at rank 1; the
+    reverse may fail where its column has captions that it lacks (``sheltered``): the verdict is
+    the rank's, but the attack does not aim at those.
     """
 
     def __init__(self, gallery: ZeroShotClassifier, columns: Tensor) -> None:
@@ -90,6 +97,25 @@ def columns_of(matches: Sequence[Sequence[int]], captions: int) -> list[int]:
             parent[root(place)] = root(own[0])
     numbers: dict[int, int] = {}
     return [numbers.setdefault(root(place), len(numbers)) for place in range(captions)]
+
+
+def sheltered(matches: Sequence[Sequence[int]], columns: Sequence[int]) -> int:
+    """How many images have a column with captions that are not theirs: no attack aims at those."""
+    sizes = Counter(columns)
+    return sum(sizes[columns[own[0]]] > len(own) for own in matches)
+
+
+def notes_on(matches: Sequence[Sequence[int]], captions: int) -> list[str]:
+    """What a record must say about recalls under attack."""
+    count = sheltered(matches, columns_of(matches, captions))
+    if not count:
+        return [NOTE]
+    return [
+        NOTE,
+        f"{count} of {len(matches)} images share captions with images that have others besides. "
+        "The attack does not aim at those others, so recall at 1 under attack is an upper bound, "
+        "too.",
+    ]
 
 
 class RetrievalScorer:

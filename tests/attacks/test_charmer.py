@@ -289,19 +289,93 @@ def test_a_claim_that_a_fresh_pass_does_not_confirm_is_marked(monkeypatch):
     assert "unconfirmed-adversarials" in {flag.code for flag in record.flags}
 
 
+class Noisy(ToyClip):
+    """Answers at random."""
+
+    def encode_image(self, images):
+        features = super().encode_image(images)
+        return features + features.std() * torch.randn_like(features)
+
+
 @pytest.mark.parametrize("edits", [0, 1])
 def test_a_model_that_answers_at_random_gets_a_record_with_flags(edits):
-    class Noisy(ToyClip):
-        def encode_image(self, images):
-            features = super().encode_image(images)
-            return features + features.std() * torch.randn_like(features)
-
     torch.manual_seed(0)
     threat = f"text-charmer-k{edits}"
     record = mb.evaluate(wrap(Noisy()), task="digits/digit", threat=threat, eps=f"{edits}/1", n=100)
     assert record.status == "ok", record.error
-    assert "randomised-output" in {flag.code for flag in record.flags}
+    codes = {flag.code for flag in record.flags}
+    assert "randomised-output" in codes
+    assert "unconfirmed-adversarials" in codes or edits
     assert from_text(to_text(record), "here") == record
+    # What the attack's own pass has wrong is broken, with an edit or without.
+    assert record.robust_accuracy < record.clean_accuracy
+    broken = [s for s in record.samples if s.broken_by]
+    assert all(0 <= s.edit.distance <= edits for s in broken)
+    assert any(s.edit.distance == 0 for s in broken) or edits
+
+
+@pytest.mark.parametrize("edits", [0, 1, 2])
+def test_what_is_wrong_in_a_pass_is_broken_though_no_edit_lowers_the_true_logit(edits):
+    class Deaf:
+        """Every other name has the highest logit."""
+
+        names, prompts_a_name, head = ("ab", "ba", "bb a"), 1, torch.eye(3)
+
+        def features(self, images):
+            return torch.tensor([[1.0, 2.0, 0.5], [3.0, 2.0, 0.5]])
+
+        def embed_names(self, names):
+            return torch.ones(len(names), 3)
+
+    threat = ThreatModel(
+        f"text-charmer-k{edits}", "levenshtein", Eps.parse(f"{edits}/1", norm="levenshtein")
+    )
+    result = build_attack(threat, n_classes=3).run(
+        Deaf(),
+        torch.zeros(2, 3, 4, 4),
+        torch.tensor([0, 0]),
+        ids=["a", "b"],
+        seed=0,
+        decided=lambda *_: None,
+    )
+    assert result.broken_by == [threat.attack, None]
+    assert result.names == ["ab", None]
+
+
+def test_two_classes_of_one_name_do_not_make_no_edit_an_error():
+    names = ("missile", "missile", *(f"animal {i}" for i in range(8)))
+    task = Task(name="t", data="digits/test", templates=("{}",), classes=names)
+    torch.manual_seed(0)
+    record = mb.evaluate(wrap(Noisy()), task=task, threat="text-charmer-k0", eps="0/1", n=200)
+    assert record.status == "ok", record.error
+    assert "missile" in {s.edit.adversarial for s in record.samples if s.edit}
+    assert all(s.edit.adversarial == names[s.label] for s in record.samples if s.edit)
+
+
+@pytest.mark.parametrize("threat", ["pgd-5", "joint-charmer-k0-pgd-5"])
+def test_what_is_wrong_in_one_pass_of_pgd_is_broken_alone_and_with_edits(threat):
+    class Once:
+        """Wrong in its third pass, which is inside PGD, and right in all others."""
+
+        names, prompts_a_name, head = ("ab", "ba"), 1, torch.eye(2)
+        turn = 0
+
+        def features(self, images):
+            self.turn += 1
+            first = images.flatten(1).sum(1) * 0 + (-1.0 if self.turn == 3 else 1.0)
+            return torch.stack([first, torch.zeros_like(first)], 1)
+
+        __call__ = features
+
+    result = build_attack(ThreatModel(threat, "linf", Eps.parse("8/255")), n_classes=2).run(
+        Once(),
+        torch.full((3, 3, 4, 4), 0.5),
+        torch.tensor([0, 0, 0]),
+        ids=["a", "b", "c"],
+        seed=0,
+        decided=lambda *_: None,
+    )
+    assert None not in result.broken_by
 
 
 def test_nan_for_an_edited_name_is_an_error():

@@ -19,7 +19,7 @@ from mmtard_bench.records import from_text, to_text
 from mmtard_bench.registry import tasks
 from mmtard_bench.suites import TaskTable, resolve_task
 from mmtard_bench.tasks.resolve import find_task, load_task
-from mmtard_bench.tasks.retrieval import RetrievalScorer, columns_of, ranks_of
+from mmtard_bench.tasks.retrieval import RetrievalScorer, columns_of, notes_on, ranks_of
 from mmtard_bench.types import Eps, Task, ThreatModel
 from tests.conftest import ToyClip, assert_sentence, wrap
 
@@ -90,6 +90,29 @@ def test_recalls_in_closed_form():
 def test_captions_that_images_share_have_one_column():
     # Images: {0, 1}, {1, 2}, {3}, {4, 5}; the first two hang together by caption 1.
     assert columns_of([(0, 1), (1, 2), (3,), (4, 5)], 6) == [0, 0, 0, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("matches", "count"),
+    [
+        ([(0, 1), (2, 1), (3,)], 2),
+        ([(0, 1), (1,), (2,)], 1),  # the first has all captions of its column
+        ([(0,), (0,), (1,)], 0),
+        ([(0, 1), (1, 2), (2, 3), (4,)], 3),  # by others
+    ],
+)
+def test_images_at_whose_rivals_no_attack_aims_are_counted(matches, count):
+    first, *others = notes_on(matches, 5)
+    assert "upper bounds" in first
+    assert [note.split()[:3] for note in others] == [[str(count), "of", str(len(matches))]] * (
+        count > 0
+    )
+
+
+def test_a_record_says_where_recall_at_one_is_an_upper_bound(tmp_path):
+    task = captioned(tmp_path / "a.parquet", SHARED)
+    record = mb.evaluate(wrap(ToyClip()), task=task, threat="pgd-2", eps="1/255")
+    assert any(note.startswith("2 of 4 images share captions") for note in record.notes)
 
 
 def captioned(path, captions, *, name="col"):
