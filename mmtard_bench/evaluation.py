@@ -140,7 +140,8 @@ def evaluate(
     ``model`` is a ``Clip`` or anything ``load_model`` takes; ``task`` a registered task, a data
     spec (``parquet:``, ``imagefolder:``, ``wds:``, ``hub:``) or a ``Task``; ``eps`` an exact
     fraction such as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for
-    attacks on text alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``, all if None.
+    attacks on text alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``,
+    all if None.
     Raises InputError for bad input; a model that fails under evaluation, and images that cannot be
     used, give a record with ``status == "error"``.
     """
