@@ -138,11 +138,12 @@ def evaluate(
     """Score a model on a task under a threat model.
 
     ``model`` is a ``Clip`` or anything ``load_model`` takes; ``task`` a registered task, a data
-    spec (``parquet:``, ``imagefolder:``, ``hub:``) or a ``Task``; ``eps`` an exact fraction such
-    as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for attacks on text
-    alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``, all if None.
-    Raises InputError for bad input; a model that fails under evaluation gives a record with
-    ``status == "error"``.
+    spec (``parquet:``, ``imagefolder:``, ``wds:``, ``hub:``) or a ``Task``; ``eps`` an exact
+    fraction such as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for
+    attacks on text alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``,
+    all if None.
+    Raises InputError for bad input; a model that fails under evaluation, and images that cannot be
+    used, give a record with ``status == "error"``.
     """
     clip = load_model(model) if isinstance(model, str) else require_clip(model, "the model")
     chosen = find_task(task) if isinstance(task, str) else task
@@ -366,8 +367,8 @@ class _Evaluation:
         In classification those that an attack claims; in retrieval all, since ranks are read off
         the last image of each.
         """
-        ranked = isinstance(self.scorer, RetrievalScorer)
-        chosen = [i for i, name in enumerate(result.broken_by) if ranked or name is not None]
+        every = self.scorer.ranked
+        chosen = [i for i, name in enumerate(result.broken_by) if every or name is not None]
         if not chosen:
             return {}
         found = result.adversarial[chosen].float()
@@ -375,10 +376,7 @@ class _Evaluation:
         rows = [attacked[i] for i in chosen]
         names = [result.names[i] for i in chosen] if result.names else []
         self._require_edits(rows, names)
-        if isinstance(self.scorer, RetrievalScorer):
-            verdicts = self.scorer.judge(found, rows, size=self.batch_size)
-        else:
-            verdicts = self.scorer.judge(found, rows, size=self.batch_size, names=names)
+        verdicts = self.scorer.judge(found, rows, size=self.batch_size, names=names)
         return dict(zip(rows, verdicts, strict=True))
 
     def _require_edits(self, rows: Sequence[int], names: Sequence[str | None]) -> None:

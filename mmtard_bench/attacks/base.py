@@ -19,7 +19,7 @@ class PromptedClassifier(Interface):
 
     ``names`` are the classes', ``head`` (C, D) their rows; logits are ``features(images) @
     head.T``. ``embed_names`` gives the rows (M, D) of any other names, each from
-    ``prompts_a_name`` prompts.
+    ``prompts_a_name`` prompts; those to ``keep`` are met again with every image of a class.
     """
 
     names: tuple[str, ...]
@@ -28,7 +28,7 @@ class PromptedClassifier(Interface):
 
     def __call__(self, images: Tensor, /) -> Tensor: ...
     def features(self, images: Tensor) -> Tensor: ...
-    def embed_names(self, names: Sequence[str]) -> Tensor: ...
+    def embed_names(self, names: Sequence[str], *, keep: bool = False) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def worst_names(
                 break
             if step == 0:
                 if label not in first:
-                    first[label] = _neighbours(model, {own: places(own)}, taken, alphabet)
+                    where = {own: places(own)}
+                    first[label] = _neighbours(model, where, taken, alphabet, keep=True)
                 around = first[label]
             else:
                 chosen = {parent: _best_places(model, feature, parent) for parent in parents}
@@ -147,6 +148,8 @@ def _neighbours(
     chosen: Mapping[str, Iterable[int]],
     taken: AbstractSet[str],
     alphabet: str,
+    *,
+    keep: bool = False,
 ) -> Neighbours:
     """What one edit makes of each name at its places, but for the names of other classes."""
     names: list[str] = []
@@ -159,7 +162,7 @@ def _neighbours(
             new = [name for name in made if plain(name) not in taken]
             if new:
                 names += new
-                rows.append(model.embed_names(new))
+                rows.append(model.embed_names(new, keep=keep))
     return Neighbours(names, torch.cat(rows))
 
 

@@ -60,7 +60,7 @@ class WatchedPrompts(Watched):
         self._look(features.detach())
         return features
 
-    def embed_names(self, names: Sequence[str]) -> Tensor:
-        rows = self.model.embed_names(names)
+    def embed_names(self, names: Sequence[str], *, keep: bool = False) -> Tensor:
+        rows = self.model.embed_names(names, keep=keep)
         self._look(rows)
         return rows

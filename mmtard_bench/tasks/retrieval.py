@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.checks import require_logits
+from mmtard_bench.attacks.checks import ModelError, require_logits
 from mmtard_bench.attacks.watched import Watched
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.resolve import TaskData
@@ -121,6 +121,8 @@ def notes_on(matches: Sequence[Sequence[int]], captions: int) -> list[str]:
 class RetrievalScorer:
     """Ranks of images among captions, and of captions among images."""
 
+    ranked = True
+
     def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
         self.data = data
         self.gallery = ZeroShotClassifier(clip, data.classes, data.templates, device)
@@ -134,11 +136,16 @@ class RetrievalScorer:
         return Watched(self.classifier, self.labels.device)
 
     @torch.no_grad()
-    def judge(self, images: Tensor, rows: Sequence[int], *, size: int) -> list[Verdict]:
+    def judge(
+        self, images: Tensor, rows: Sequence[int], *, size: int, names: Sequence[str | None] = ()
+    ) -> list[Verdict]:
         """As ``ZeroShotScorer.judge``; the prediction is the place of the caption ranked first.
 
-        It is the label where that caption matches.
+        It is the label where that caption matches. Captions have no class names: ``names`` that
+        are not None raise ModelError.
         """
+        if any(name is not None for name in names):
+            raise ModelError("The attack edited class names, of which retrieval has none.")
         features = torch.cat([self.gallery.features(part) for part in torch.split(images, size)])
         scores = features @ self.gallery.head.T
         require_logits(scores, rows=len(images), classes=len(self.data.classes))

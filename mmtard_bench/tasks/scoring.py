@@ -28,7 +28,12 @@ class Verdict:
 
 
 class ZeroShotScorer:
-    """Accuracy of the prediction; ``classifier`` is what attacks see, ``labels`` (N,) its truth."""
+    """Accuracy of the prediction; ``classifier`` is what attacks see, ``labels`` (N,) its truth.
+
+    ``ranked`` is whether verdicts have ranks, so that every image needs one after an attack.
+    """
+
+    ranked = False
 
     def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
         self.clip = clip

@@ -33,6 +33,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("head", class_embeddings(clip, classes, templates, device))
         self.register_buffer("scale", clip.scale().to(device))
         self._known: dict[tuple[str, ...], Tensor] = {}
+        self._kept: dict[tuple[str, ...], Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         return self.features(images) @ self.head.T
@@ -48,14 +49,18 @@ class ZeroShotClassifier(nn.Module):
             )
         return self.scale * features
 
-    def embed_names(self, names: Sequence[str]) -> Tensor:
-        """The rows (M, D) that other names would have in the head; kept for the next time."""
+    def embed_names(self, names: Sequence[str], *, keep: bool = False) -> Tensor:
+        """The rows (M, D) that other names would have in the head; known the next time.
+
+        Those to ``keep`` are never dropped for others.
+        """
         key = tuple(names)
-        if key not in self._known:
-            if len(self._known) >= _KNOWN:
+        cache = self._kept if keep else self._known
+        if key not in cache:
+            if not keep and len(self._known) >= _KNOWN:
                 self._known.clear()
-            self._known[key] = embed_names(self.clip, key, self.templates, self.head.device)
-        return self._known[key]
+            cache[key] = embed_names(self.clip, key, self.templates, self.head.device)
+        return cache[key]
 
 
 def class_embeddings(

@@ -16,6 +16,7 @@ from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
 from mmtard_bench.records import from_text, to_text
 from mmtard_bench.summary import worst_cases
+from mmtard_bench.tasks import zero_shot
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.zero_shot import ZeroShotClassifier, embed_names
 from mmtard_bench.types import Eps, Task, ThreatModel
@@ -123,6 +124,23 @@ def test_prompts_are_counted():
         scored = sum(len(edits_at(name, place, SMALL)) for place in places(name))
         assert count == 2 * scored
     assert worst_names(model, features, labels, edits=0).prompts == [0] * len(labels)
+
+
+def test_the_first_edits_of_a_class_are_encoded_once(monkeypatch):
+    """However small the cache for further edits is, and however many the batches."""
+    monkeypatch.setattr(zero_shot, "_KNOWN", 2)
+    encoded = []
+    real = zero_shot.embed_names
+
+    def counting(clip, names, templates, device):
+        encoded.append(tuple(names))
+        return real(clip, names, templates, device)
+
+    model, features, labels = toy()
+    monkeypatch.setattr(zero_shot, "embed_names", counting)
+    for _ in range(3):
+        worst_names(model, features, labels, edits=1, alphabet=SMALL)
+    assert len(encoded) == len(set(encoded)) > 2
 
 
 class Counting(ToyClip):
@@ -324,7 +342,7 @@ def test_what_is_wrong_in_a_pass_is_broken_though_no_edit_lowers_the_true_logit(
         def features(self, images):
             return torch.tensor([[1.0, 2.0, 0.5], [3.0, 2.0, 0.5]])
 
-        def embed_names(self, names):
+        def embed_names(self, names, *, keep=False):
             return torch.ones(len(names), 3)
 
     threat = ThreatModel(

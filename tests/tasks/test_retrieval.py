@@ -171,6 +171,15 @@ def test_the_attacked_column_is_highest_exactly_at_rank_one(tmp_path):
                 assert held[row] == verdict.right
 
 
+def test_edited_names_are_no_answer_in_retrieval(tmp_path):
+    data = load_task(captioned(tmp_path / "a.parquet", SHARED), n=None, seed=0)
+    scorer = RetrievalScorer(wrap(ToyClip()), data, CPU)
+    images = data.images([0, 1], surface="native", preprocess=scorer.gallery.clip.preprocess)
+    assert len(scorer.judge(images, [0, 1], size=2, names=[None, None])) == 2
+    with pytest.raises(mb.InputError, match="class names"):
+        scorer.judge(images, [0, 1], size=2, names=[None, "a cat"])
+
+
 def brute_force(clip, data):
     """Ranks by sorting every pair's score, one pair at a time."""
     texts = clip.text_features(list(data.classes), CPU)
