@@ -364,7 +364,7 @@ def test_no_network(cli, mine):
     done = cli("run", mine(), "--model", "hf-hub:nobody/nothing", env=offline)
     assert_sentence(done, "hf-hub:nobody/nothing", "network")
     done = cli("run", mine(), "--model", "ViT-B-32:openai", env=offline)
-    assert_sentence(done, "ViT-B-32:openai", "could not be loaded")
+    assert_sentence(done, "ViT-B-32:openai", "not in the cache", "HF_HUB_OFFLINE")
     done = cli(
         "run", mine(task=table("x", "hub:nobody/nothing")), "--model", "tiny-clip", env=offline
     )

@@ -108,7 +108,7 @@ def folder_suite(tmp_path, **keys):
 
 def test_a_folder_named_by_the_environment(tmp_path, folder, monkeypatch):
     suite = folder_suite(tmp_path)
-    (task,) = suite.tasks
+    ((task, _),) = suite.plan
     data = load_task(task, n=None, seed=0)
     assert sorted(data.manifest.ids) == folder
     # The suite is the same wherever the folder is, and nobody reads where that was.
@@ -124,7 +124,7 @@ def test_only_the_listed_samples_are_drawn(tmp_path, folder):
     plain = folder_suite(tmp_path)
     suite = folder_suite(tmp_path, samples_file=str(tmp_path / "list.txt"))
     assert suite.digest != plain.digest
-    (task,) = suite.tasks
+    ((task, _),) = suite.plan
     data = load_task(task, n=None, seed=0)
     assert sorted(data.manifest.ids) == folder[::2]
     assert dict(zip(data.manifest.ids, data.labels, strict=True))[folder[2]] == 1
@@ -141,7 +141,7 @@ def test_only_the_listed_samples_are_drawn(tmp_path, folder):
 
 
 def test_robustbenchs_list(tmp_path, folder, monkeypatch):
-    (task,) = folder_suite(tmp_path, samples_file="robustbench").tasks
+    ((task, _),) = folder_suite(tmp_path, samples_file="robustbench").plan
     monkeypatch.setenv(ROBUSTBENCH_LIST, str(tmp_path / "ids.txt"))
     with pytest.raises(mb.InputError, match="cannot be read"):
         load_task(task, n=None, seed=0)

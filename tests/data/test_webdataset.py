@@ -123,7 +123,7 @@ def test_shards_that_are_no_shards(tmp_path):
     two = tar({"s0000000.cls": b"1", "s0000000.webp": images[0]})
     whole = two.rstrip(b"\0")
     assert "cut short" in said(two[: -(-len(whole) // 512) * 512])
-    assert "only the label or only the image" in said(tar({"s0000000.cls": b"1"}))
+    assert "only .cls or only the image" in said(tar({"s0000000.cls": b"1"}))
     assert "not a whole number" in said(tar({"a.cls": b"\x80\x04N.", "a.webp": images[0]}))
     assert "damaged or no image" in said(tar({"a.cls": b"1", "a.webp": images[0][:100]}))
 
@@ -137,7 +137,7 @@ def test_member_names_are_not_trusted(tmp_path):
             archive.addfile(info)
     images, labels = noise(1)
     files = {**layout(images, labels), "test/0.tar": buffer.getvalue()}
-    assert "only the label or only the image" in damaged(tmp_path, files)
+    assert "only .cls or only the image" in damaged(tmp_path, files)
     assert {path.name for path in tmp_path.rglob("*.webp")} == set()
 
 
