@@ -35,7 +35,7 @@ RECIPES = {
     ),
     "a teacher missing on the hub": (
         ["teachers.robust=hf-hub:nobody/nothing"],
-        ["could not be loaded from the hub"],
+        ["hf-hub:nobody/nothing", "not in the cache"],
     ),
     "a student without weights": (["student=RN50"], ["architecture without weights"]),
     "LoRA on a convolutional tower": (
