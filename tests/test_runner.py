@@ -330,7 +330,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     process = start(["run", "slow-v1.toml", "--model", "teacher-robust"], tmp_path)
     wait_for("*pgd-2*.json", tmp_path / "runs", process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "the same command goes on from there" in errors
