@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from mmtard_bench.strict import Strict
 
 ClassName = Annotated[str, Field(max_length=1000)]
 """So short that anybody's record can be checked: the distance takes time by both lengths."""
 
 
-class NameEdit(BaseModel):
+class NameEdit(Strict):
     """The name of a sample's class, and what an attack made of it; templates stay as they are."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     original: ClassName
     adversarial: ClassName

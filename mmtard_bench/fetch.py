@@ -1,6 +1,5 @@
 """Everything that a suite and models need, into the cache: afterwards no network is needed."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -8,8 +7,8 @@ import open_clip
 
 from mmtard_bench.data.webdataset import hub_repository
 from mmtard_bench.errors import InputError
-from mmtard_bench.hub import Kind, check_cache, told
-from mmtard_bench.models.loading import load_model
+from mmtard_bench.hub import Kind, check_cache, require_sound, told
+from mmtard_bench.models.loading import load_model, parts_of
 from mmtard_bench.tasks.resolve import load_task
 from mmtard_bench.types import Suite, Task
 
@@ -50,11 +49,8 @@ def _fetch_model(spec: str, say: Callable[[str], None]) -> None:
     if repository is not None:
         _check(repository, "model", say)
     clip = load_model(spec)
-    if repository is not None and _check(repository, "model", say):
-        raise InputError(
-            f"'{spec}': what arrived does not have the checksums that the hub states. It was taken "
-            "out of the cache again; run the same command again."
-        )
+    if repository is not None:
+        require_sound(f"'{spec}'", _check(repository, "model", say))
     say(f"{clip.name}: weights {clip.digest[:8]}")
 
 
@@ -70,7 +66,7 @@ def _check(repository: str, kind: Kind, say: Callable[[str], None]) -> list[str]
 
 def _model_repository(spec: str) -> str | None:
     """The hub repository that a model comes from, where its name says so."""
-    scheme, _, rest = re.split(r"\+(?:visual|lora):", spec)[0].partition(":")
+    scheme, _, rest = parts_of(spec)[0].partition(":")
     if scheme in ("hf-hub", "transformers"):
         return rest.partition("@")[0]
     known = open_clip.get_pretrained_cfg(scheme, rest) if scheme and rest else None

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from mmtard_bench.strict import Strict
 
 CUTOFFS = (1, 5, 10)
 """Recall is given at these numbers of retrieved items."""
@@ -14,11 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Shares = tuple[Share, Share, Share]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class Ranks(_Strict):
+class Ranks(Strict):
     """Where the first matching item of each query of a sample stands, from 1.
 
     ``image`` is (clean, adversarial): its best caption among all captions. ``captions`` has for
@@ -30,7 +28,7 @@ class Ranks(_Strict):
     captions: tuple[tuple[Place, Rank, Rank], ...]
 
 
-class Recalls(_Strict):
+class Recalls(Strict):
     """Recall at 1, 5 and 10, recomputed from the samples on every read.
 
     A query counts as answered under attack only if it is answered on the clean images, too.

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -26,6 +24,7 @@ from pydantic import (
 from mmtard_bench.edits import NameEdit
 from mmtard_bench.errors import InputError, StorageError, explain
 from mmtard_bench.recall import Ranks, Recalls, recalls_of, require_ranks
+from mmtard_bench.strict import Strict
 
 SCHEMA_VERSION = 1
 
@@ -36,11 +35,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Scalars = dict[str, str | int | float]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class _Sparse(_Strict):
+class _Sparse(Strict):
     """Fields that only some records have are None by default, and then are not written at all."""
 
     @model_serializer(mode="wrap")
@@ -50,7 +45,7 @@ class _Sparse(_Strict):
         return {k: v for k, v in body.items() if v is not None or fields[k].is_required()}
 
 
-class SuiteFacts(_Strict):
+class SuiteFacts(Strict):
     """The suite that asked for a record, and how many records a run of it has."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*(\+[a-z]+[0-9]+)*$")
@@ -59,7 +54,7 @@ class SuiteFacts(_Strict):
     records: Annotated[int, Field(ge=1)]
 
 
-class ModelFacts(_Strict):
+class ModelFacts(Strict):
     """The model: ``source`` loads it again; ``digest`` hashes its weights."""
 
     name: str = Field(min_length=1)
@@ -69,7 +64,7 @@ class ModelFacts(_Strict):
     preprocessing: dict[str, Any]
 
 
-class TaskFacts(_Strict):
+class TaskFacts(Strict):
     """The task: ``revision`` pins the data, ``prompts_digest`` class names and templates.
 
     In retrieval the captions of the samples take the place of class names.
@@ -86,7 +81,7 @@ class TaskFacts(_Strict):
     metric: Literal["zero-shot classification", "retrieval"]
 
 
-class ThreatFacts(_Strict):
+class ThreatFacts(Strict):
     """The threat model, with every parameter of the attack that changes its output."""
 
     attack: Name
@@ -177,14 +172,14 @@ class Results(_Sparse):
     recalls: Recalls | None = None
 
 
-class Flag(_Strict):
+class Flag(Strict):
     """A reason to doubt the result: a code, and a sentence with the figures."""
 
     code: Name
     detail: str
 
 
-class Environment(_Strict):
+class Environment(Strict):
     """Where a record was made: recorded, not part of its identity."""
 
     versions: dict[str, str]
@@ -196,7 +191,7 @@ class Environment(_Strict):
     git_revision: str | None
 
 
-class Record(_Strict):
+class Record(Strict):
     """The result of one (model, task, threat model). No ``results`` unless ``status`` is ok."""
 
     schema_version: Literal[1]

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "mmtard_bench"
 # Who may import whom, lowest first; a module may import from its own layer and from lower ones.
 LAYERS = [
-    {"errors", "edits", "recall"},
+    {"strict", "errors", "edits", "recall"},
     {"types"},
     {"registry", "hub"},
     {"records"},

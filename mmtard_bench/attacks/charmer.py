@@ -114,9 +114,10 @@ def worst_names(
     names: list[str | None] = [None] * len(labels)
     prompts = [0] * len(labels)
     first: dict[int, Neighbours] = {}
+    every = [plain(name) for name in model.names]
     for i, (feature, label) in enumerate(zip(features, labels.tolist(), strict=True)):
         own = model.names[label]
-        taken = {plain(name) for j, name in enumerate(model.names) if j != label}
+        taken = {name for j, name in enumerate(every) if j != label}
         parents = [own]
         for step in range(edits):
             if step and int(logits[i].argmax()) != label:

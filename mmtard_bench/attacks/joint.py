@@ -32,7 +32,7 @@ from mmtard_bench.attacks.base import (
     random_start,
 )
 from mmtard_bench.attacks.charmer import described, edits_of, worst_names
-from mmtard_bench.attacks.pgd import pgd
+from mmtard_bench.attacks.pgd import budget_of, pgd, step_size_of, steps_of
 from mmtard_bench.registry import register_attack
 from mmtard_bench.types import ThreatModel
 
@@ -42,7 +42,7 @@ ORDERS = ("charmer+pgd", "pgd+charmer")
 @register_attack("joint-charmer-k{edits}-pgd-{steps}")
 def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
     """Edits of the class name and PGD on cross-entropy together, in both orders."""
-    edits, steps = edits_of(threat), int(threat.attack.rsplit("-", 1)[1])
+    edits, steps = edits_of(threat), steps_of(threat)
     norm, eps = threat.pixel_norm, float(threat.eps)
 
     def attack_pixels(
@@ -65,7 +65,7 @@ def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
             norm=norm,
             eps=eps,
             steps=steps,
-            step_size=2.5 * eps / steps,
+            step_size=step_size_of(eps, steps),
             start=start,
             done=lambda logits: logits.argmax(1) != labels,
         )
@@ -124,5 +124,4 @@ def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
             settle(stage, left, found | (logits.argmax(1) != own))
         return result
 
-    parameters = {**described(edits), "steps": steps, "step_size": "2.5 eps / steps", "restarts": 1}
-    return Attack(threat.attack, parameters, run, edits=edits)
+    return Attack(threat.attack, {**described(edits), **budget_of(steps)}, run, edits=edits)

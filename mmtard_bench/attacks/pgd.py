@@ -83,11 +83,24 @@ def _negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return -margin(logits, labels)
 
 
+def steps_of(threat: ThreatModel) -> int:
+    """The number of steps at the end of an attack's name."""
+    return int(threat.attack.rsplit("-", 1)[1])
+
+
+def step_size_of(eps: float, steps: int) -> float:
+    """Madry et al.'s rule: the steps together can cross the ball two and a half times."""
+    return 2.5 * eps / steps
+
+
+def budget_of(steps: int) -> dict[str, str | int | float]:
+    """The budget of ``pgd`` with that rule, for a record."""
+    return {"steps": steps, "step_size": "2.5 eps / steps", "restarts": 1}
+
+
 def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Attack:
-    steps = int(threat.attack.rsplit("-", 1)[1])
+    steps = steps_of(threat)
     norm, eps = threat.pixel_norm, float(threat.eps)
-    # Madry et al.'s rule: the steps together can cross the ball two and a half times.
-    step_size = 2.5 * eps / steps
 
     def run(
         model: Classifier,
@@ -107,7 +120,7 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
             norm=norm,
             eps=eps,
             steps=steps,
-            step_size=step_size,
+            step_size=step_size_of(eps, steps),
             start=start,
             done=lambda logits: logits.argmax(1) != labels,
         )
@@ -123,7 +136,7 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
 
     return Attack(
         name=threat.attack,
-        parameters={"loss": family, "steps": steps, "step_size": "2.5 eps / steps", "restarts": 1},
+        parameters={"loss": family, **budget_of(steps)},
         run=run,
     )
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +56,14 @@ class CaptionedDataset(Dataset, Protocol):
 def split_captions(text: str) -> tuple[str, ...]:
     """One caption a line, as in the text members of WebDataset retrieval shards."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def captions_in(texts: Iterable[str], what: str) -> tuple[str, ...]:
+    """The captions in some texts. Raises InputError, with ``what`` has none, if there is none."""
+    found = tuple(caption for text in texts for caption in split_captions(text))
+    if not found:
+        raise InputError(f"{what} has no caption.")
+    return found
 
 
 @dataclass(frozen=True)

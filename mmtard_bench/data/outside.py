@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from mmtard_bench.data.base import CaptionedDataset, Pixels, local_path, sample_list, split_captions
+from mmtard_bench.data.base import CaptionedDataset, Pixels, captions_in, local_path, sample_list
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.hub import cached_files, check_cache, require_sound, resolve_commit, run
@@ -68,10 +68,7 @@ class TableDataset:
                 f"{self.task.data}: the captions of sample '{self.ids[index]}' are {value!r}; "
                 "expected a string, or a list of strings."
             )
-        found = tuple(line for text in given for line in split_captions(text))
-        if not found:
-            raise InputError(f"{self.task.data}: sample '{self.ids[index]}' has no caption.")
-        return found
+        return captions_in(given, f"{self.task.data}: sample '{self.ids[index]}'")
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmtard_bench.data.base import Dataset, Pixels, local_path, split_captions
+from mmtard_bench.data.base import Dataset, Pixels, captions_in, local_path
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import download, resolve_commit
@@ -186,10 +186,8 @@ class WebDataset:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of a sample: asks for its shard."""
-        captions = split_captions(self._text(index))
-        if not captions:
-            raise InputError(f"{self.task.data}: sample '{self.ids[index]}' has no caption.")
-        return captions
+        what = f"{self.task.data}: sample '{self.ids[index]}'"
+        return captions_in([self._text(index)], what)
 
     def _text(self, index: int) -> str:
         key = self.ids[index]

@@ -43,7 +43,7 @@ def load_model(spec: str) -> Clip:
     and a warning is given where only a name does (see ``load_open_clip``). Raises InputError for
     anything that cannot be loaded.
     """
-    base, *changes = re.split(r"\+(?=(?:visual|lora):)", spec)
+    base, *changes = parts_of(spec)
     kinds = [change.partition(":")[0] for change in changes]
     if kinds not in ([], ["visual"], ["lora"], ["visual", "lora"]):
         raise InputError(
@@ -58,6 +58,11 @@ def load_model(spec: str) -> Clip:
         kind, _, where = change.partition(":")
         clip = (with_visual if kind == "visual" else with_adapter)(clip, Path(where), spec)
     return clip
+
+
+def parts_of(spec: str) -> list[str]:
+    """BASE, then each change of it without its plus: "visual:FILE", "lora:DIR"."""
+    return re.split(r"\+(?=(?:visual|lora):)", spec)
 
 
 def _load_base(spec: str) -> Clip:

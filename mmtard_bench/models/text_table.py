@@ -14,13 +14,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from open_clip.model import _build_vision_tower
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, explain
 from mmtard_bench.models.clip import Clip, Preprocess
 from mmtard_bench.models.weights import misfits
+from mmtard_bench.strict import Strict
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -74,11 +75,7 @@ class TableClip(nn.Module):
         return self.text_table[tokens]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class _ModelConfig(_Strict):
+class _ModelConfig(Strict):
     embed_dim: Positive
     vision_cfg: dict[str, Any]
     text_table: Annotated[list[str], Field(min_length=1)]
@@ -99,7 +96,7 @@ class _ModelConfig(_Strict):
         return value
 
 
-class _PreprocessConfig(_Strict):
+class _PreprocessConfig(Strict):
     """As open_clip's, with its defaults."""
 
     mean: tuple[float, float, float]
@@ -113,7 +110,7 @@ class _PreprocessConfig(_Strict):
         return Preprocess(size, self.mean, self.std, self.interpolation, self.resize_mode)
 
 
-class _Config(_Strict):
+class _Config(Strict):
     model_cfg: _ModelConfig
     preprocess_cfg: _PreprocessConfig
 

@@ -12,6 +12,7 @@ record holds the commit in any case. None of the repositories states a licence.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 from mmtard_bench.data.base import ROBUSTBENCH_LIST
@@ -204,6 +205,7 @@ def imagenet_templates() -> tuple[str, ...]:
     return _lines("imagenet_templates.txt")
 
 
+@cache
 def _lines(name: str) -> tuple[str, ...]:
     return tuple((files("mmtard_bench.tasks") / name).read_text("utf-8").splitlines())
 

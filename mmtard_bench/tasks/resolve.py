@@ -201,11 +201,11 @@ def load_task(task: Task, *, n: int | None, seed: int, skip_damaged: bool = Fals
     # An empty table has neither classes nor labels: say that first.
     build = _gallery if task.metric == "retrieval" else _assemble
     data = build(task, dataset, _draw(task, dataset, n=n, seed=seed))
-    if not skip_damaged:
-        return data
-    kept = data.without_damaged()
+    kept = data.without_damaged() if skip_damaged else data
+    if kept is data or task.metric != "retrieval":
+        return kept
     # Of the gallery, captions go with their images.
-    return replace(build(task, dataset, kept.manifest), notes=kept.notes)
+    return replace(_gallery(task, dataset, kept.manifest), notes=kept.notes)
 
 
 def load_manifest(task: Task, *, n: int | None, seed: int) -> Manifest:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.records import digest_of
 from mmtard_bench.registry import near_matches
+from mmtard_bench.strict import Strict
 from mmtard_bench.suites import TaskTable, read_table, resolve_task, validate
 from mmtard_bench.types import Eps, Norm, Surface
 
@@ -18,11 +19,7 @@ _HOUSEKEEPING = {"description", "validation", "workers", "log_every", "save_ever
 FOLDER = Path(__file__).parent / "recipes"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class InnerAttack(_Strict):
+class InnerAttack(Strict):
     """PGD while training: ``steps`` steps of ``step_size`` (fractions of a pixel) within eps."""
 
     norm: Norm = "linf"
@@ -37,7 +34,7 @@ class InnerAttack(_Strict):
         return self
 
 
-class Lora(_Strict):
+class Lora(Strict):
     """Low-rank adapters (Hu et al., 2022) on qkv and proj of every attention."""
 
     rank: int = Field(ge=1)
@@ -45,7 +42,7 @@ class Lora(_Strict):
     dropout: float = Field(ge=0, lt=1)
 
 
-class Validation(_Strict):
+class Validation(Strict):
     """Held-out accuracy while training, clean and under PGD with the recipe's inner attack.
 
     ``samples`` are drawn evenly from all classes.
@@ -56,7 +53,7 @@ class Validation(_Strict):
     every: int = Field(ge=1)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A training run. ``batch`` is over all processes; ``warmup`` is a share of the steps.
 
     ``teachers`` names models by role; a model is whatever ``mmtard-bench run --model`` takes.
