@@ -63,9 +63,9 @@ class Recipe(Strict):
 
     description: str = Field(min_length=1)
     method: str
-    options: dict[str, bool | int | float] = {}
+    options: dict[str, bool | int | float] = Field(default={})
     student: str = Field(min_length=1)
-    teachers: dict[Literal["clean", "robust"], str] = {}
+    teachers: dict[Literal["clean", "robust"], str] = Field(default={})
     train: str | TaskTable
     validation: Validation
     attack: InnerAttack
