@@ -14,9 +14,15 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from huggingface_hub import constants, get_session, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    HfFileSystem,
+    constants,
+    get_session,
+    hf_hub_download,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
@@ -81,6 +87,23 @@ def download(spec: str, repository: str, file: str, commit: str, *, kind: Kind =
         size, seconds = place.stat().st_size / 1e6, time.monotonic() - started
         log.info("%s: %s, %.1f MB in %.1f s", repository, file, size, seconds)
     return place
+
+
+def look(spec: str, repository: str, file: str, commit: str, work: Callable[[BinaryIO], T]) -> T:
+    """What ``work`` makes of a data set's file, of which only what it reads is fetched.
+
+    That is not checked: the hub's checksum is one of the whole file. Raises InputError.
+    """
+
+    def read() -> T:
+        files = HfFileSystem(endpoint=constants.ENDPOINT)
+        place = f"datasets/{repository}@{commit}/{file}"
+        # Without a cache, which would read ahead.
+        with files.open(place, cache_type="none") as opened:
+            return work(opened)
+
+    log.info("%s: reading in %s", repository, file)
+    return run(spec, read)
 
 
 def cached_files(repository: str, kind: Kind = "dataset") -> set[Path]:

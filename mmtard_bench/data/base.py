@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +51,37 @@ class CaptionedDataset(Dataset, Protocol):
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of an image, at least one. Raises InputError, naming the sample."""
         ...
+
+
+class LazyLabels(Sequence[int]):
+    """``count`` labels by position, looked up when they are asked for."""
+
+    def __init__(self, count: int, label: Callable[[int], int]) -> None:
+        self._places = range(count)
+        self._label = label
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        where = self._places[index]
+        return [*map(self._label, where)] if isinstance(where, range) else self._label(where)
+
+
+def sample_ids(count: int, names: Iterable[object] | None) -> list[str]:
+    """The ids of the ``count`` rows of a table: their names or, for None, their positions.
+
+    A later sample of the same name gets "#2", "#3" behind it: CIFAR-100 holds an image twice, with
+    two labels; both are samples.
+    """
+    if names is None:
+        return [f"{i:08d}" for i in range(count)]
+    seen: dict[str, int] = {}
+    ids = []
+    for name in map(str, names):
+        seen[name] = seen.get(name, 0) + 1
+        ids.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return ids
 
 
 def split_captions(text: str) -> tuple[str, ...]:

@@ -5,18 +5,42 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from mmtard_bench.data.base import CaptionedDataset, Pixels, captions_in, local_path, sample_list
+from mmtard_bench.data.base import (
+    CaptionedDataset,
+    Pixels,
+    captions_in,
+    local_path,
+    sample_ids,
+    sample_list,
+)
 from mmtard_bench.data.decode import decode
+from mmtard_bench.data.hub_parquet import (
+    Index,
+    Shard,
+    ShardedDataset,
+    index_place,
+    make_index,
+    read_index,
+    shard_files,
+)
 from mmtard_bench.errors import DamagedImageError, InputError
-from mmtard_bench.hub import cached_files, check_cache, require_sound, resolve_commit, run
+from mmtard_bench.hub import (
+    cached_files,
+    check_cache,
+    download,
+    require_sound,
+    resolve_commit,
+    run,
+)
+from mmtard_bench.records import write_atomically
 from mmtard_bench.types import Task
 
 
@@ -30,21 +54,7 @@ class TableDataset:
     table: "datasets.Dataset"
     task: Task
     revision: str
-
-    @cached_property
-    def ids(self) -> Sequence[str]:
-        """The column "id"; a later sample of the same id gets "#2", "#3" behind it.
-
-        CIFAR-100 holds an image twice, with two labels; both are samples.
-        """
-        if "id" in self.table.column_names:
-            seen: dict[str, int] = {}
-            names = []
-            for name in map(str, self.table["id"]):
-                seen[name] = seen.get(name, 0) + 1
-                names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-            return names
-        return [f"{i:08d}" for i in range(len(self.table))]
+    ids: Sequence[str]
 
     @cached_property
     def labels(self) -> Sequence[int]:
@@ -100,7 +110,13 @@ def open_outside(task: Task) -> CaptionedDataset:
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     scheme, _, where = task.data.partition(":")
     open_it = {"parquet": _open_parquet, "imagefolder": _open_folder, "hub": _open_hub}[scheme]
-    table, revision = open_it(task, where)
+    return open_it(task, where)
+
+
+def _dataset(
+    task: Task, table: "datasets.Dataset", revision: str, ids: Sequence[str] | None = None
+) -> TableDataset:
+    """A table as a data set; its ids, unless given, are its column "id". Raises InputError."""
     for column in (task.image_column, task.label_column):
         if column and column not in table.column_names:
             raise InputError(
@@ -110,9 +126,10 @@ def open_outside(task: Task) -> CaptionedDataset:
     if not isinstance(table.features[task.image_column], datasets.Image):
         table = _cast_image(task, table)
     # Files stay encoded until a sample is used, so that a damaged one can be named.
-    return TableDataset(
-        table.cast_column(task.image_column, datasets.Image(decode=False)), task, revision
-    )
+    table = table.cast_column(task.image_column, datasets.Image(decode=False))
+    if ids is None:
+        ids = sample_ids(len(table), table["id"] if "id" in table.column_names else None)
+    return TableDataset(table, task, revision, ids)
 
 
 def _cast_image(task: Task, table: "datasets.Dataset") -> "datasets.Dataset":
@@ -124,27 +141,27 @@ def _cast_image(task: Task, table: "datasets.Dataset") -> "datasets.Dataset":
         ) from error
 
 
-def _load(task: Task, builder: str, **arguments: Any) -> "datasets.Dataset":
+def _load(task: Task, builder: str, **arguments: Any) -> Any:
     try:
-        loaded = datasets.load_dataset(builder, **arguments)
+        return datasets.load_dataset(builder, **arguments)
     except Exception as error:  # datasets, arrow and system errors have no common base
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(f"{task.data} could not be read: {lines[0]} Check the files.") from error
-    return _split(task, loaded)
 
 
-def _split(task: Task, loaded: Any) -> "datasets.Dataset":
-    splits = list(loaded)
+def _split_of(task: Task, found: Iterable[object]) -> str:
+    """The split that a task is about, of those that there are."""
+    splits = [str(split) for split in found]
     split = task.split or (splits[0] if len(splits) == 1 else "")
     if split not in splits:
         raise InputError(
-            f"{task.data} has the splits {', '.join(map(str, splits))}; "
+            f"{task.data} has the splits {', '.join(splits)}; "
             f"choose one with split = ... in the task (given: {task.split!r})."
         )
-    return loaded[split]
+    return split
 
 
-def _open_parquet(task: Task, where: str) -> tuple["datasets.Dataset", str]:
+def _open_parquet(task: Task, where: str) -> TableDataset:
     names = [str(local_path(name, task.data)) for name in where.split(",")]
     files = sorted(glob.glob(names[0])) if glob.has_magic(where) else names  # noqa: PTH207
     missing = [name for name in files if not Path(name).is_file()]
@@ -157,10 +174,11 @@ def _open_parquet(task: Task, where: str) -> tuple["datasets.Dataset", str]:
     for name in files:
         with Path(name).open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
-    return _load(task, "parquet", data_files=files), f"sha256:{sha.hexdigest()}"
+    loaded = _load(task, "parquet", data_files=files)
+    return _dataset(task, loaded[_split_of(task, loaded)], f"sha256:{sha.hexdigest()}")
 
 
-def _open_folder(task: Task, where: str) -> tuple["datasets.Dataset", str]:
+def _open_folder(task: Task, where: str) -> TableDataset:
     folder = local_path(where, task.data)
     files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
     if task.samples_file is not None:
@@ -178,21 +196,20 @@ def _open_folder(task: Task, where: str) -> tuple["datasets.Dataset", str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         name = path.relative_to(folder).as_posix()
         sha.update(f"{name} {digest}\n".encode(errors="surrogateescape"))
-    table = _load(task, "imagefolder", data_dir=str(folder))
+    loaded = _load(task, "imagefolder", data_dir=str(folder))
+    table = loaded[_split_of(task, loaded)]
+    ids = None
     if task.image_column in table.column_names:
         encoded = table.cast_column(task.image_column, datasets.Image(decode=False))
         # The folder resolved, the file not: images may well be links to somewhere else.
-        names = [
+        ids = [
             os.path.relpath(value["path"], folder.resolve()).replace(os.sep, "/")
             for value in encoded[task.image_column]
         ]
-        if "id" in encoded.column_names:
-            encoded = encoded.remove_columns("id")
-        table = encoded.add_column("id", names)
-    return table, f"sha256:{sha.hexdigest()}"
+    return _dataset(task, table, f"sha256:{sha.hexdigest()}", ids)
 
 
-def _open_hub(task: Task, where: str) -> tuple["datasets.Dataset", str]:
+def _open_hub(task: Task, where: str) -> CaptionedDataset:
     name, _, revision = where.partition("@")
     if Path(name).exists():
         # The library would take the folder, and the record would call it the hub's.
@@ -201,15 +218,70 @@ def _open_hub(task: Task, where: str) -> tuple["datasets.Dataset", str]:
             "hub's; run in another directory, or use parquet: or imagefolder:."
         )
     commit = resolve_commit(task.data, name, revision)
+    pinned = f"{name}@{commit}"
+    place = index_place(name, commit, task.split)
+    found = read_index(place) or _look_up(task, name, commit, place)
+    if not isinstance(found, Index):
+        return _dataset(task, found, pinned)
+    # A table without rows: what is wrong with the columns shows before a shard is downloaded.
+    columns = _dataset(task, datasets.Dataset(found.features.arrow_schema.empty_table()), pinned)
+    open_shard = partial(_open_shard, task, name, commit, place, found.features)
+    return ShardedDataset(found, pinned, columns.class_names, open_shard)
+
+
+def _look_up(task: Task, name: str, commit: str, place: Path) -> "Index | datasets.Dataset":
+    """The index of a task's split, also written to ``place``; of no parquet, the data itself."""
     known = cached_files(name)
     try:
-        table = _split(task, run(task.data, lambda: datasets.load_dataset(name, revision=commit)))
-        _require_sound(task, name, known, table)
+        builder = run(task.data, lambda: datasets.load_dataset_builder(name, revision=commit))
+        files = shard_files(builder, f"hf://datasets/{name}@{commit}/")
+        if files is None:
+            loaded = run(task.data, lambda: _whole(builder))
+            table = loaded[_split_of(task, loaded)]
+            _require_sound(task, name, known, table)
+            return table
+        split = _split_of(task, files)
+        index = make_index(task.data, name, commit, files[split], builder.info.features)
+        _require_sound(task, name, known, None)
     except InputError:
         # Wrong bytes may well be what the library stumbled over.
         _require_sound(task, name, known, None)
         raise
-    return table, f"{name}@{commit}"
+    stated = (builder.info.splits or {}).get(split)
+    if stated and stated.num_examples != index.rows:
+        raise InputError(
+            f"{task.data}: its card says that the split '{split}' has {stated.num_examples} rows, "
+            f"but its files hold {index.rows}. Use a revision whose files are whole."
+        )
+    write_atomically(place, index.model_dump_json())
+    return index
+
+
+def _whole(builder: "datasets.DatasetBuilder") -> Any:
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _open_shard(
+    task: Task,
+    name: str,
+    commit: str,
+    place: Path,
+    features: "datasets.Features",
+    shard: Shard,
+    ids: Sequence[str],
+) -> TableDataset:
+    """A file of a repository, downloaded if it must be. Raises InputError."""
+    path = download(task.data, name, shard.file, commit)
+    table = _load(task, "parquet", data_files=[str(path)], features=features, split="train")
+    if len(table) != shard.rows:
+        place.unlink(missing_ok=True)
+        raise InputError(
+            f"{task.data}: {shard.file} has {len(table)} rows, but its index says {shard.rows}. "
+            "The index was removed; check the file with mmtard-bench fetch, which also makes a new "
+            "index, and run the same command again."
+        )
+    return _dataset(task, table, f"{name}@{commit}", ids)
 
 
 def _require_sound(

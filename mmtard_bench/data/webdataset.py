@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmtard_bench.data.base import Dataset, Pixels, captions_in, local_path
+from mmtard_bench.data.base import Dataset, LazyLabels, Pixels, captions_in, local_path
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import download, resolve_commit
@@ -149,7 +149,7 @@ class WebDataset:
 
     @property
     def labels(self) -> Sequence[int]:
-        return _Labels(self)
+        return LazyLabels(len(self.ids), self.label)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -256,21 +256,6 @@ class WebDataset:
                 f"{self.task.data} ends with the sample '{max(shard.places, default='')}', but "
                 f"samples = {self.task.samples} in the task; correct it, or leave it out."
             )
-
-
-class _Labels(Sequence[int]):
-    """Labels by position, looked up when they are asked for."""
-
-    def __init__(self, dataset: WebDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset.ids)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self.dataset.label(i) for i in range(*index.indices(len(self)))]
-        return self.dataset.label(index)
 
 
 def _number(key: str) -> int | None:
