@@ -10,9 +10,10 @@ from datasets import Dataset, Features, Image, Sequence, Value
 from PIL import Image as Pillow
 
 import mmtard_bench as mb
+from mmtard_bench.batches import Batch
 from mmtard_bench.data.base import split_captions
 from mmtard_bench.data.digits import caption, digits_test
-from mmtard_bench.evaluation import Batch, execute
+from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
 from mmtard_bench.recall import Ranks, recalls_of
 from mmtard_bench.records import from_text, to_text
