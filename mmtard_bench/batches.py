@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.base import AttackResult
+from mmtard_bench.attacks.base import AttackResult, joined
 from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
 from mmtard_bench.data.workers import in_chunks
 from mmtard_bench.edits import NameEdit, names_another_class
@@ -175,17 +176,26 @@ class Evaluation:
     ) -> AttackResult:
         if not rows:
             return AttackResult(images, [], [], [])
-        watched = self.scorer.watched()
-        result = self.job.attack.run(
-            watched,
-            images,
-            self.scorer.labels[rows],
-            ids=[self.job.data.manifest.ids[row] for row in rows],
-            seed=self.job.seed,
-            decided=decided,
-        )
-        watched.require_finite()
-        return result
+        ids = self.job.data.manifest.ids
+
+        def behind(settled: int, broken: int, count: int, lost: int) -> None:
+            decided(settled + count, broken + lost)
+
+        found: list[tuple[Sequence[int], AttackResult]] = []
+        for aim in self.scorer.aims(rows):
+            before = [claim for _, result in found for claim in result.broken_by]
+            settled, broken = len(before), len(before) - before.count(None)
+            result = self.job.attack.run(
+                aim.classifier,
+                images[aim.places],
+                aim.labels,
+                ids=[ids[rows[place]] for place in aim.places],
+                seed=self.job.seed,
+                decided=partial(behind, settled, broken),
+            )
+            aim.classifier.require_finite()
+            found.append((aim.places, result))
+        return joined(found)
 
     def _samples(
         self,
