@@ -191,6 +191,7 @@ def test_an_image_is_attacked_towards_others_captions_beside_the_shared_one(tmp_
         assert record.status == "ok", record.error
         seen += sum(sample.clean_correct for sample in record.samples)
         assert record.robust_accuracy == 0
+        assert not any(sample.unconfirmed for sample in record.samples)
     assert seen > 4
 
 
