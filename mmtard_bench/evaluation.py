@@ -2,63 +2,23 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import torch
-from torch import Tensor
 
-from mmtard_bench.attacks.base import AttackResult, norm_of
-from mmtard_bench.attacks.checks import (
-    Doubt,
-    ModelError,
-    check_square,
-    inspect_model,
-)
-from mmtard_bench.data.workers import in_chunks, worker_count
-from mmtard_bench.edits import NameEdit, names_another_class
+from mmtard_bench.attacks.checks import Doubt, check_square
+from mmtard_bench.batches import Batch, Embeddings, Evaluation, Progress
+from mmtard_bench.data.workers import worker_count
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
-from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Flag, Record, Sample, aggregate
 from mmtard_bench.tasks.resolve import find_task, load_task
-from mmtard_bench.tasks.retrieval import RetrievalScorer, notes_on
-from mmtard_bench.tasks.scoring import Verdict, ZeroShotScorer
+from mmtard_bench.tasks.retrieval import NOTE
 from mmtard_bench.types import Eps, Surface, Task, ThreatModel, ThreatNorm
-
-PROBES = 32
-"""Samples that the checks of the model look at."""
-
-Embeddings = tuple[str, str]
-"""A sample's image embeddings, clean and adversarial; see ``Verdict``."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples that are settled: what a run keeps so that it can go on from there.
-
-    In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked once
-    all images are there.
-    """
-
-    samples: list[Sample]
-    notes: list[str]
-    seconds: float
-    embeddings: list[Embeddings] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a record is: samples settled, of ``total``; those that stand, of the ``seen``."""
-
-    settled: int
-    standing: int
-    seen: int
-    total: int
 
 
 def execute(
@@ -87,7 +47,7 @@ def execute(
     try:
         job.data.require_images(job.threat.surface, workers=workers)
         with _full_float32():
-            evaluation = _Evaluation(
+            evaluation = Evaluation(
                 job, batch_size, device, worker_count(workers), dict(embeddings or {})
             )
             doubts = evaluation.inspect()
@@ -101,7 +61,7 @@ def execute(
         reason = str(error) if isinstance(error, InputError) else _describe(error)
         return _record(job, batch_size, device, error=reason, seconds=_since(started, spent))
     if job.data.task.metric == "retrieval":
-        said += notes_on(job.data.matches, len(job.data.classes))
+        said.append(NOTE)
     square = check_square([sample.broken_by for sample in samples])
     doubts += [square] if square else []
     unconfirmed = sum(sample.unconfirmed for sample in samples)
@@ -181,244 +141,6 @@ def _full_float32() -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
-class _Evaluation:
-    """One job on one device: the classifier with its head, and the loop over batches."""
-
-    def __init__(
-        self,
-        job: Job,
-        batch_size: int,
-        device: torch.device,
-        workers: int,
-        embeddings: dict[str, Embeddings],
-    ) -> None:
-        self.job = job
-        self.embeddings = embeddings
-        self.batch_size = batch_size
-        self.workers = workers
-        self.device = device
-        job.clip.to(device)
-        scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
-        self.scorer = scorer(job.clip, job.data, device)
-
-    def _image(self, row: int) -> Tensor:
-        job = self.job
-        return job.data.image(row, surface=job.threat.surface, preprocess=job.clip.preprocess)
-
-    def inspect(self) -> list[Doubt]:
-        """Check the model on the first samples of the manifest."""
-        rows = range(min(PROBES, len(self.scorer.labels)))
-        return inspect_model(
-            self.scorer.classifier,
-            torch.stack([self._image(row) for row in rows]).to(self.device),
-            self.scorer.labels[: len(rows)],
-            classes=self.scorer.columns,
-            scale=float(self.job.clip.scale()),
-        )
-
-    def run(
-        self,
-        done: dict[str, Sample],
-        notes: list[str],
-        keep: Callable[[Batch], None],
-        report: Callable[[Progress], None],
-    ) -> tuple[list[Sample], list[str]]:
-        """Settle every sample that ``done`` lacks. Returns all of them, in order, and notes."""
-        started = time.monotonic()
-        notes = list(dict.fromkeys(notes))
-        with closing(in_chunks(self._chunks(done), self._image, workers=self.workers)) as chunks:
-            for rows, images in chunks:
-                batch = torch.stack(images).to(self.device)
-                settled = self._settle(rows, batch, done, report, started=started)
-                done.update((sample.id, sample) for sample in settled.samples)
-                notes = list(dict.fromkeys([*notes, *settled.notes]))
-                keep(settled)
-                started = time.monotonic()
-        return [done[sample] for sample in self.job.data.manifest.ids], notes
-
-    def _settle(
-        self,
-        rows: Sequence[int],
-        images: Tensor,
-        done: Mapping[str, Sample],
-        report: Callable[[Progress], None],
-        *,
-        started: float,
-    ) -> Batch:
-        """Attack the samples of a chunk; its seconds count from ``started``."""
-        ids = self.job.data.manifest.ids
-        # In one piece for a block: who is attacked together must not follow the batch size.
-        size = self.job.attack.block or self.batch_size
-        verdicts = self.scorer.judge(images, rows, size=size)
-        right = [verdict.right for verdict in verdicts]
-        # Of a block that was cut short and is done again, some samples are in ``done``.
-        here = {ids[row] for row in rows}
-        others = [sample for name, sample in done.items() if name not in here]
-        settled = len(others) + right.count(False)
-        standing = sum(sample.robust for sample in others) + right.count(True)
-        seen = len(others) + len(rows)
-
-        def decided(count: int, broken: int) -> None:
-            report(Progress(settled + count, standing - broken, seen, len(ids)))
-
-        decided(0, 0)
-        attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
-        clean = images[torch.tensor(right, device=images.device)]
-        result = self._attack(clean, attacked, decided)
-        after = self._confirm(attacked, clean, result)
-        samples = self._samples(dict(zip(rows, verdicts, strict=True)), attacked, after, result)
-        found = [
-            (v.embedding, after.get(row, v).embedding)
-            for row, v in zip(rows, verdicts, strict=True)
-            if v.embedding
-        ]
-        self.embeddings.update(zip((s.id for s in samples), found, strict=False))
-        return Batch(samples, result.notes, time.monotonic() - started, found)
-
-    def rank_captions(self, samples: list[Sample]) -> list[Sample]:
-        """In retrieval, the samples with the ranks of their captions among all images."""
-        if not isinstance(self.scorer, RetrievalScorer):
-            return samples
-        captions = self.scorer.caption_ranks(self.embeddings)
-        return [
-            sample.model_copy(
-                update={"ranks": Ranks(image=sample.ranks.image, captions=captions[sample.id])}
-            )
-            for sample in samples
-            if sample.ranks is not None
-        ]
-
-    def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
-        """Rows of the manifest that go to the attack together.
-
-        Blocks of reference attacks are fixed by the manifest; other attacks treat samples alone.
-        """
-        ids = self.job.data.manifest.ids
-        block = self.job.attack.block
-        size = block or self.batch_size
-        rows = list(range(len(ids)))
-        if block is None:
-            rows = [row for row in rows if ids[row] not in done]
-        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
-
-    def _attack(
-        self, images: Tensor, rows: list[int], decided: Callable[[int, int], None]
-    ) -> AttackResult:
-        if not rows:
-            return AttackResult(images, [], [], [])
-        watched = self.scorer.watched()
-        result = self.job.attack.run(
-            watched,
-            images,
-            self.scorer.labels[rows],
-            ids=[self.job.data.manifest.ids[row] for row in rows],
-            seed=self.job.seed,
-            decided=decided,
-        )
-        watched.require_finite()
-        return result
-
-    def _samples(
-        self,
-        before: Mapping[int, Verdict],
-        attacked: Sequence[int],
-        after: Mapping[int, Verdict],
-        result: AttackResult,
-    ) -> list[Sample]:
-        """Samples of a batch, from verdicts by row; ``result`` covers the rows attacked."""
-        data = self.job.data
-        place = {row: i for i, row in enumerate(attacked)}
-        samples = []
-        for row, clean in before.items():
-            i = place.get(row)
-            last = after.get(row, clean)
-            claim = result.broken_by[i] if i is not None else None
-            if i is not None and not last.right:
-                claim = claim or self.job.threat.attack
-            # An unconfirmed claim counts: the attack gave the sample up as broken, so nobody can
-            # say that it would have stood against the rest.
-            broken = claim is not None
-            name = result.names[i] if broken and i is not None and result.names else None
-            samples.append(
-                Sample(
-                    id=data.manifest.ids[row],
-                    label=data.labels[row],
-                    prediction=clean.prediction,
-                    clean_correct=i is not None,
-                    robust=i is not None and not broken,
-                    broken_by=claim,
-                    unconfirmed=broken and last.right,
-                    forward=0 if i is None else result.forward[i],
-                    backward=0 if i is None else result.backward[i],
-                    ranks=_image_ranks(clean, last),
-                    edit=None if name is None else self._edit(row, name),
-                )
-            )
-        return samples
-
-    def _confirm(
-        self, attacked: Sequence[int], images: Tensor, result: AttackResult
-    ) -> dict[int, Verdict]:
-        """What a fresh pass says about adversarial images, in ball and box, of the rows attacked.
-
-        In classification those that an attack claims; in retrieval all, since ranks are read off
-        the last image of each.
-        """
-        every = self.scorer.ranked
-        chosen = [i for i, name in enumerate(result.broken_by) if every or name is not None]
-        if not chosen:
-            return {}
-        found = result.adversarial[chosen].float()
-        self._require_in_ball(found, images[chosen])
-        rows = [attacked[i] for i in chosen]
-        names = [result.names[i] for i in chosen] if result.names else []
-        self._require_edits(rows, names)
-        verdicts = self.scorer.judge(found, rows, size=self.batch_size, names=names)
-        return dict(zip(rows, verdicts, strict=True))
-
-    def _require_edits(self, rows: Sequence[int], names: Sequence[str | None]) -> None:
-        data, most = self.job.data, self.job.attack.edits or 0
-        for row, name in zip(rows, names, strict=False):
-            if name is None:
-                continue
-            edit = self._edit(row, name)
-            if name == edit.original:  # two classes may share it
-                continue
-            if edit.distance > most or names_another_class(data.classes, data.labels[row], name):
-                raise ModelError(
-                    f"The attack {self.job.threat.attack} made {name!r} of {edit.original!r}: "
-                    f"{edit.distance} edits, where {most} are allowed, and never another class."
-                )
-
-    def _edit(self, row: int, name: str) -> NameEdit:
-        data = self.job.data
-        return NameEdit(original=data.classes[data.labels[row]], adversarial=name)
-
-    def _require_in_ball(self, found: Tensor, images: Tensor) -> None:
-        threat = self.job.threat
-        if not torch.isfinite(found).all():
-            raise ModelError(f"The attack {threat.attack} returned NaN or infinite pixels.")
-        if float(found.min()) < 0 or float(found.max()) > 1:
-            raise ModelError(f"The attack {threat.attack} left the box [0, 1].")
-        norm, eps = threat.norm, float(threat.eps)
-        if norm == "levenshtein":
-            norm, eps = "linf", 0.0
-        distance = norm_of(found - images, norm)
-        # Pixels near 1 are known to 6e-8; an L2 norm adds up many such errors.
-        if float(distance.max()) > eps * (1 + 1e-5) + 1e-6:
-            raise ModelError(
-                f"The attack {threat.attack} left the {norm} ball: distance "
-                f"{float(distance.max()):.6f}, eps {eps:.6f}."
-            )
-
-
-def _image_ranks(clean: Verdict, last: Verdict) -> Ranks | None:
-    if clean.rank is None or last.rank is None:
-        return None
-    return Ranks(image=(clean.rank, last.rank), captions=())
 
 
 def _since(started: float, spent: float) -> float:

@@ -17,7 +17,7 @@ from mmtard_bench.records import (
     identity,
 )
 from mmtard_bench.tasks.resolve import TaskData
-from mmtard_bench.tasks.retrieval import columns_of
+from mmtard_bench.tasks.retrieval import fewest_columns
 from mmtard_bench.types import Suite, ThreatModel
 
 
@@ -93,8 +93,9 @@ def prepare(
 ) -> Job:
     """Fix everything that decides the verdicts. Raises InputError for what cannot work."""
     retrieval = data.task.metric == "retrieval"
-    columns = columns_of(data.matches, len(data.classes)) if retrieval else range(len(data.classes))
-    attack = build_attack(threat, n_classes=len(set(columns)))
+    count = len(data.classes)
+    columns = fewest_columns(data.matches, count) if retrieval else count
+    attack = build_attack(threat, n_classes=columns)
     if attack.edits is not None:
         _require_text_side(clip, data, threat)
     if suite is None:

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mmtard_bench.evaluation import Progress
+from mmtard_bench.batches import Progress
 from mmtard_bench.markdown import printable
 
 _QUIET_SECONDS = 20.0

@@ -11,8 +11,9 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mmtard_bench.batches import Batch, Embeddings
 from mmtard_bench.errors import InputError, StorageError
-from mmtard_bench.evaluation import Batch, Embeddings, execute
+from mmtard_bench.evaluation import execute
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress

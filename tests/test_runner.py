@@ -14,8 +14,9 @@ from filelock import FileLock
 from rich.console import Console
 
 import mmtard_bench as mb
+from mmtard_bench.batches import Batch
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation import Batch, execute
+from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, read_record

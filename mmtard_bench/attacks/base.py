@@ -1,14 +1,16 @@
 """What an attack is to the rest of the package, and the pieces that all attacks share."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol as Interface
+from typing import Protocol as Interface, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mmtard_bench.types import Norm
+
+T = TypeVar("T")
 
 Classifier = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) in [0, 1] -> logits (N, C)."""
@@ -47,6 +49,26 @@ class AttackResult:
     backward: list[int]
     notes: list[str] = field(default_factory=list)
     names: list[str | None] = field(default_factory=list)
+
+
+def joined(parts: Sequence[tuple[Sequence[int], AttackResult]]) -> AttackResult:
+    """One result for a batch, from parts of it: the places of their samples, what was found."""
+    places = [place for where, _ in parts for place in where]
+    order = sorted(range(len(places)), key=places.__getitem__)
+
+    def of_samples(lists: Iterable[list[T]]) -> list[T]:
+        every = [value for values in lists for value in values]
+        return [every[i] for i in order] if every else []
+
+    results = [result for _, result in parts]
+    return AttackResult(
+        adversarial=torch.cat([result.adversarial for result in results])[order],
+        broken_by=of_samples(result.broken_by for result in results),
+        forward=of_samples(result.forward for result in results),
+        backward=of_samples(result.backward for result in results),
+        notes=[note for result in results for note in result.notes],
+        names=of_samples(result.names for result in results),
+    )
 
 
 class Run(Interface):

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmtard_bench.attacks.base import Classifier, margin
+from mmtard_bench.attacks.base import Classifier, margin, norm_of
 from mmtard_bench.errors import InputError
+from mmtard_bench.types import ThreatModel
 
 _RANDOM = 1e-4  # of the range of the logits
 _BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
@@ -46,6 +47,24 @@ def require_logits(logits: Tensor, *, rows: int, classes: int) -> None:
         raise ModelError(
             f"The model returned NaN or infinite logits for {bad} of {rows} images; expected "
             "finite numbers. Check its weights and precision."
+        )
+
+
+def require_in_ball(found: Tensor, images: Tensor, threat: ThreatModel) -> None:
+    """Raise ModelError unless adversarial images are finite and in the ball and the box."""
+    if not torch.isfinite(found).all():
+        raise ModelError(f"The attack {threat.attack} returned NaN or infinite pixels.")
+    if float(found.min()) < 0 or float(found.max()) > 1:
+        raise ModelError(f"The attack {threat.attack} left the box [0, 1].")
+    norm, eps = threat.norm, float(threat.eps)
+    if norm == "levenshtein":
+        norm, eps = "linf", 0.0
+    distance = float(norm_of(found - images, norm).max())
+    # Pixels near 1 are known to 6e-8; an L2 norm adds up many such errors.
+    if distance > eps * (1 + 1e-5) + 1e-6:
+        raise ModelError(
+            f"The attack {threat.attack} left the {norm} ball: distance {distance:.6f}, "
+            f"eps {eps:.6f}."
         )
 
 

@@ -19,14 +19,12 @@ stop there. Image-to-text recall at 1 is attacked as accuracy is in classificati
 attack with that aim could lower. The more so for attacks of the reference code, which give back the
 clean image where they do not succeed; PGD gives its last.
 
-**Shared captions.** Recall at 1 is an upper bound, too, where images share captions and have others
-besides: of A {x, common} and B {y, common} the attack on A may not aim at y, though y above x and
-common would lose rank 1. A record's note says how many images this concerns. Where images have one
-caption each, as on the digits, there are none.
+**Shared captions.** No caption of an image's own competes with it, and every other one does: images
+that share some of their captions, but not all, are attacked apart from the rest.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +33,16 @@ from mmtard_bench.attacks.checks import ModelError, require_logits
 from mmtard_bench.attacks.watched import Watched
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.resolve import TaskData
-from mmtard_bench.tasks.scoring import Verdict
+from mmtard_bench.tasks.scoring import Aim, Verdict
 from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
 
 NOTE = (
     "The attack is aimed at image-to-text rank 1: recalls under attack at 5 and 10, and from text "
     "to image, are upper bounds."
 )
+Own = frozenset[int]
+"""The captions of an image, by their places in the gallery."""
+
 _CHUNK = 1024  # captions whose scores with all images are in memory together
 
 
@@ -63,10 +64,8 @@ class RetrievalClassifier(nn.Module):
     untargeted means here, and any attack on a classifier pursues it, with a margin or DLR loss as
     well as with cross-entropy: the loss of the best matching caption among the gallery.
 
-    Images that share a caption share a column, with the captions of them all: no caption of an
-    image's own may compete with it. An image whose column is not the highest is not at rank 1; the
-    reverse may fail where its column has captions that it lacks (``sheltered``): the verdict is
-    the rank's, but the attack does not aim at those.
+    An image is attacked on a classifier whose column for it holds its captions and no other (see
+    ``RetrievalScorer.aims``): that column is the highest exactly if the image is at rank 1.
     """
 
     def __init__(self, gallery: ZeroShotClassifier, columns: Tensor) -> None:
@@ -82,40 +81,26 @@ class RetrievalClassifier(nn.Module):
         return merged.scatter_reduce(1, self.columns.expand_as(scores), scores, "amax")
 
 
-def columns_of(matches: Sequence[Sequence[int]], captions: int) -> list[int]:
-    """The column of each caption: captions that images share, directly or by others, have one."""
-    parent = list(range(captions))
+def apart(matches: Iterable[Sequence[int]]) -> set[Own]:
+    """Those captions of an image, as a set, of which no image has some but not all."""
+    every = set(map(frozenset, matches))
+    owners = Counter(place for own in every for place in own)
+    return {own for own in every if all(owners[place] == 1 for place in own)}
 
-    def root(place: int) -> int:
-        while parent[place] != place:
-            parent[place] = parent[parent[place]]
-            place = parent[place]
-        return place
 
-    for own in matches:
-        for place in own[1:]:
-            parent[root(place)] = root(own[0])
+def columns_of(merged: Iterable[Own], captions: int) -> list[int]:
+    """The column of each caption: those of a merged set have one, every other has its own."""
+    first = {place: min(own) for own in merged for place in own}
     numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(place), len(numbers)) for place in range(captions)]
+    return [numbers.setdefault(first.get(place, place), len(numbers)) for place in range(captions)]
 
 
-def sheltered(matches: Sequence[Sequence[int]], columns: Sequence[int]) -> int:
-    """How many images have a column with captions that are not theirs: no attack aims at those."""
-    sizes = Counter(columns)
-    return sum(sizes[columns[own[0]]] > len(own) for own in matches)
-
-
-def notes_on(matches: Sequence[Sequence[int]], captions: int) -> list[str]:
-    """What a record must say about recalls under attack."""
-    count = sheltered(matches, columns_of(matches, captions))
-    if not count:
-        return [NOTE]
-    return [
-        NOTE,
-        f"{count} of {len(matches)} images share captions with images that have others besides. "
-        "The attack does not aim at those others, so recall at 1 under attack is an upper bound, "
-        "too.",
-    ]
+def fewest_columns(matches: Iterable[Sequence[int]], captions: int) -> int:
+    """The least number of columns that any image of a gallery is attacked on."""
+    alone = apart(matches)
+    others = set(map(frozenset, matches)) - alone
+    merged = sum(len(own) - 1 for own in alone)
+    return captions - merged - max((len(own) - 1 for own in others), default=0)
 
 
 class RetrievalScorer:
@@ -126,14 +111,33 @@ class RetrievalScorer:
     def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
         self.data = data
         self.gallery = ZeroShotClassifier(clip, data.classes, data.templates, device)
-        columns = torch.tensor(columns_of(data.matches, len(data.classes)), device=device)
-        self.classifier = RetrievalClassifier(self.gallery, columns)
-        self.labels = columns[list(data.labels)]
+        self.apart = apart(data.matches)
+        self.classifier = self._classifier(self.apart)
+        self.labels = self.classifier.columns[list(data.labels)]
         self.columns = self.classifier.count
 
-    def watched(self) -> Watched:
-        """The classifier for an attack."""
-        return Watched(self.classifier, self.labels.device)
+    def aims(self, rows: Sequence[int]) -> list[Aim]:
+        """What an attack on the images of these rows sees: one classifier for most of them.
+
+        Images that share some of their captions with others need one for each set of captions.
+        """
+        groups: dict[Own | None, list[int]] = {}
+        for place, row in enumerate(rows):
+            own = frozenset(self.data.matches[row])
+            groups.setdefault(None if own in self.apart else own, []).append(place)
+        aims = []
+        for shared, places in groups.items():
+            classifier = self._classifier([*self.apart, shared]) if shared else self.classifier
+            first = [self.data.labels[rows[place]] for place in places]
+            watched = Watched(classifier, self.labels.device)
+            aims.append(Aim(watched, places, classifier.columns[first]))
+        return aims
+
+    def _classifier(self, merged: Iterable[Own]) -> RetrievalClassifier:
+        columns = columns_of(merged, len(self.data.classes))
+        return RetrievalClassifier(
+            self.gallery, torch.tensor(columns, device=self.gallery.head.device)
+        )
 
     @torch.no_grad()
     def judge(

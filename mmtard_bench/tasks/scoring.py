@@ -27,10 +27,24 @@ class Verdict:
     embedding: str = ""
 
 
-class ZeroShotScorer:
-    """Accuracy of the prediction; ``classifier`` is what attacks see, ``labels`` (N,) its truth.
+@dataclass(frozen=True)
+class Aim:
+    """Samples of a batch that are attacked together.
 
-    ``ranked`` is whether verdicts have ranks, so that every image needs one after an attack.
+    ``classifier`` is what the attack sees, ``places`` are theirs in the batch, and ``labels`` (N,)
+    are the columns of the classifier that are right for them.
+    """
+
+    classifier: Watched
+    places: list[int]
+    labels: Tensor
+
+
+class ZeroShotScorer:
+    """Accuracy of the prediction.
+
+    ``classifier`` and ``labels`` (N,), its truth, are for checks of the model. ``ranked`` is
+    whether verdicts have ranks, so that every image needs one after an attack.
     """
 
     ranked = False
@@ -41,9 +55,10 @@ class ZeroShotScorer:
         self.labels = torch.tensor(data.labels, device=device)
         self.columns = len(data.classes)
 
-    def watched(self) -> Watched:
-        """The classifier for an attack."""
-        return WatchedPrompts(self.classifier, self.labels.device)
+    def aims(self, rows: Sequence[int]) -> list[Aim]:
+        """What an attack on the images of these rows sees: one classifier for all."""
+        watched = WatchedPrompts(self.classifier, self.labels.device)
+        return [Aim(watched, list(range(len(rows))), self.labels[rows])]
 
     @torch.no_grad()
     def judge(

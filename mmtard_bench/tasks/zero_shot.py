@@ -12,6 +12,9 @@ from mmtard_bench.models.clip import Clip
 _KNOWN = 2048
 """So many lists of names are kept with their embeddings; an attack's lists have 100 or less."""
 
+KEPT = 2**30
+"""Bytes of embeddings to ``keep``: for 1,000 classes and ViT-L they would be about 7 times that."""
+
 
 class ZeroShotClassifier(nn.Module):
     """Images (N, 3, H, W) in [0, 1] -> logits (N, C) = exp(logit_scale) * cosine.
@@ -34,6 +37,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("scale", clip.scale().to(device))
         self._known: dict[tuple[str, ...], Tensor] = {}
         self._kept: dict[tuple[str, ...], Tensor] = {}
+        self._kept_bytes = 0
 
     def forward(self, images: Tensor) -> Tensor:
         return self.features(images) @ self.head.T
@@ -52,15 +56,20 @@ class ZeroShotClassifier(nn.Module):
     def embed_names(self, names: Sequence[str], *, keep: bool = False) -> Tensor:
         """The rows (M, D) that other names would have in the head; known the next time.
 
-        Those to ``keep`` are never dropped for others.
+        Those to ``keep`` are never dropped for others, as long as they fit.
         """
         key = tuple(names)
-        cache = self._kept if keep else self._known
-        if key not in cache:
-            if not keep and len(self._known) >= _KNOWN:
-                self._known.clear()
-            cache[key] = embed_names(self.clip, key, self.templates, self.head.device)
-        return cache[key]
+        rows = self._kept.get(key, self._known.get(key))
+        if rows is None:
+            rows = embed_names(self.clip, key, self.templates, self.head.device)
+            if keep and self._kept_bytes + rows.nbytes <= KEPT:
+                self._kept[key] = rows
+                self._kept_bytes += rows.nbytes
+            else:
+                if len(self._known) >= _KNOWN:
+                    self._known.clear()
+                self._known[key] = rows
+        return rows
 
 
 def class_embeddings(

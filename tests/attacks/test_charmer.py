@@ -143,6 +143,18 @@ def test_the_first_edits_of_a_class_are_encoded_once(monkeypatch):
     assert len(encoded) == len(set(encoded)) > 2
 
 
+def test_what_does_not_fit_is_encoded_again(monkeypatch):
+    monkeypatch.setattr(zero_shot, "KEPT", 100)
+    model, features, labels = toy()
+    bounded = worst_names(model, features, labels, edits=1, alphabet=SMALL)
+    assert sum(rows.nbytes for rows in model._kept.values()) <= 100
+    monkeypatch.undo()
+    whole, _, _ = toy()
+    found = worst_names(whole, features, labels, edits=1, alphabet=SMALL)
+    assert sum(rows.nbytes for rows in whole._kept.values()) > 100
+    assert (bounded.names, bounded.prompts) == (found.names, found.prompts)
+
+
 class Counting(ToyClip):
     """Counts the images that pass, independently of an attack's own account."""
 

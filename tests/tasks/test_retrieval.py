@@ -7,19 +7,28 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Sequence, Value
+from hypothesis import given, strategies as st
 from PIL import Image as Pillow
 
 import mmtard_bench as mb
+from mmtard_bench.attacks.base import AttackResult, joined
+from mmtard_bench.batches import Batch
 from mmtard_bench.data.base import split_captions
 from mmtard_bench.data.digits import caption, digits_test
-from mmtard_bench.evaluation import Batch, execute
+from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
 from mmtard_bench.recall import Ranks, recalls_of
 from mmtard_bench.records import from_text, to_text
 from mmtard_bench.registry import tasks
 from mmtard_bench.suites import TaskTable, resolve_task
 from mmtard_bench.tasks.resolve import find_task, load_task
-from mmtard_bench.tasks.retrieval import RetrievalScorer, columns_of, notes_on, ranks_of
+from mmtard_bench.tasks.retrieval import (
+    RetrievalScorer,
+    apart,
+    columns_of,
+    fewest_columns,
+    ranks_of,
+)
 from mmtard_bench.types import Eps, Task, ThreatModel
 from tests.conftest import ToyClip, assert_sentence, wrap
 
@@ -87,32 +96,32 @@ def test_recalls_in_closed_form():
     assert recalls_of([Pair(True, None)]) is None
 
 
-def test_captions_that_images_share_have_one_column():
-    # Images: {0, 1}, {1, 2}, {3}, {4, 5}; the first two hang together by caption 1.
-    assert columns_of([(0, 1), (1, 2), (3,), (4, 5)], 6) == [0, 0, 0, 1, 2, 2]
-
-
 @pytest.mark.parametrize(
-    ("matches", "count"),
+    ("matches", "alone"),
     [
-        ([(0, 1), (2, 1), (3,)], 2),
-        ([(0, 1), (1,), (2,)], 1),  # the first has all captions of its column
-        ([(0,), (0,), (1,)], 0),
-        ([(0, 1), (1, 2), (2, 3), (4,)], 3),  # by others
+        ([(0, 1), (2, 1), (3,)], [{3}]),
+        ([(0, 1), (1,), (2,)], [{2}]),
+        ([(0,), (0,), (1,)], [{0}, {1}]),
+        ([(0, 1), (1, 0), (2, 3)], [{0, 1}, {2, 3}]),
+        ([(0, 1), (1, 2), (2, 3), (4,)], [{4}]),
     ],
 )
-def test_images_at_whose_rivals_no_attack_aims_are_counted(matches, count):
-    first, *others = notes_on(matches, 5)
-    assert "upper bounds" in first
-    assert [note.split()[:3] for note in others] == [[str(count), "of", str(len(matches))]] * (
-        count > 0
-    )
+def test_images_that_share_some_captions_are_told_from_the_rest(matches, alone):
+    assert apart(matches) == set(map(frozenset, alone))
 
 
-def test_a_record_says_where_recall_at_one_is_an_upper_bound(tmp_path):
-    task = captioned(tmp_path / "a.parquet", SHARED)
-    record = mb.evaluate(wrap(ToyClip()), task=task, threat="pgd-2", eps="1/255")
-    assert any(note.startswith("2 of 4 images share captions") for note in record.notes)
+def test_the_captions_of_an_image_have_one_column():
+    assert columns_of([frozenset({1, 4}), frozenset({2})], 6) == [0, 1, 2, 3, 1, 4]
+
+
+def test_the_fewest_columns_agree_with_a_search():
+    generator = random.Random(0)
+    for _ in range(100):
+        count = generator.randint(3, 8)
+        matches = [tuple(generator.sample(range(count), generator.randint(1, 3))) for _ in range(5)]
+        alone = apart(matches)
+        sizes = [len(set(columns_of({*alone, frozenset(own)}, count))) for own in matches]
+        assert fewest_columns(matches, count) == min(sizes)
 
 
 def captioned(path, captions, *, name="col"):
@@ -153,22 +162,56 @@ def test_the_gallery_is_made_of_the_samples(tmp_path, captions):
 
 
 def test_the_attacked_column_is_highest_exactly_at_rank_one(tmp_path):
-    """And with shared captions, a lost column is always a lost rank."""
+    """Also where images share captions: SHARED's first two, each attacked by itself."""
     data = load_task(captioned(tmp_path / "a.parquet", SHARED), n=None, seed=0)
+    outcomes = set()
     for seed in range(30):
         scorer = RetrievalScorer(wrap(ToyClip(seed=seed)), data, CPU)
         images = data.images(range(4), surface="native", preprocess=scorer.gallery.clip.preprocess)
-        logits = scorer.classifier(images)
-        assert logits.shape == (4, scorer.columns) == (4, 3)
         verdicts = scorer.judge(images, range(4), size=3)
-        held = (logits.argmax(1) == scorer.labels).tolist()
-        labels = scorer.labels.tolist()
-        for row, verdict in enumerate(verdicts):
-            assert verdict.right == (verdict.rank == 1)
-            assert (verdict.prediction == data.labels[row]) == verdict.right
-            assert held[row] or not verdict.right
-            if labels.count(labels[row]) == 1:
-                assert held[row] == verdict.right
+        aims = scorer.aims(range(4))
+        assert sorted(len(aim.places) for aim in aims) == [1, 1, 2]
+        for aim in aims:
+            held = aim.classifier(images[aim.places]).argmax(1) == aim.labels
+            for row, right in zip(aim.places, held.tolist(), strict=True):
+                verdict = verdicts[row]
+                assert right == verdict.right == (verdict.rank == 1)
+                assert right == (verdict.prediction == data.labels[row])
+                outcomes.add((len(aim.places), right))
+    assert len(outcomes) == 4
+
+
+@pytest.mark.parametrize("attack", ["pgd-20", "apgd-pair"])
+def test_an_image_is_attacked_towards_others_captions_beside_the_shared_one(tmp_path, attack):
+    """There is no other rival here: an attack that may not aim at it breaks nothing."""
+    task = captioned(tmp_path / "a.parquet", [["an x", "both"], ["a y", "both"]])
+    seen = 0
+    for seed in range(8):
+        record = mb.evaluate(wrap(ToyClip(seed=seed)), task=task, threat=attack, eps="64/255")
+        assert record.status == "ok", record.error
+        seen += sum(sample.clean_correct for sample in record.samples)
+        assert record.robust_accuracy == 0
+        assert not any(sample.unconfirmed for sample in record.samples)
+    assert seen > 4
+
+
+@given(st.permutations(range(6)), st.integers(1, 5))
+def test_parts_of_a_batch_are_joined_in_their_places(places, cut):
+    def result(where):
+        return AttackResult(
+            adversarial=torch.tensor(where, dtype=torch.float32)[:, None],
+            broken_by=[f"a{place}" for place in where],
+            forward=list(where),
+            backward=[-place for place in where],
+            notes=[f"{len(where)} here"],
+        )
+
+    whole = joined([(part, result(part)) for part in (places[:cut], places[cut:])])
+    assert whole.adversarial.flatten().tolist() == whole.forward == [0, 1, 2, 3, 4, 5]
+    assert whole.broken_by == [f"a{place}" for place in range(6)]
+    assert whole.backward == [-place for place in range(6)]
+    assert whole.notes == [f"{cut} here", f"{6 - cut} here"]
+    assert whole.names == []
 
 
 def test_edited_names_are_no_answer_in_retrieval(tmp_path):
@@ -346,22 +389,6 @@ def test_the_hub_tasks_are_declared():
         assert task.metric == "retrieval"
         assert task.data == f"wds:clip-benchmark/wds_{name}"
         assert (task.split, task.label_column, task.templates) == ("test", "txt", ("{}",))
-
-
-def test_columns_of_any_matches_agree_with_a_search():
-    generator = random.Random(0)
-    for _ in range(50):
-        count = generator.randint(2, 8)
-        matches = [tuple(generator.sample(range(count), generator.randint(1, 2))) for _ in range(5)]
-        columns = columns_of(matches, count)
-        for one in range(count):
-            reached, front = {one}, [one]
-            while front:
-                place = front.pop()
-                near = {p for own in matches if place in own for p in own} - reached
-                reached |= near
-                front += near
-            assert reached == {p for p in range(count) if columns[p] == columns[one]}
 
 
 def test_captions_stay_as_they_are_unless_templates_are_given():

@@ -1,0 +1,280 @@
+"""The samples of one job, batch by batch: judge, attack, confirm, settle."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mmtard_bench.attacks.base import AttackResult, joined
+from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
+from mmtard_bench.data.workers import in_chunks
+from mmtard_bench.edits import NameEdit, names_another_class
+from mmtard_bench.job import Job
+from mmtard_bench.recall import Ranks
+from mmtard_bench.records import Sample
+from mmtard_bench.tasks.retrieval import RetrievalScorer
+from mmtard_bench.tasks.scoring import Verdict, ZeroShotScorer
+
+PROBES = 32
+"""Samples that the checks of the model look at."""
+
+Embeddings = tuple[str, str]
+"""A sample's image embeddings, clean and adversarial; see ``Verdict``."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are settled: what a run keeps so that it can go on from there.
+
+    In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked once
+    all images are there.
+    """
+
+    samples: list[Sample]
+    notes: list[str]
+    seconds: float
+    embeddings: list[Embeddings] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a record is: samples settled, of ``total``; those that stand, of the ``seen``."""
+
+    settled: int
+    standing: int
+    seen: int
+    total: int
+
+
+class Evaluation:
+    """One job on one device: the classifier with its head, and the loop over batches."""
+
+    def __init__(
+        self,
+        job: Job,
+        batch_size: int,
+        device: torch.device,
+        workers: int,
+        embeddings: dict[str, Embeddings],
+    ) -> None:
+        self.job = job
+        self.embeddings = embeddings
+        self.batch_size = batch_size
+        self.workers = workers
+        self.device = device
+        job.clip.to(device)
+        scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
+        self.scorer = scorer(job.clip, job.data, device)
+
+    def _image(self, row: int) -> Tensor:
+        job = self.job
+        return job.data.image(row, surface=job.threat.surface, preprocess=job.clip.preprocess)
+
+    def inspect(self) -> list[Doubt]:
+        """Check the model on the first samples of the manifest."""
+        rows = range(min(PROBES, len(self.scorer.labels)))
+        return inspect_model(
+            self.scorer.classifier,
+            torch.stack([self._image(row) for row in rows]).to(self.device),
+            self.scorer.labels[: len(rows)],
+            classes=self.scorer.columns,
+            scale=float(self.job.clip.scale()),
+        )
+
+    def run(
+        self,
+        done: dict[str, Sample],
+        notes: list[str],
+        keep: Callable[[Batch], None],
+        report: Callable[[Progress], None],
+    ) -> tuple[list[Sample], list[str]]:
+        """Settle every sample that ``done`` lacks. Returns all of them, in order, and notes."""
+        started = time.monotonic()
+        notes = list(dict.fromkeys(notes))
+        with closing(in_chunks(self._chunks(done), self._image, workers=self.workers)) as chunks:
+            for rows, images in chunks:
+                batch = torch.stack(images).to(self.device)
+                settled = self._settle(rows, batch, done, report, started=started)
+                done.update((sample.id, sample) for sample in settled.samples)
+                notes = list(dict.fromkeys([*notes, *settled.notes]))
+                keep(settled)
+                started = time.monotonic()
+        return [done[sample] for sample in self.job.data.manifest.ids], notes
+
+    def _settle(
+        self,
+        rows: Sequence[int],
+        images: Tensor,
+        done: Mapping[str, Sample],
+        report: Callable[[Progress], None],
+        *,
+        started: float,
+    ) -> Batch:
+        """Attack the samples of a chunk; its seconds count from ``started``."""
+        ids = self.job.data.manifest.ids
+        # In one piece for a block: who is attacked together must not follow the batch size.
+        size = self.job.attack.block or self.batch_size
+        verdicts = self.scorer.judge(images, rows, size=size)
+        right = [verdict.right for verdict in verdicts]
+        # Of a block that was cut short and is done again, some samples are in ``done``.
+        here = {ids[row] for row in rows}
+        others = [sample for name, sample in done.items() if name not in here]
+        settled = len(others) + right.count(False)
+        standing = sum(sample.robust for sample in others) + right.count(True)
+        seen = len(others) + len(rows)
+
+        def decided(count: int, broken: int) -> None:
+            report(Progress(settled + count, standing - broken, seen, len(ids)))
+
+        decided(0, 0)
+        attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
+        clean = images[torch.tensor(right, device=images.device)]
+        result = self._attack(clean, attacked, decided)
+        after = self._confirm(attacked, clean, result)
+        samples = self._samples(dict(zip(rows, verdicts, strict=True)), attacked, after, result)
+        found = [
+            (v.embedding, after.get(row, v).embedding)
+            for row, v in zip(rows, verdicts, strict=True)
+            if v.embedding
+        ]
+        self.embeddings.update(zip((s.id for s in samples), found, strict=False))
+        return Batch(samples, result.notes, time.monotonic() - started, found)
+
+    def rank_captions(self, samples: list[Sample]) -> list[Sample]:
+        """In retrieval, the samples with the ranks of their captions among all images."""
+        if not isinstance(self.scorer, RetrievalScorer):
+            return samples
+        captions = self.scorer.caption_ranks(self.embeddings)
+        return [
+            sample.model_copy(
+                update={"ranks": Ranks(image=sample.ranks.image, captions=captions[sample.id])}
+            )
+            for sample in samples
+            if sample.ranks is not None
+        ]
+
+    def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
+        """Rows of the manifest that go to the attack together.
+
+        Blocks of reference attacks are fixed by the manifest; other attacks treat samples alone.
+        """
+        ids = self.job.data.manifest.ids
+        block = self.job.attack.block
+        size = block or self.batch_size
+        rows = list(range(len(ids)))
+        if block is None:
+            rows = [row for row in rows if ids[row] not in done]
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
+
+    def _attack(
+        self, images: Tensor, rows: list[int], decided: Callable[[int, int], None]
+    ) -> AttackResult:
+        if not rows:
+            return AttackResult(images, [], [], [])
+        ids = self.job.data.manifest.ids
+
+        def behind(settled: int, broken: int, count: int, lost: int) -> None:
+            decided(settled + count, broken + lost)
+
+        found: list[tuple[Sequence[int], AttackResult]] = []
+        for aim in self.scorer.aims(rows):
+            before = [claim for _, result in found for claim in result.broken_by]
+            settled, broken = len(before), len(before) - before.count(None)
+            result = self.job.attack.run(
+                aim.classifier,
+                images[aim.places],
+                aim.labels,
+                ids=[ids[rows[place]] for place in aim.places],
+                seed=self.job.seed,
+                decided=partial(behind, settled, broken),
+            )
+            aim.classifier.require_finite()
+            found.append((aim.places, result))
+        return joined(found)
+
+    def _samples(
+        self,
+        before: Mapping[int, Verdict],
+        attacked: Sequence[int],
+        after: Mapping[int, Verdict],
+        result: AttackResult,
+    ) -> list[Sample]:
+        """Samples of a batch, from verdicts by row; ``result`` covers the rows attacked."""
+        data = self.job.data
+        place = {row: i for i, row in enumerate(attacked)}
+        samples = []
+        for row, clean in before.items():
+            i = place.get(row)
+            last = after.get(row, clean)
+            claim = result.broken_by[i] if i is not None else None
+            if i is not None and not last.right:
+                claim = claim or self.job.threat.attack
+            # An unconfirmed claim counts: the attack gave the sample up as broken, so nobody can
+            # say that it would have stood against the rest.
+            broken = claim is not None
+            name = result.names[i] if broken and i is not None and result.names else None
+            samples.append(
+                Sample(
+                    id=data.manifest.ids[row],
+                    label=data.labels[row],
+                    prediction=clean.prediction,
+                    clean_correct=i is not None,
+                    robust=i is not None and not broken,
+                    broken_by=claim,
+                    unconfirmed=broken and last.right,
+                    forward=0 if i is None else result.forward[i],
+                    backward=0 if i is None else result.backward[i],
+                    ranks=_image_ranks(clean, last),
+                    edit=None if name is None else self._edit(row, name),
+                )
+            )
+        return samples
+
+    def _confirm(
+        self, attacked: Sequence[int], images: Tensor, result: AttackResult
+    ) -> dict[int, Verdict]:
+        """What a fresh pass says about adversarial images, in ball and box, of the rows attacked.
+
+        In classification those that an attack claims; in retrieval all, since ranks are read off
+        the last image of each.
+        """
+        every = self.scorer.ranked
+        chosen = [i for i, name in enumerate(result.broken_by) if every or name is not None]
+        if not chosen:
+            return {}
+        found = result.adversarial[chosen].float()
+        require_in_ball(found, images[chosen], self.job.threat)
+        rows = [attacked[i] for i in chosen]
+        names = [result.names[i] for i in chosen] if result.names else []
+        self._require_edits(rows, names)
+        verdicts = self.scorer.judge(found, rows, size=self.batch_size, names=names)
+        return dict(zip(rows, verdicts, strict=True))
+
+    def _require_edits(self, rows: Sequence[int], names: Sequence[str | None]) -> None:
+        data, most = self.job.data, self.job.attack.edits or 0
+        for row, name in zip(rows, names, strict=False):
+            if name is None:
+                continue
+            edit = self._edit(row, name)
+            if name == edit.original:  # two classes may share it
+                continue
+            if edit.distance > most or names_another_class(data.classes, data.labels[row], name):
+                raise ModelError(
+                    f"The attack {self.job.threat.attack} made {name!r} of {edit.original!r}: "
+                    f"{edit.distance} edits, where {most} are allowed, and never another class."
+                )
+
+    def _edit(self, row: int, name: str) -> NameEdit:
+        data = self.job.data
+        return NameEdit(original=data.classes[data.labels[row]], adversarial=name)
+
+
+def _image_ranks(clean: Verdict, last: Verdict) -> Ranks | None:
+    if clean.rank is None or last.rank is None:
+        return None
+    return Ranks(image=(clean.rank, last.rank), captions=())
