@@ -180,6 +180,7 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
             "ENDPOINT": endpoint,
             "HUGGINGFACE_CO_URL_TEMPLATE": template,
             "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_ASSETS_CACHE": str(tmp_path / "assets"),
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_ETAG_TIMEOUT": 1,

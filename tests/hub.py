@@ -26,7 +26,7 @@ class Fault:
 
     ``how`` is a status code (with ``headers``), or "slow", "short" (fewer bytes than were said),
     "wrong" (other bytes), "html" (a page in place of the file), "close" (no answer). Only GET
-    requests of files are touched, unless ``every``.
+    requests of files are touched, unless ``every``, and only of whole files, if ``whole``.
     """
 
     how: int | str
@@ -34,6 +34,7 @@ class Fault:
     times: int = 1_000_000
     headers: dict[str, str] = field(default_factory=dict)
     every: bool = False
+    whole: bool = False
     seconds: float = 3.0
 
 
@@ -84,19 +85,21 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._answer(body)
 
-    def _fault(self, path: str) -> Fault | None:
+    def _fault(self, path: str, span: str) -> Fault | None:
         """The fault of this request, if it has one; counted."""
         file = self.command == "GET" and "/resolve/" in path
         for fault in self.faults:
-            if fault.path in path and (file or fault.every) and fault.times > 0:
+            touched = fault.every or (file and not (fault.whole and span))
+            if fault.path in path and touched and fault.times > 0:
                 fault.times -= 1
                 return fault
         return None
 
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path)
-        self.asked.append(f"{self.command} {path}")
-        self.fault = self._fault(path)
+        span = self.headers.get("Range", "")
+        self.asked.append(f"{self.command} {path} {span}".rstrip())
+        self.fault = self._fault(path, span)
         if self.fault is not None:
             if isinstance(self.fault.how, int):
                 return self._send(self.fault.how, b"{}", self.fault.headers)
@@ -188,7 +191,8 @@ def hub(
 ) -> Iterator[str]:
     """Serve repositories ("models:me/x", "datasets:me/y"); yields the endpoint's address.
 
-    ``faults`` go wrong on purpose; ``asked`` gets every request, as "GET /path".
+    ``faults`` go wrong on purpose; ``asked`` gets every request, as "GET /path", or as
+    "GET /path bytes=0-99" where a part is asked for.
     """
     state = {"faults": faults or [], "asked": [] if asked is None else asked, "fault": None}
     handler = type("Handler", (_Handler,), {"repositories": repositories, **state})

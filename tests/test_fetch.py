@@ -108,7 +108,7 @@ def test_one_data_set_that_fails_does_not_cost_the_others(here, online, reposito
 
 @pytest.mark.parametrize("file", ["open_clip_model.safetensors", "test-00000.parquet"])
 def test_a_damaged_table_or_model_is_found(here, online, repositories, file):
-    with hub(repositories, faults=[Fault("wrong", path=file, times=1)]) as endpoint:
+    with hub(repositories, faults=[Fault("wrong", path=file, times=1, whole=True)]) as endpoint:
         online(endpoint)
         command = ("fetch", "mine-v1.toml", "--limit", "2", "--model", "hf-hub:me/tiny")
         assert_sentence(here(*command), "me/t", "checksum")

@@ -68,7 +68,7 @@ class LazyLabels(Sequence[int]):
         return [*map(self._label, where)] if isinstance(where, range) else self._label(where)
 
 
-def sample_ids(count: int, names: Iterable[object] | None) -> list[str]:
+def sample_ids(count: int, names: Iterable[str] | None) -> list[str]:
     """The ids of the ``count`` rows of a table: their names or, for None, their positions.
 
     A later sample of the same name gets "#2", "#3" behind it: CIFAR-100 holds an image twice, with
@@ -78,7 +78,7 @@ def sample_ids(count: int, names: Iterable[object] | None) -> list[str]:
         return [f"{i:08d}" for i in range(count)]
     seen: dict[str, int] = {}
     ids = []
-    for name in map(str, names):
+    for name in names:
         seen[name] = seen.get(name, 0) + 1
         ids.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return ids

@@ -1,76 +1,144 @@
-"""Parquet repositories of the hub, shard by shard: those without a sample in use stay there.
+"""Repositories of the hub that ``datasets`` reads: parquet by the file, others as a whole.
 
-The index of a split says how many rows each file has, what the columns are and, where one is called
-"id", what is in it. It is read in parts of the files (their footers, and that column), and kept in
-the hub's cache of assets by commit, since what a commit holds never changes.
+Of parquet, only files with a sample in use are downloaded. The index of a split says how many rows
+each file has, what the columns are and what the one called "id" holds. It is read in parts of the
+files (their footers, and that column), and kept in the hub's cache of assets by commit: what a
+commit holds never changes.
 """
 
+import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, chain
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, BinaryIO, Self
+from typing import Annotated, Any, BinaryIO, Self, TypeVar
 from urllib.parse import quote
 
 import datasets
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.table import table_cast
 from huggingface_hub import constants
-from pyarrow import ArrowInvalid
+from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mmtard_bench.data.base import CaptionedDataset, LazyLabels, Pixels, sample_ids
-from mmtard_bench.hub import look
+from mmtard_bench.data.table import TableDataset, as_dataset, load_table, names_in, split_of
+from mmtard_bench.errors import InputError, first_line
+from mmtard_bench.hub import cached_files, check_cache, download, from_hub, look, require_sound, run
+from mmtard_bench.records import write_atomically
 from mmtard_bench.strict import Strict
+from mmtard_bench.types import Task
+
+T = TypeVar("T")
 
 
 class Shard(Strict):
-    """A file of a split, its rows, and what its column "id" holds, if there is one."""
+    """A file of a split, and how many rows it has."""
 
     file: str
     rows: Annotated[int, Field(ge=0)]
-    names: list[str] | None
 
 
 class Index(Strict):
-    """The columns of a split, as ``datasets`` writes features, and its shards in their order."""
+    """A split: its columns, as ``datasets`` writes features, its files and its column "id"."""
 
     columns: dict[str, Any]
     shards: list[Shard]
-
-    @field_validator("columns")
-    @classmethod
-    def _readable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            datasets.Features.from_dict(value)
-        except Exception as error:  # the library checks nothing
-            raise ValueError("no features of datasets") from error
-        return value
+    names: list[str] | None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        for shard in self.shards:
-            if (shard.rows if "id" in self.columns else None) != (
-                None if shard.names is None else len(shard.names)
-            ):
-                raise ValueError(f"{shard.file} has other ids than rows")
+        try:
+            datasets.Features.from_dict(self.columns)
+        except Exception as error:  # the library checks nothing
+            raise ValueError("no features of datasets") from error
+        if self.names is not None and len(self.names) != self.rows:
+            raise ValueError("other ids than rows")
         return self
-
-    @property
-    def features(self) -> "datasets.Features":
-        return datasets.Features.from_dict(self.columns)
 
     @property
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
-    def ids(self) -> list[str]:
-        """The ids of all samples, in their order."""
-        names = chain.from_iterable(shard.names or () for shard in self.shards)
-        return sample_ids(self.rows, names if "id" in self.columns else None)
+
+class ShardedDataset:
+    """Samples in files that are opened when one of theirs is needed; implements ``Dataset``.
+
+    The index was not checked, so what it says of a file is compared with the file, which was.
+    Images may be asked for by several threads.
+    """
+
+    def __init__(self, task: Task, repository: str, commit: str, index: Index) -> None:
+        self.revision = f"{repository}@{commit}"
+        self.ids: Sequence[str] = sample_ids(index.rows, index.names)
+        self._task, self._repository, self._commit, self._index = task, repository, commit, index
+        self._features = datasets.Features.from_dict(index.columns)
+        self._starts = [0, *accumulate(shard.rows for shard in index.shards)]
+        self._opened: dict[int, TableDataset] = {}
+        self._lock = Lock()
+        # A table without rows: what is wrong with the columns shows before a file is downloaded.
+        empty = datasets.Dataset(self._features.arrow_schema.empty_table())
+        self.class_names = as_dataset(task, empty, self.revision).class_names
+
+    @cached_property
+    def labels(self) -> Sequence[int]:
+        return LazyLabels(len(self.ids), self._label)
+
+    def image(self, index: int) -> Pixels:
+        shard, row = self._find(index)
+        return shard.image(row)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of a sample: asks for its file."""
+        shard, row = self._find(index)
+        return shard.captions(row)
+
+    def _label(self, index: int) -> int:
+        shard, row = self._find(index)
+        return shard.labels[row]
+
+    def _find(self, index: int) -> tuple[TableDataset, int]:
+        """The file of a sample, opened, and the sample's row in it."""
+        number = bisect_right(self._starts, index) - 1
+        with self._lock:
+            if number not in self._opened:
+                self._opened[number] = self._open(number)
+            return self._opened[number], index - self._starts[number]
+
+    def _open(self, number: int) -> TableDataset:
+        shard = self._index.shards[number]
+        path = download(self._task.data, self._repository, shard.file, self._commit)
+        table = load_table(
+            self._task, "parquet", data_files=[str(path)], features=self._features, split="train"
+        )
+        rows = slice(*self._starts[number : number + 2])
+        names = None if self._index.names is None else self._index.names[rows]
+        if (len(table), names_in(table)) != (shard.rows, names):
+            index_place(self._repository, self._commit, self._task.split).unlink(missing_ok=True)
+            raise InputError(
+                f"{self._task.data}: {shard.file} has {len(table)} rows, and its index has "
+                f"{shard.rows}, or other ids. The index was removed; run the same command again, "
+                "which makes a new one."
+            )
+        return as_dataset(self._task, table, self.revision, self.ids[rows])
+
+
+def open_repository(task: Task, repository: str, commit: str) -> CaptionedDataset:
+    """Open a commit of a hub repository. Raises InputError."""
+    place = index_place(repository, commit, task.split)
+    try:
+        # A damaged one can be made again.
+        index = Index.model_validate_json(place.read_bytes())
+    except (OSError, ValidationError):
+        found = _look_up(task, repository, commit)
+        if not isinstance(found, Index):
+            return as_dataset(task, found, f"{repository}@{commit}")
+        index = found
+        write_atomically(place, index.model_dump_json())
+    return ShardedDataset(task, repository, commit, index)
 
 
 def index_place(repository: str, commit: str, split: str | None) -> Path:
@@ -82,107 +150,100 @@ def index_place(repository: str, commit: str, split: str | None) -> Path:
     return assets / commit / f"split-{quote(split or '', safe='')}.json"
 
 
-def read_index(place: Path) -> Index | None:
-    """An index as it was kept; None if there is none, or it is damaged: it can be made again."""
+def _look_up(task: Task, repository: str, commit: str) -> "Index | datasets.Dataset":
+    """The index of a task's split or, of other files than parquet, the split itself."""
+    known = cached_files(repository)
+    found: Index | datasets.Dataset | None = None
     try:
-        return Index.model_validate_json(place.read_bytes())
-    except (OSError, ValidationError):
-        return None
+        builder = run(task.data, lambda: datasets.load_dataset_builder(repository, revision=commit))
+        files = _parquet_files(builder, f"hf://datasets/{repository}@{commit}/")
+        if files is not None:
+            found = _make_index(task, repository, commit, builder.info, files)
+        else:
+            loaded = run(task.data, lambda: datasets.load_dataset(repository, revision=commit))
+            found = loaded[split_of(task, loaded)]
+    except InputError:
+        # Wrong bytes may well be what the library stumbled over.
+        _require_sound(task, repository, known, found)
+        raise
+    _require_sound(task, repository, known, found)
+    return found
 
 
-def shard_files(builder: "datasets.DatasetBuilder", root: str) -> dict[str, list[str]] | None:
+def _parquet_files(builder: "datasets.DatasetBuilder", root: str) -> dict[str, list[str]] | None:
     """The files of each split where they are parquet below ``root``, of which all rows count."""
-    if not isinstance(builder, Parquet) or builder.config.filters or builder.config.columns:
+    settings = builder.config
+    if not isinstance(builder, Parquet) or settings.filters or settings.columns:
         return None
-    splits = {str(split): list(urls) for split, urls in builder.config.data_files.items()}
+    splits = {str(split): list(urls) for split, urls in settings.data_files.items()}
     for url in chain.from_iterable(splits.values()):
         if not url.startswith(root) or not url.endswith(".parquet"):
             return None
     return {split: [url.removeprefix(root) for url in urls] for split, urls in splits.items()}
 
 
-def make_index(
-    spec: str,
+def _make_index(
+    task: Task,
     repository: str,
     commit: str,
-    files: Sequence[str],
-    features: "datasets.Features | None",
+    info: "datasets.DatasetInfo",
+    files: dict[str, list[str]],
 ) -> Index:
-    """Read the index of these files. ``features`` are those that the repository states, if any.
+    """Read the index of a task's split. Raises InputError."""
 
-    Raises InputError.
-    """
-    shards = []
-    for file in files:
-        read = partial(_read_shard, file, features)
-        shard, features = look(spec, repository, file, commit, read)
-        shards.append(shard)
-    return Index(columns=features.to_dict() if features else {}, shards=shards)
+    def read_in(file: str, read: Callable[[ParquetFile], T]) -> T:
+        return look(task.data, repository, file, commit, partial(_read, file, read))
+
+    split = split_of(task, files)
+    # Where the repository does not state them, the library takes those of its first file.
+    features = info.features or read_in(next(iter(files.values()))[0], _features)
+    read = [(file, *read_in(file, partial(_rows, features))) for file in files[split]]
+    names = [*chain.from_iterable(names for _, _, names in read)] if "id" in features else None
+    index = Index(
+        columns=features.to_dict(),
+        shards=[Shard(file=file, rows=rows) for file, rows, _ in read],
+        names=names,
+    )
+    stated = (info.splits or {}).get(split)
+    if stated and stated.num_examples != index.rows:
+        raise InputError(
+            f"{task.data}: its card says that the split '{split}' has {stated.num_examples} rows, "
+            f"but its files hold {index.rows}. Use a revision whose files are whole."
+        )
+    return index
 
 
-def _read_shard(
-    file: str, features: "datasets.Features | None", opened: BinaryIO
-) -> tuple[Shard, "datasets.Features"]:
-    """What the index says of a file, and the features: as given or, without, as in this file."""
+def _read(file: str, read: Callable[[ParquetFile], T], opened: BinaryIO) -> T:
     try:
         with ParquetFile(opened) as table:
-            features = features or datasets.Features.from_arrow_schema(table.schema_arrow)
-            names = None
-            if "id" in features:
-                column = table.read(columns=["id"], use_threads=False)
-                column = table_cast(column, datasets.Features(id=features["id"]).arrow_schema)
-                names = [str(name) for name in column["id"].to_pylist()]
-            return Shard(file=file, rows=table.metadata.num_rows, names=names), features
-    except ArrowInvalid as error:
-        raise ValueError(f"{file} is no whole parquet file ({error}).") from error
+            return read(table)
+    except (ArrowException, OSError) as error:
+        if from_hub(error):
+            raise
+        raise ValueError(f"{file} is no whole parquet file ({first_line(error)}).") from error
 
 
-class ShardedDataset:
-    """Samples in shards that are opened when one of theirs is needed; implements ``Dataset``.
+def _features(table: ParquetFile) -> "datasets.Features":
+    return datasets.Features.from_arrow_schema(table.schema_arrow)
 
-    ``open_shard`` makes the data set of a shard, whose samples have the ids that it is given.
-    Images may be asked for by several threads.
-    """
 
-    def __init__(
-        self,
-        index: Index,
-        revision: str,
-        class_names: tuple[str, ...],
-        open_shard: Callable[[Shard, Sequence[str]], CaptionedDataset],
-    ) -> None:
-        self.revision = revision
-        self.class_names = class_names
-        self.ids: Sequence[str] = index.ids()
-        self._shards = index.shards
-        self._starts = [0, *accumulate(shard.rows for shard in index.shards)]
-        self._open_shard = open_shard
-        self._opened: dict[int, CaptionedDataset] = {}
-        self._lock = Lock()
+def _rows(features: "datasets.Features", table: ParquetFile) -> tuple[int, list[str]]:
+    """How many rows a file has, and what its column "id" holds, if it is one of the features."""
+    names = None
+    if "id" in features:
+        column = table.read(columns=["id"], use_threads=False)
+        column = table_cast(column, datasets.Features(id=features["id"]).arrow_schema)
+        names = names_in(datasets.Dataset(column))
+    return table.metadata.num_rows, names or []
 
-    @property
-    def labels(self) -> Sequence[int]:
-        return LazyLabels(len(self.ids), self._label)
 
-    def image(self, index: int) -> Pixels:
-        shard, row = self._find(index)
-        return shard.image(row)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """The captions of a sample: asks for its shard."""
-        shard, row = self._find(index)
-        return shard.captions(row)
-
-    def _label(self, index: int) -> int:
-        shard, row = self._find(index)
-        return shard.labels[row]
-
-    def _find(self, index: int) -> tuple[CaptionedDataset, int]:
-        """The shard of a sample, opened, and the sample's row in it."""
-        number = bisect_right(self._starts, index) - 1
-        first, end = self._starts[number : number + 2]
-        with self._lock:
-            if number not in self._opened:
-                ids = self.ids[first:end]
-                self._opened[number] = self._open_shard(self._shards[number], ids)
-            return self._opened[number], index - first
+def _require_sound(
+    task: Task, repository: str, known: set[Path], found: "Index | datasets.Dataset | None"
+) -> None:
+    """Raise InputError if what was downloaded is not what the hub's checksums say; forget it."""
+    damaged = check_cache(repository, known=known)[1]
+    if damaged and isinstance(found, datasets.Dataset):
+        for made in found.cache_files:
+            # What the library made of the files.
+            shutil.rmtree(Path(made["filename"]).parent, ignore_errors=True)
+    require_sound(task.data, damaged)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import mmtard_bench as mb
-from mmtard_bench.data.outside import decode
+from mmtard_bench.data.decode import decode
 from mmtard_bench.tasks.hub_tasks import imagenet_folder
 from mmtard_bench.tasks.resolve import find_task, load_task
 from tests.hub import COMMIT, hub
