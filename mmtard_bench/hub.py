@@ -30,7 +30,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -296,12 +295,12 @@ def _explain(chain: list[BaseException]) -> str:
         )
     if any_is(RevisionNotFoundError):
         return "the hub's repository has no such revision. Check what follows the @."
-    if any_is(OfflineModeIsEnabled):
+    unreachable = any_is(LocalEntryNotFoundError, FileMetadataError) or any(map(_is_network, chain))
+    if constants.HF_HUB_OFFLINE and unreachable:
         return (
             "it is not in the cache, and HF_HUB_OFFLINE is set, so the network is not used. "
             "Download what a suite needs with mmtard-bench fetch SUITE where there is a network."
         )
-    unreachable = any_is(LocalEntryNotFoundError, FileMetadataError) or any(map(_is_network, chain))
     if unreachable or any(code >= 500 for code in status):
         return (
             f"the hub could not be reached, or what answered was no hub: {_telling(chain)}. Check "

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -172,9 +173,11 @@ def here(
 @pytest.fixture
 def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let the hub's client in this process talk to an endpoint, with a cache of its own."""
-    from huggingface_hub import constants
+    from huggingface_hub import HfFileSystem, constants
 
     def connect(endpoint: str) -> None:
+        # An earlier server may have had the same port.
+        HfFileSystem.clear_instance_cache()
         template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in {
             "ENDPOINT": endpoint,
@@ -192,6 +195,21 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
     return connect
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nobody sleeps while waiting for a hub; returns how long they would have."""
+    import huggingface_hub.file_download
+    import huggingface_hub.utils._http
+
+    from mmtard_bench import hub
+
+    slept: list[float] = []
+    shim = SimpleNamespace(sleep=slept.append, monotonic=lambda: 0.0, time=lambda: 0.0)
+    for module in (hub, huggingface_hub.file_download, huggingface_hub.utils._http):
+        monkeypatch.setattr(module, "time", shim)
+    return slept
 
 
 def assert_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -3,10 +3,8 @@
 import errno
 import resource
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub.file_download
-import huggingface_hub.utils._http
 import numpy as np
 import pytest
 
@@ -22,16 +20,6 @@ IMAGES, LABELS = noise(6)
 REPOSITORIES = {"datasets:me/pets": layout(IMAGES, LABELS, shards=2)}
 ENTRY = {"X-Error-Code": "EntryNotFound"}
 GATED = {"X-Error-Code": "GatedRepo"}
-
-
-@pytest.fixture
-def naps(monkeypatch):
-    """Nobody sleeps; returns how long they would have."""
-    slept: list[float] = []
-    shim = SimpleNamespace(sleep=slept.append, monotonic=lambda: 0.0, time=lambda: 0.0)
-    for module in (client, huggingface_hub.file_download, huggingface_hub.utils._http):
-        monkeypatch.setattr(module, "time", shim)
-    return slept
 
 
 def load(spec: str = "wds:me/pets"):
