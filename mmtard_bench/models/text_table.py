@@ -15,12 +15,11 @@ from typing import Annotated, Any, Literal
 import torch
 from open_clip.model import _build_vision_tower
 from pydantic import Field, ValidationError, field_validator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, explain
 from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.weights import misfits
+from mmtard_bench.models.weights import misfits, read_weights
 from mmtard_bench.strict import Strict
 
 CONFIG = "open_clip_config.json"
@@ -128,7 +127,7 @@ def load_table_clip(folder: Path, name: str, source: str) -> Clip:
     Raises InputError for what is missing, damaged, or does not fit together.
     """
     config = _read_config(name, folder / CONFIG)
-    weights = _read_weights(name, folder / WEIGHTS)
+    weights = read_weights(name, folder / WEIGHTS)
     preprocess = config.preprocess_cfg.preprocess()
     module = _empty(name, config.model_cfg, preprocess.size)
     _fill(name, module, weights)
@@ -139,29 +138,14 @@ def _read_config(name: str, path: Path) -> _Config:
     try:
         return _Config.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise InputError(_unreadable(name, path, error.strerror)) from error
+        raise InputError(
+            f"'{name}': {path} cannot be read: {error.strerror}. Expected a folder with {CONFIG} "
+            f"and {WEIGHTS}, as it was written; copy it again."
+        ) from error
     except ValidationError as error:
         raise InputError(
             f"'{name}': {path} is no configuration of a model with a text table: {explain(error)}"
         ) from error
-
-
-def _read_weights(name: str, path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(_unreadable(name, path, "there is no such file"))
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors and torch have no common base
-        raise InputError(
-            _unreadable(name, path, f"the file is truncated, damaged or no safetensors ({error})")
-        ) from error
-
-
-def _unreadable(name: str, path: Path, why: str | None) -> str:
-    return (
-        f"'{name}': {path} cannot be read: {why}. Expected a folder with {CONFIG} and {WEIGHTS}, "
-        "as it was written; copy it again."
-    )
 
 
 def _empty(name: str, config: _ModelConfig, size: tuple[int, int]) -> TableClip:

@@ -144,7 +144,14 @@ def test_files_that_cannot_be_read(tmp_path, name, how):
         path.write_bytes(
             {"cut": data[: len(data) // 2], "empty": b"", "noise": b"\xff\x00" * 99}[how]
         )
-    with pytest.raises(mb.InputError, match=f"'toy': .*{name}"):
+    with pytest.raises(mb.InputError, match=f"'toy'.*{name}"):
+        load(tmp_path)
+
+
+def test_a_pointer_in_place_of_weights_is_a_sentence(tmp_path):
+    make(tmp_path)
+    (tmp_path / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(mb.InputError, match="git lfs pull"):
         load(tmp_path)
 
 
