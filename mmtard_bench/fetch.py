@@ -9,6 +9,7 @@ from mmtard_bench.data.webdataset import hub_repository
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import Kind, check_cache, require_sound, told
 from mmtard_bench.models.loading import load_model, parts_of
+from mmtard_bench.models.openclip import tag_repository
 from mmtard_bench.tasks.resolve import load_task
 from mmtard_bench.types import Suite, Task
 
@@ -70,5 +71,4 @@ def _model_repository(spec: str) -> str | None:
     if scheme in ("hf-hub", "transformers"):
         return rest.partition("@")[0]
     known = open_clip.get_pretrained_cfg(scheme, rest) if scheme and rest else None
-    name = str((known or {}).get("hf_hub") or "").strip("/")
-    return "/".join(name.split("/")[:2]) or None
+    return tag_repository(known or {}) or None

@@ -110,9 +110,8 @@ def cached_files(repository: str, kind: Kind = "dataset") -> set[Path]:
     return {path for path in _snapshot(repository, "", kind).rglob("*") if path.is_file()}
 
 
-def first_file(spec: str, repository: str, names: Sequence[str]) -> Path:
+def first_file(spec: str, repository: str, names: Sequence[str], commit: str) -> Path:
     """The first of these files that a model's repository has. Raises InputError."""
-    commit = resolve_commit(spec, repository, "", kind="model")
     absent: list[InputError] = []
     for name in names:
         try:

@@ -12,7 +12,18 @@ from open_clip import constants
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError, first_line
-from mmtard_bench.hub import first_file, from_hub, quiet, refusal, run
+from mmtard_bench.hub import (
+    cached_files,
+    check_cache,
+    download,
+    first_file,
+    from_hub,
+    quiet,
+    refusal,
+    require_sound,
+    resolve_commit,
+    run,
+)
 from mmtard_bench.models.clip import Clip, Preprocess
 from mmtard_bench.models.text_table import is_table_config, load_table_clip
 from mmtard_bench.models.towers import OPENAI_KEYS, TECOA, flat_state, warn_of_gelu
@@ -33,13 +44,18 @@ def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip
     "openai" there is a warning and no change: it may be said of data, or of a start long left.
     Raises InputError for anything that cannot be loaded.
     """
-    config = _check_inputs(spec, architecture, pretrained)
     scheme, _, rest = architecture.partition(":")
-    if scheme == "local-dir" and is_table_config(config):
-        return replace(load_table_clip(Path(rest), spec, spec), config=config)
+    folder = Path(rest) if scheme == "local-dir" else None
+    if scheme == "hf-hub":
+        folder = _hub_folder(spec, rest)
+    origin = f"local-dir:{folder}" if folder else architecture
+    config = _check_inputs(spec, architecture, pretrained, folder)
+    if folder and is_table_config(config):
+        return replace(load_table_clip(folder, spec, spec), config=config)
     tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
     file = Path(pretrained) if pretrained and not tag else None
-    _fetch(spec, architecture, tag)
+    if tag:
+        _fetch_tag(spec, tag)
     state = _state_of(spec, architecture, file) if file else {}
     openai = file is not None and state.keys() >= OPENAI_KEYS
     quick_gelu = openai or bool(tag.get("quick_gelu"))
@@ -47,7 +63,7 @@ def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(0)
             module = open_clip.create_model(
-                architecture,
+                origin,
                 None if file else pretrained,
                 weights_only=True,
                 require_pretrained=bool(tag or rest),
@@ -56,7 +72,9 @@ def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip
             )
             if file:
                 _fill(module, file, state)
-        tokenizer = open_clip.get_tokenizer(architecture)
+        # A tokenizer of transformers has a repository; in a folder, it would have to lie beside.
+        named = "hf_tokenizer_name" in str(config)
+        tokenizer = open_clip.get_tokenizer(architecture if named else origin)
     except Exception as error:  # open_clip, safetensors, pickle and hub errors have no common base
         raise (refusal(spec, error) if from_hub(error) else _refusal(spec, error)) from error
     preprocess = cast("dict[str, Any]", open_clip.get_model_preprocess_cfg(module))
@@ -78,14 +96,30 @@ def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip
     )
 
 
-def _fetch(spec: str, architecture: str, tag: dict[str, Any]) -> None:
-    """Have the weights in the cache: open_clip says little of why a download failed."""
-    scheme, _, repository = architecture.partition(":")
-    if scheme == "hf-hub":
-        names = (constants.HF_SAFE_WEIGHTS_NAME, constants.HF_WEIGHTS_NAME)
-        check_file(spec, first_file(spec, repository, names))
-    elif tag:
-        check_file(spec, Path(run(spec, lambda: open_clip.download_pretrained(tag))))
+def _hub_folder(spec: str, repository: str) -> Path:
+    """A folder of the cache with a hub repository's configuration and weights, of one commit."""
+    commit = resolve_commit(spec, repository, "", kind="model")
+    config = download(spec, repository, constants.HF_CONFIG_NAME, commit, kind="model")
+    names = (constants.HF_SAFE_WEIGHTS_NAME, constants.HF_WEIGHTS_NAME)
+    check_file(spec, first_file(spec, repository, names, commit))
+    return config.parent
+
+
+def tag_repository(tag: dict[str, Any]) -> str:
+    """The hub repository with the weights of one of open_clip's tags; "" if there is none."""
+    return "/".join(str(tag.get("hf_hub") or "").split("/")[:2])
+
+
+def _fetch_tag(spec: str, tag: dict[str, Any]) -> None:
+    """Have a tag's weights in the cache: open_clip checks no checksum of the hub's.
+
+    It also says little of why a download failed.
+    """
+    repository = tag_repository(tag)
+    known = cached_files(repository, "model")
+    path = Path(run(spec, lambda: open_clip.download_pretrained(tag)))
+    require_sound(f"'{spec}'", check_cache(repository, "model", known=known)[1])
+    check_file(spec, path)
 
 
 def _state_of(spec: str, architecture: str, file: Path) -> dict[str, torch.Tensor]:
@@ -125,31 +159,27 @@ def _warn(
         warn_of_gelu(f"'{spec}': {file}", module)
 
 
-def _check_inputs(spec: str, architecture: str, pretrained: str | None) -> dict[str, Any] | None:
+def _check_inputs(
+    spec: str, architecture: str, pretrained: str | None, folder: Path | None
+) -> dict[str, Any] | None:
     """Refuse early what open_clip would answer with a traceback, a warning or foreign code.
 
-    Returns the configuration of a folder or hub repository; None for a known architecture.
+    Returns the configuration in a folder; None for a known architecture.
     """
-    scheme, _, rest = architecture.partition(":")
-    config_file: Path | None = None
-    if scheme == "local-dir":
-        config_file = Path(rest) / "open_clip_config.json"
-        if not config_file.is_file():
-            raise InputError(
-                f"'{spec}': there is no {config_file}; expected an open_clip directory with "
-                "open_clip_config.json and weights beside it."
-            )
-    elif scheme == "hf-hub":
-        config_file = first_file(spec, rest, (constants.HF_CONFIG_NAME,))
-    elif pretrained is not None:
+    if folder is None:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
-        if pretrained not in tags and not Path(pretrained).is_file():
+        if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
             raise InputError(
                 f"'{pretrained}' is neither a file nor weights that open_clip knows for "
                 f"{architecture}. {registry.near_matches(pretrained, [*tags, 'random'])}"
             )
-    if config_file is None:
         return None
+    config_file = folder / constants.HF_CONFIG_NAME
+    if not config_file.is_file():
+        raise InputError(
+            f"'{spec}': there is no {config_file}; expected an open_clip directory with "
+            "open_clip_config.json and weights beside it."
+        )
     config = _read_json(spec, config_file)
     if "trust_remote_code" in str(config):
         raise InputError(

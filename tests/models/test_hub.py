@@ -10,6 +10,7 @@ from pathlib import Path
 import mmtard_bench as mb
 from mmtard_bench.models.tiny import WEIGHTS
 from tests.hub import COMMIT, Fault, hub
+from tests.models.test_text_table import make
 
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 SCRIPT = """
@@ -141,3 +142,35 @@ def test_a_full_disk_and_then_space(tmp_path):
     said = load(tmp_path, "hf-hub:me/good", "transformers:me/absent", HF_HUB_OFFLINE="1")
     assert said["hf-hub:me/good"] == again["hf-hub:me/good"]
     assert "HF_HUB_OFFLINE is set" in said["transformers:me/absent"]
+
+
+def test_configuration_and_weights_are_of_one_commit(tmp_path):
+    """Whoever pushes while a model is loaded does not change what is loaded."""
+    asked: list[str] = []
+    with hub({"models:me/good": tiny()}, asked=asked) as endpoint:
+        said = load(tmp_path, "hf-hub:me/good", HF_ENDPOINT=endpoint)
+    assert said["hf-hub:me/good"].startswith("= "), said
+    files = [line for line in asked if "/resolve/" in line]
+    assert len([line for line in files if line.startswith("GET")]) == 2
+    assert all(f"/resolve/{COMMIT}/" in line for line in files), files
+    assert len([line for line in asked if line.endswith("/revision/main")]) == 1, asked
+
+
+def test_a_model_with_a_text_table(tmp_path):
+    (tmp_path / "local").mkdir()
+    make(tmp_path / "local")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "local").iterdir()}
+    with hub({"models:me/table": files}) as endpoint:
+        said = load(tmp_path, "hf-hub:me/table", HF_ENDPOINT=endpoint)
+    local = f"local-dir:{tmp_path / 'local'}"
+    assert said["hf-hub:me/table"] == load(tmp_path, local)[local]
+
+
+def test_a_tag_with_a_wrong_checksum_is_not_kept(tmp_path):
+    spec, repository = "ViT-B-32:openai", "models:timm/vit_base_patch32_clip_224.openai"
+    files = {"open_clip_model.safetensors": tiny()["open_clip_model.safetensors"]}
+    with hub({repository: files}, faults=[Fault("wrong", "open_clip", times=1)]) as endpoint:
+        first = load(tmp_path, spec, HF_ENDPOINT=endpoint)[spec]
+        assert "open_clip_model.safetensors does not have the checksum" in first
+        # The right file, though of another model.
+        assert "do not fit" in load(tmp_path, spec, HF_ENDPOINT=endpoint)[spec]
