@@ -111,9 +111,14 @@ class ShardedDataset:
     def _open(self, number: int) -> TableDataset:
         shard = self._index.shards[number]
         path = download(self._task.data, self._repository, shard.file, self._commit)
-        table = load_table(
-            self._task, "parquet", data_files=[str(path)], features=self._features, split="train"
-        )
+        given = {"data_files": [str(path)], "features": self._features, "split": "train"}
+        try:
+            table = load_table(self._task, "parquet", **given)
+        except InputError:
+            # Perhaps what was whole when it arrived no longer is.
+            others = cached_files(self._repository) - {path}
+            _require_sound(self._task, self._repository, others, None)
+            raise
         rows = slice(*self._starts[number : number + 2])
         names = None if self._index.names is None else self._index.names[rows]
         if (len(table), names_in(table)) != (shard.rows, names):
@@ -240,7 +245,7 @@ def _rows(features: "datasets.Features", table: ParquetFile) -> tuple[int, list[
 def _require_sound(
     task: Task, repository: str, known: set[Path], found: "Index | datasets.Dataset | None"
 ) -> None:
-    """Raise InputError if what was downloaded is not what the hub's checksums say; forget it."""
+    """Raise InputError if a file not ``known`` is not what the hub's checksum says; forget it."""
     damaged = check_cache(repository, known=known)[1]
     if damaged and isinstance(found, datasets.Dataset):
         for made in found.cache_files:

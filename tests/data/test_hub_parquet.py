@@ -348,6 +348,17 @@ def test_an_index_that_is_not_of_these_files_is_found(online, change):
         assert seen(load()) == before
 
 
+def test_a_file_that_is_damaged_in_the_cache_is_fetched_again(online, tmp_path):
+    with hub(repository()) as endpoint:
+        online(endpoint)
+        before = seen(load())
+        (link,) = (tmp_path / "hub").rglob("test-00001*")
+        link.resolve().write_bytes(link.read_bytes()[:9999])
+        with pytest.raises(mb.InputError, match=r"test-00001.* checksum.*same command again"):
+            load()
+        assert seen(load()) == before
+
+
 def test_threads_open_a_file_once(online, monkeypatch):
     opened: list[str] = []
 
