@@ -1,6 +1,7 @@
 """Small models with known answers, and the command line as a subprocess."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ from mmtard_bench.models.clip import Clip, Preprocess
 from mmtard_bench.types import Eps, Norm, ThreatModel
 
 torch.set_num_threads(1)
+# A shell has background jobs ignore Ctrl-C, which processes started here would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 

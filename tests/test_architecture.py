@@ -20,6 +20,7 @@ LAYERS = [
     {"suites"},
     {"markdown", "reported", "summary", "leaderboard", "environment"},
     {"job"},
+    {"batches"},
     {"evaluation"},
     {"progress"},
     {"runner", "fetch"},

@@ -288,7 +288,8 @@ def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
         raise InputError(
             f"{task.data} brings no prompt templates; give templates = [...] in the task."
         )
-    labels = tuple(dataset.labels[i] for i in manifest.indices)
+    every = dataset.labels  # once: a data set may make them up each time
+    labels = tuple(every[i] for i in manifest.indices)
     for sample, label in zip(manifest.ids, labels, strict=True) if task.label_column else ():
         if not 0 <= label < len(classes):
             raise InputError(

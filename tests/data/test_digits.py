@@ -4,16 +4,19 @@ import hashlib
 
 import numpy as np
 
+from mmtard_bench import registry
 from mmtard_bench.data.base import draw_manifest
 from mmtard_bench.data.digits import (
     COLOURS,
     DIGITS,
+    DigitsSplit,
     combinations,
     digits_test,
     digits_train,
     digits_unseen,
     sources,
 )
+from mmtard_bench.tasks.resolve import load_training_data
 
 DIGESTS = {
     "digits/test": "53ca00a8cba458962a470ebc172f3bbfcb659445f4ef57806f66072f6b5a0f22",
@@ -97,3 +100,17 @@ def test_the_order_of_the_source_does_not_change_a_draw():
         draw_manifest(Reversed(), n=40, seed=3).ids
         == draw_manifest(digits_test(), n=40, seed=3).ids
     )
+
+
+def test_labels_are_made_up_once(monkeypatch):
+    """Not once a sample: all of digits/train would take a minute of hashing."""
+    made = []
+    of_split = DigitsSplit.labels.fget
+
+    def labels(split):
+        made.append(split.name)
+        return of_split(split)
+
+    monkeypatch.setattr(DigitsSplit, "labels", property(labels))
+    load_training_data(registry.tasks.get("digits/validation"), labelled=True)
+    assert made == ["digits/validation"]
