@@ -5,6 +5,8 @@ import tarfile
 from pathlib import Path
 
 import datasets
+import open_clip
+import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
@@ -75,11 +77,26 @@ def noise(count: int) -> tuple[list[bytes], list[int]]:
 
 
 def cifar10(count: int) -> tuple[list[bytes], list[int], list[str]]:
-    """Real images (PNG), labels and class names; skips the test where they are not there."""
-    path = SHARED_DATA / "cifar10-test-4000.parquet"
-    if not path.is_file():
-        pytest.skip(f"needs {path.name}, which is not here")
-    table = parquet.read_table(path).slice(0, count)
+    """Real images (PNG, 32 x 32), labels and class names; skips the test where there are none."""
+    table = real("cifar10-test-4000.parquet", count)
     names = datasets.Features.from_arrow_schema(table.schema)["label"].names
     images = [row["bytes"] for row in table["image"].to_pylist()]
     return images, table["label"].to_pylist(), names
+
+
+def imagenet(count: int) -> tuple[list[bytes], list[int], list[str]]:
+    """Photographs (PNG, 299 x 299), labels and the names of their classes alone; skips likewise."""
+    table = real("imagenet-nips2017-100.parquet", count)
+    labels = table["label"].to_pylist()
+    classes = sorted(set(labels))
+    images = [row["bytes"] for row in table["image"].to_pylist()]
+    names = [open_clip.IMAGENET_CLASSNAMES[label] for label in classes]
+    return images, [classes.index(label) for label in labels], names
+
+
+def real(name: str, count: int) -> pyarrow.Table:
+    """The first rows of one of the files with real images."""
+    path = SHARED_DATA / name
+    if not path.is_file():
+        pytest.skip(f"needs {name}, which is not here")
+    return parquet.read_table(path).slice(0, count)

@@ -8,33 +8,51 @@ import pytest
 from mmtard_bench.models.tiny import WEIGHTS
 from tests.conftest import assert_sentence
 from tests.hub import COMMIT, Fault, hub
-from tests.shards import cifar10, layout, webp
+from tests.shards import cifar10, imagenet, layout, webp
 from tests.test_bad_input import parquet
 
 SUITE = """
 name = "mine-v1"
-description = "two layouts of one hub"
+description = "real images in two layouts of a hub"
 n = 12
 seed = 0
-tasks = [
-    {name = "shards", data = "wds:me/cifar", samples = 30, n_classes = 10, split = "test"},
-    {name = "table", data = "hub:me/table"},
-]
+[[tasks]]
+name = "photos"
+data = "wds:me/imagenet"
+samples = 12
+[[tasks]]
+name = "photos-table"
+data = "hub:me/photos"
+templates = ["a photo of a {}.", "a drawing of a {}."]
+[[tasks]]
+name = "shards"
+data = "wds:me/cifar"
+samples = 30
+n_classes = 10
+split = "test"
+[[tasks]]
+name = "table"
+data = "hub:me/table"
 [[threats]]
 attack = "pgd-2"
 norm = "linf"
 eps = "8/255"
+surface = "model"
 """
 
 
 @pytest.fixture
 def repositories(tmp_path):
-    """CIFAR-10 as shards and as a table, and a model."""
+    """CIFAR-10 and photographs of ImageNet as shards and as tables, and open_clip's model."""
     (tmp_path / "mine-v1.toml").write_text(SUITE)
+    photos, kinds, titles = imagenet(12)
+    parquet(tmp_path / "b.parquet", photos, kinds, titles)
     images, labels, names = cifar10(30)
     parquet(tmp_path / "a.parquet", images, labels, names)
     return {
         "datasets:me/cifar": layout([*map(webp, images)], labels, shards=3, names=names),
+        "datasets:me/imagenet": layout([*map(webp, photos)], kinds, shards=2, names=titles),
+        "datasets:me/photos": {"data/test.parquet": (tmp_path / "b.parquet").read_bytes()},
         "datasets:me/table": {"data/test-00000.parquet": (tmp_path / "a.parquet").read_bytes()},
         "models:me/tiny": {
             path.name: path.read_bytes() for path in (WEIGHTS / "tiny-clip").iterdir()
@@ -58,8 +76,15 @@ def verdicts(folder: Path) -> dict[str, object]:
 
 
 def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
-    fetch = ("fetch", "mine-v1.toml", "--model", "hf-hub:me/tiny")
-    run = ("run", "mine-v1.toml", "--model", "hf-hub:me/tiny")
+    pytest.importorskip("transformers")
+    from tests.models.test_transformers import make
+
+    make(tmp_path / "clip")
+    repositories["models:me/clip"] = {
+        path.name: path.read_bytes() for path in (tmp_path / "clip").iterdir()
+    }
+    models = ("--model", "hf-hub:me/tiny", "--model", f"transformers:me/clip@{COMMIT}")
+    fetch, run = ("fetch", "mine-v1.toml", *models), ("run", "mine-v1.toml", *models)
     asked: list[str] = []
     with hub(repositories, asked=asked) as endpoint:
         done = cli(*fetch, env=environment(endpoint))
@@ -68,7 +93,9 @@ def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
         assert "me/cifar: downloading test/0.tar" in done.stdout
         assert f"shards: 12 samples, 10 classes, me/cifar@{COMMIT}" in done.stdout
         assert f"table: 12 samples, 10 classes, me/table@{COMMIT}" in done.stdout
+        assert f"photos: 12 samples, 12 classes, me/imagenet@{COMMIT}" in done.stdout
         assert "hf-hub:me/tiny: weights" in done.stdout
+        assert f"transformers:me/clip@{COMMIT}: weights" in done.stdout
         # Once more: everything is there, and is checked.
         before = len(asked)
         again = cli(*fetch, env=environment(endpoint))
@@ -85,13 +112,32 @@ def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
     gone = cli(*run, "--out", "gone", env=environment(endpoint))
     assert gone.returncode == 0, gone.stderr
     records = verdicts(tmp_path / "runs")
-    assert len(records) == 2
+    assert len(records) == 8
     assert verdicts(tmp_path / "offline") == records == verdicts(tmp_path / "gone")
-    shards, table = sorted(records.values(), key=lambda record: record["task"]["name"])
-    assert shards["task"]["templates"] == ["a photo of a {}.", "a drawing of a {}."]
-    assert shards["task"]["revision"] == f"me/cifar@{COMMIT}"
-    assert {s["id"] for s in shards["samples"]} <= {f"s{i:07d}" for i in range(30)}
-    assert table["task"]["revision"] == f"me/table@{COMMIT}"
+    assert {record["status"] for record in records.values()} == {"ok"}
+    for record in records.values():
+        task = record["task"]
+        if task["name"] == "shards":
+            assert task["templates"] == ["a photo of a {}.", "a drawing of a {}."]
+            assert task["revision"] == f"me/cifar@{COMMIT}"
+            assert {s["id"] for s in record["samples"]} <= {f"s{i:07d}" for i in range(30)}
+        if task["name"].startswith("photos"):
+            assert task["n_classes"] == 12
+            assert len(record["samples"]) == 12
+
+
+def test_layouts_hold_the_same_photographs(here, online, repositories, tmp_path):
+    """Shards and tables differ in how they store an image, not in what a model says of it."""
+    with hub(repositories) as endpoint:
+        online(endpoint)
+        done = here("run", "mine-v1.toml", "--model", "hf-hub:me/tiny")
+    assert done.returncode == 0, done.stderr
+    said = {}
+    for record in verdicts(tmp_path / "runs").values():
+        samples = sorted(record["samples"], key=lambda sample: sample["id"])
+        said[record["task"]["name"]] = [s["prediction"] for s in samples]
+    assert said["photos"] == said["photos-table"]
+    assert len(set(said["photos"])) > 1
 
 
 def test_one_data_set_that_fails_does_not_cost_the_others(here, online, repositories):
