@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import mmtard_bench as mb
 from mmtard_bench.models.tiny import WEIGHTS
 from tests.conftest import assert_sentence
 from tests.hub import COMMIT, Fault, hub
@@ -22,7 +23,7 @@ data = "wds:me/imagenet"
 samples = 12
 [[tasks]]
 name = "photos-table"
-data = "hub:me/photos"
+data = "hub:me/photos@COMMIT"
 templates = ["a photo of a {}.", "a drawing of a {}."]
 [[tasks]]
 name = "shards"
@@ -38,7 +39,7 @@ attack = "pgd-2"
 norm = "linf"
 eps = "8/255"
 surface = "model"
-"""
+""".replace("COMMIT", COMMIT)
 
 
 @pytest.fixture
@@ -115,6 +116,8 @@ def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
     assert len(records) == 8
     assert verdicts(tmp_path / "offline") == records == verdicts(tmp_path / "gone")
     assert {record["status"] for record in records.values()} == {"ok"}
+    digests = {record["model"]["digest"] for record in records.values()}
+    assert digests > {mb.load_model("tiny-clip").digest}
     for record in records.values():
         task = record["task"]
         if task["name"] == "shards":

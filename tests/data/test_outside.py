@@ -1,6 +1,5 @@
 """Data from parquet files, image folders and the hub, by the real client libraries."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,7 @@ import mmtard_bench as mb
 from mmtard_bench.data.decode import decode
 from mmtard_bench.tasks.hub_tasks import imagenet_folder
 from mmtard_bench.tasks.resolve import find_task, load_task
-from tests.hub import COMMIT, hub
-from tests.test_bad_input import GOOD, SUITE, deep, parquet, rgb, table
+from tests.test_bad_input import GOOD, deep, parquet, rgb
 
 WEIGHTS = Path(mb.__file__).parent / "models" / "weights"
 
@@ -87,37 +85,6 @@ def test_sixteen_bit_colour_is_not_taken_for_eight(tmp_path):
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     with pytest.raises(mb.InputError, match="16-bit"):
         decode(png, "x", convert_rgb=False)
-
-
-def test_model_and_data_from_a_hub_and_then_offline(cli, tmp_path):
-    parquet(tmp_path / "a.parquet", GOOD, [0, 1, 0, 1], ["cat", "dog"])
-    repositories = {
-        "datasets:me/pets": {"data/test-00000.parquet": (tmp_path / "a.parquet").read_bytes()},
-        "models:me/tiny": {
-            path.name: path.read_bytes() for path in (WEIGHTS / "tiny-clip").iterdir()
-        },
-    }
-    suite = {"attack": "pgd-2", "norm": "linf", "eps": '"8/255"', "surface": "native", "more": ""}
-    text = SUITE.format(n=4, task=table("pets", "hub:me/pets"), **suite)
-    (tmp_path / "mine-v1.toml").write_text(text)
-    command = ["run", "mine-v1.toml", "--model", "hf-hub:me/tiny"]
-    with hub(repositories) as endpoint:
-        online = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        done = cli(*command, env=online)
-        assert done.returncode == 0, done.stderr
-        missing = cli("run", "mine-v1.toml", "--model", "hf-hub:me/absent", env=online)
-        assert missing.returncode == 2
-        assert "hf-hub:me/absent" in missing.stderr
-    (path,) = (tmp_path / "runs").rglob("*.json")
-    record = json.loads(path.read_text())
-    assert record["task"]["revision"] == f"me/pets@{COMMIT}"
-    assert record["model"]["digest"] == mb.load_model("tiny-clip").digest
-
-    # With the commit pinned and the hub gone, the cache is enough.
-    pinned = text.replace("hub:me/pets", f"hub:me/pets@{COMMIT}")
-    (tmp_path / "mine-v1.toml").write_text(pinned)
-    offline = cli(*command, "--out", "offline", env={"HF_HUB_OFFLINE": "1"})
-    assert offline.returncode == 0, offline.stderr
 
 
 def test_imagenet_folders_must_be_named_by_wordnet_ids(tmp_path):

@@ -69,6 +69,7 @@ def test_two_processes_compute_the_gradient_of_one(recipe, tmp_path, run_small):
     assert gap.sqrt() <= 1e-4 * sum(value.square().sum() for value in one.values()).sqrt()
 
 
+@pytest.mark.slow
 def test_interrupted_processes_save_together_and_go_on(recipe, tmp_path):
     folder = tmp_path / "two"
     words = ["-m", "mmtard_bench", "train", recipe, "--out", folder]
