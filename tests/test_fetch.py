@@ -124,6 +124,8 @@ def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
             assert task["templates"] == ["a photo of a {}.", "a drawing of a {}."]
             assert task["revision"] == f"me/cifar@{COMMIT}"
             assert {s["id"] for s in record["samples"]} <= {f"s{i:07d}" for i in range(30)}
+        if task["name"] == "table":
+            assert task["revision"] == f"me/table@{COMMIT}"
         if task["name"].startswith("photos"):
             assert task["n_classes"] == 12
             assert len(record["samples"]) == 12
