@@ -7,7 +7,7 @@ import open_clip
 
 from mmtard_bench.data.webdataset import hub_repository
 from mmtard_bench.errors import InputError
-from mmtard_bench.hub import Kind, check_cache, require_sound, told
+from mmtard_bench.hub import Kind, check_cache, told
 from mmtard_bench.models.loading import load_model, parts_of
 from mmtard_bench.models.openclip import tag_repository
 from mmtard_bench.tasks.resolve import load_task
@@ -50,19 +50,16 @@ def _fetch_model(spec: str, say: Callable[[str], None]) -> None:
     if repository is not None:
         _check(repository, "model", say)
     clip = load_model(spec)
-    if repository is not None:
-        require_sound(f"'{spec}'", _check(repository, "model", say))
     say(f"{clip.name}: weights {clip.digest[:8]}")
 
 
-def _check(repository: str, kind: Kind, say: Callable[[str], None]) -> list[str]:
-    """Take damaged files out of the cache. Returns their names."""
+def _check(repository: str, kind: Kind, say: Callable[[str], None]) -> None:
+    """Take damaged files out of the cache; what is downloaded after that is checked as it comes."""
     count, damaged = check_cache(repository, kind)
     for name in damaged:
         say(f"{repository}: {name} in the cache was damaged and is removed")
     if count:
         say(f"{repository}: {count} files in the cache, checked")
-    return damaged
 
 
 def _model_repository(spec: str) -> str | None:

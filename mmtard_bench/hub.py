@@ -126,13 +126,22 @@ def first_file(spec: str, repository: str, names: Sequence[str], commit: str) ->
 
 def folder(spec: str, repository: str, revision: str, patterns: Sequence[str]) -> Path:
     """A folder with the files of a model's repository that match, checked. Raises InputError."""
-    known = cached_files(repository, "model")
-    found = run(
+    return checked(
         spec,
+        repository,
         lambda: snapshot_download(
             repository, revision=revision or None, allow_patterns=list(patterns)
         ),
     )
+
+
+def checked(spec: str, repository: str, fetch: Callable[[], str]) -> Path:
+    """The path that a library's ``fetch`` of files of a model's repository returns.
+
+    What that brought is checked: the libraries do not. Raises InputError.
+    """
+    known = cached_files(repository, "model")
+    found = run(spec, fetch)
     require_sound(spec, check_cache(repository, "model", known=known)[1])
     return Path(found)
 

@@ -9,7 +9,7 @@ commit holds never changes.
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
 from threading import Lock
@@ -83,7 +83,7 @@ class ShardedDataset:
         empty = datasets.Dataset(self._features.arrow_schema.empty_table())
         self.class_names = as_dataset(task, empty, self.revision).class_names
 
-    @cached_property
+    @property
     def labels(self) -> Sequence[int]:
         return LazyLabels(len(self.ids), self._label)
 

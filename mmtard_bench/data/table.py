@@ -10,7 +10,7 @@ import datasets
 
 from mmtard_bench.data.base import Pixels, captions_in, sample_ids
 from mmtard_bench.data.decode import decode
-from mmtard_bench.errors import DamagedImageError, InputError
+from mmtard_bench.errors import DamagedImageError, InputError, first_line
 from mmtard_bench.types import Task
 
 
@@ -111,8 +111,9 @@ def load_table(task: Task, builder: str, **arguments: Any) -> Any:
     try:
         return datasets.load_dataset(builder, **arguments)
     except Exception as error:  # datasets, arrow and system errors have no common base
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(f"{task.data} could not be read: {lines[0]} Check the files.") from error
+        raise InputError(
+            f"{task.data} could not be read: {first_line(error)} Check the files."
+        ) from error
 
 
 def split_of(task: Task, found: Iterable[object]) -> str:

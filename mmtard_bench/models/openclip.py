@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,16 +14,13 @@ from open_clip import constants
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.hub import (
-    cached_files,
-    check_cache,
+    checked,
     download,
     first_file,
     from_hub,
     quiet,
     refusal,
-    require_sound,
     resolve_commit,
-    run,
 )
 from mmtard_bench.models.clip import Clip, Preprocess
 from mmtard_bench.models.text_table import is_table_config, load_table_clip
@@ -115,11 +113,8 @@ def _fetch_tag(spec: str, tag: dict[str, Any]) -> None:
 
     It also says little of why a download failed.
     """
-    repository = tag_repository(tag)
-    known = cached_files(repository, "model")
-    path = Path(run(spec, lambda: open_clip.download_pretrained(tag)))
-    require_sound(f"'{spec}'", check_cache(repository, "model", known=known)[1])
-    check_file(spec, path)
+    fetch = partial(open_clip.download_pretrained, tag)
+    check_file(spec, checked(spec, tag_repository(tag), fetch))
 
 
 def _state_of(spec: str, architecture: str, file: Path) -> dict[str, torch.Tensor]:
