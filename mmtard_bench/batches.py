@@ -22,6 +22,9 @@ from mmtard_bench.tasks.scoring import Verdict, ZeroShotScorer
 PROBES = 32
 """Samples that the checks of the model look at."""
 
+REFILLS = 4
+"""Batches of samples that an attack gets at once if it refills its batches."""
+
 Embeddings = tuple[str, str]
 """A sample's image embeddings, clean and adversarial; see ``Verdict``."""
 
@@ -164,7 +167,7 @@ class Evaluation:
         """
         ids = self.job.data.manifest.ids
         block = self.job.attack.block
-        size = block or self.batch_size
+        size = block or self.batch_size * (REFILLS if self.job.attack.refills else 1)
         rows = list(range(len(ids)))
         if block is None:
             rows = [row for row in rows if ids[row] not in done]
@@ -191,6 +194,7 @@ class Evaluation:
                 aim.labels,
                 ids=[ids[rows[place]] for place in aim.places],
                 seed=self.job.seed,
+                batch_size=self.batch_size,
                 decided=partial(behind, settled, broken),
             )
             aim.classifier.require_finite()

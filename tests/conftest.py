@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import AttackResult, CountPasses
+from mmtard_bench.attacks.base import AttackResult, CountPasses, Engine, EngineName
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.cli import main
 from mmtard_bench.models.clip import Clip, Preprocess
@@ -70,17 +70,20 @@ def attack(
     norm: Norm = "linf",
     seed: int = 0,
     classes: int | None = None,
+    engine: EngineName = "reference",
+    batch_size: int = 64,
 ) -> AttackResult:
     """Run an attack on a bare classifier."""
     threat = ThreatModel(name, norm, Eps.parse(eps))
     with torch.no_grad():
         width = classes or model(images[:1]).shape[1]
-    return build_attack(threat, n_classes=width).run(
+    return build_attack(threat, n_classes=width, engine=Engine(engine)).run(
         model,
         images,
         labels,
         ids=[f"sample-{i}" for i in range(len(images))],
         seed=seed,
+        batch_size=batch_size,
         decided=lambda *_: None,
     )
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol as Interface, TypeVar
+from typing import Literal, Protocol as Interface, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from mmtard_bench.types import Norm
 
 T = TypeVar("T")
+
+EngineName = Literal["fast", "reference"]
+Precision = Literal["float32", "bfloat16"]
 
 Classifier = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) in [0, 1] -> logits (N, C)."""
@@ -33,7 +36,7 @@ class PromptedClassifier(Interface):
     def embed_names(self, names: Sequence[str], *, keep: bool = False) -> Tensor: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class AttackResult:
     """What an attack found on a batch of N samples.
 
@@ -41,6 +44,7 @@ class AttackResult:
     sample i, or is None; a claim counts only once ``evaluate`` has confirmed it. ``forward`` and
     ``backward`` are the passes that each sample cost. ``names`` has what an attack on the text made
     of the name of each sample's class, None where it left it; it is empty for other attacks.
+    ``model_seconds`` is the time inside the model, where the attack measures it.
     """
 
     adversarial: Tensor
@@ -49,6 +53,7 @@ class AttackResult:
     backward: list[int]
     notes: list[str] = field(default_factory=list)
     names: list[str | None] = field(default_factory=list)
+    model_seconds: float = 0.0
 
 
 def joined(parts: Sequence[tuple[Sequence[int], AttackResult]]) -> AttackResult:
@@ -68,14 +73,16 @@ def joined(parts: Sequence[tuple[Sequence[int], AttackResult]]) -> AttackResult:
         backward=of_samples(result.backward for result in results),
         notes=[note for result in results for note in result.notes],
         names=of_samples(result.names for result in results),
+        model_seconds=sum(result.model_seconds for result in results),
     )
 
 
 class Run(Interface):
     """Attack samples that the model classifies correctly.
 
-    ``ids`` name the samples for per-sample randomness; ``decided`` is called with (samples
-    settled so far in this batch, samples broken so far in this batch).
+    ``ids`` name the samples for per-sample randomness; at most ``batch_size`` rows should go
+    through the model at once, which may change costs but no verdict; ``decided`` is called with
+    (samples settled so far in this batch, samples broken so far in this batch).
     """
 
     def __call__(
@@ -87,6 +94,7 @@ class Run(Interface):
         *,
         ids: Sequence[str],
         seed: int,
+        batch_size: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult: ...
 
@@ -98,7 +106,8 @@ class Attack:
     ``parameters`` enter the identity of a record. ``block`` is None for attacks whose samples are
     independent of each other; reference attacks draw randomness per batch, so they run on fixed
     blocks of that many consecutive samples of the manifest. ``edits`` is the most characters of a
-    class name that it changes, None for an attack that leaves the text alone and needs none.
+    class name that it changes, None for an attack that leaves the text alone and needs none. An
+    attack that ``refills`` its batches keeps them full if it gets many samples at once.
     """
 
     name: str
@@ -106,6 +115,19 @@ class Attack:
     run: Run
     block: int | None = None
     edits: int | None = None
+    refills: bool = False
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs the attacks. "fast" is ours, where it has the attack; "reference" the library's.
+
+    ``precision`` is that of the fast attacks' passes: bfloat16 under autocast, where float32 then
+    confirms whatever was found, or float32.
+    """
+
+    name: EngineName = "fast"
+    precision: Precision = "float32"
 
 
 class CountPasses(nn.Module):

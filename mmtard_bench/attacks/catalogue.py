@@ -4,7 +4,8 @@ import re
 
 from mmtard_bench import registry
 from mmtard_bench.attacks import charmer, cw, joint, pgd, reference
-from mmtard_bench.attacks.base import Attack
+from mmtard_bench.attacks.base import Attack, Engine
+from mmtard_bench.attacks.fast.ensemble import FAST
 from mmtard_bench.errors import InputError
 from mmtard_bench.types import ThreatModel
 
@@ -32,8 +33,21 @@ def attack_family(name: str) -> str:
     raise InputError(f"There is no attack '{name}'. {hint}")
 
 
-def build_attack(threat: ThreatModel, *, n_classes: int) -> Attack:
-    """The attack of a threat model, for a task with so many classes. Raises InputError."""
+def build_attack(
+    threat: ThreatModel, *, n_classes: int, engine: Engine = Engine()  # noqa: B008  # frozen
+) -> Attack:
+    """The attack of a threat model, for a task with so many classes. Raises InputError.
+
+    The fast engine has what is in ``FAST``; of the others there is one form.
+    """
     if n_classes < 2:
         raise InputError(f"A task needs at least two classes to be attacked; it has {n_classes}.")
-    return registry.attacks.get(attack_family(threat.attack))(threat, n_classes)
+    family = attack_family(threat.attack)
+    if engine.name == "fast" and family in FAST:
+        return FAST[family](threat, n_classes, engine.precision)
+    if engine.precision != "float32":
+        raise InputError(
+            f"The precision {engine.precision} is for attacks of the fast engine; {threat.attack} "
+            f"runs in float32 here. Those with another: {', '.join(FAST)}."
+        )
+    return registry.attacks.get(family)(threat, n_classes)

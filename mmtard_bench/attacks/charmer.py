@@ -205,6 +205,7 @@ def build_text(threat: ThreatModel, n_classes: int) -> Attack:
         *,
         ids: Sequence[str],
         seed: int,
+        batch_size: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult:
         prompted = cast("PromptedClassifier", model)

@@ -67,6 +67,7 @@ def build_cw_l2(threat: ThreatModel, n_classes: int) -> Attack:
         *,
         ids: Sequence[str],
         seed: int,
+        batch_size: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult:
         counter = CountPasses(model).eval()

@@ -80,6 +80,7 @@ def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
         *,
         ids: Sequence[str],
         seed: int,
+        batch_size: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult:
         prompted = cast("PromptedClassifier", model)

@@ -57,14 +57,14 @@ def pgd(
                 now = done(logits)
                 kept[now] = points[now]
                 finished |= now
-            points = project(points.add(_unit(gradient, norm), alpha=step_size))
+            points = project(points.add(unit(gradient, norm), alpha=step_size))
     if done is None:
         return points, finished
     kept[~finished] = points[~finished]
     return kept, finished
 
 
-def _unit(gradient: Tensor, norm: Norm) -> Tensor:
+def unit(gradient: Tensor, norm: Norm) -> Tensor:
     """The steepest ascent direction of norm one; zero where the gradient is zero."""
     if norm == "linf":
         return gradient.sign()
@@ -98,6 +98,12 @@ def budget_of(steps: int) -> dict[str, str | int | float]:
     return {"steps": steps, "step_size": "2.5 eps / steps", "restarts": 1}
 
 
+def require_linf(threat: ThreatModel) -> None:
+    """Raise InputError unless the norm is linf."""
+    if threat.norm != "linf":
+        raise InputError(f"{threat.attack} works in the norm linf; '{threat.norm}' was given.")
+
+
 def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Attack:
     steps = steps_of(threat)
     norm, eps = threat.pixel_norm, float(threat.eps)
@@ -110,6 +116,7 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
         *,
         ids: Sequence[str],
         seed: int,
+        batch_size: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult:
         start = random_start(images, norm=norm, eps=eps, ids=ids, key=(seed, threat.attack, 0))
@@ -150,6 +157,5 @@ def build_pgd(threat: ThreatModel, n_classes: int) -> Attack:
 @register_attack("cw-linf-{steps}")
 def build_cw_linf(threat: ThreatModel, n_classes: int) -> Attack:
     """PGD on Carlini and Wagner's (2017) margin, the "CW" of zero-shot robustness papers."""
-    if threat.norm != "linf":
-        raise InputError(f"{threat.attack} works in the norm linf; '{threat.norm}' was given.")
+    require_linf(threat)
     return _build(threat, "margin", _negative_margin)

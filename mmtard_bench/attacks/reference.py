@@ -100,12 +100,12 @@ def _apgd_averaged(threat: ThreatModel, loss: str, n_classes: int, *, draws: int
 def _apgd_targeted(threat: ThreatModel, n_classes: int) -> Stage:
     cls = _MarginTargetedAPGD if n_classes < 4 else APGDAttack_targeted
     budget = {"n_iter": 100, "n_restarts": 1, "eot_iter": 1, "rho": 0.75}
-    targets = _targets(n_classes)
+    targets = target_count(n_classes)
     return _stage("apgd-t", cls, threat, n_target_classes=targets, logger=_LOG, **budget)
 
 
 def _fab_targeted(threat: ThreatModel, n_classes: int) -> Stage:
-    budget = {"n_iter": 100, "n_restarts": 1, "n_target_classes": _targets(n_classes)}
+    budget = {"n_iter": 100, "n_restarts": 1, "n_target_classes": target_count(n_classes)}
     return _stage("fab-t", FABAttack_PT, threat, targeted=True, **budget)
 
 
@@ -114,8 +114,22 @@ def _square(threat: ThreatModel) -> Stage:
     return _stage("square", SquareAttack, threat, **budget)
 
 
-def _targets(n_classes: int) -> int:
+def target_count(n_classes: int) -> int:
+    """How many target classes targeted attacks have."""
     return min(9, n_classes - 1)
+
+
+def class_notes(stages: Sequence[str], n_classes: int) -> list[str]:
+    """What a record of a task with few classes says about an ensemble of these stages."""
+    notes = []
+    if n_classes < 4 and any(name in ("apgd-dlr", "apgd-t") for name in stages):
+        notes.append(
+            f"{n_classes} classes: the DLR loss needs four, so APGD used the margin instead."
+        )
+    if n_classes < 10 and any(name in ("apgd-t", "fab-t") for name in stages):
+        count = target_count(n_classes)
+        notes.append(f"{n_classes} classes: targeted attacks used {count} targets.")
+    return notes
 
 
 def share(total: int, parts: int) -> list[int]:
@@ -138,6 +152,7 @@ def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Callable[..., Attack
         *,
         ids: Sequence[str],
         seed: int,
+        batch_size: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult:
         counter = CountPasses(model)
@@ -181,17 +196,11 @@ def _attack(
     stages: Sequence[Stage],
     parameters: dict[str, str | int | float],
 ) -> Attack:
-    notes = []
-    if n_classes < 4 and any(name in ("apgd-dlr", "apgd-t") for name, _ in stages):
-        notes.append(
-            f"{n_classes} classes: the DLR loss needs four, so APGD used the margin instead."
-        )
-    if n_classes < 10 and any(name in ("apgd-t", "fab-t") for name, _ in stages):
-        notes.append(f"{n_classes} classes: targeted attacks used {_targets(n_classes)} targets.")
+    notes = class_notes([name for name, _ in stages], n_classes)
     described: dict[str, str | int | float] = {
         "code": "pyautoattack",
         "stages": " ".join(name for name, _ in stages),
-        "targets": _targets(n_classes),
+        "targets": target_count(n_classes),
         **parameters,
     }
     return Attack(threat.attack, described, _ensemble(stages, notes), block=BLOCK)

@@ -183,6 +183,7 @@ def test_passes_of_images_are_counted(eps):
             labels,
             ids=[str(i) for i in range(6)],
             seed=0,
+            batch_size=64,
             decided=lambda *_: None,
         )
         assert module.images == sum(result.forward)
@@ -366,6 +367,7 @@ def test_what_is_wrong_in_a_pass_is_broken_though_no_edit_lowers_the_true_logit(
         torch.tensor([0, 0]),
         ids=["a", "b"],
         seed=0,
+        batch_size=64,
         decided=lambda *_: None,
     )
     assert result.broken_by == [threat.attack, None]
@@ -405,6 +407,7 @@ def test_what_is_wrong_in_one_pass_of_pgd_is_broken_alone_and_with_edits(threat)
         torch.tensor([0, 0, 0]),
         ids=["a", "b", "c"],
         seed=0,
+        batch_size=64,
         decided=lambda *_: None,
     )
     assert None not in result.broken_by

@@ -1,0 +1,211 @@
+"""Searches over rows: a row that has found something leaves at once, and the next takes its place.
+
+A row is one search for one sample: a restart, or one of its target classes. The state of all rows
+under way is a dictionary of tensors with the rows first, so that any search can be refilled and
+thinned out alike, and each row counts its own steps: what happens to a row never depends on which
+others are under way beside it.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol as Interface
+
+import torch
+from torch import Tensor
+
+from mmtard_bench.attacks.fast.passes import Passes
+
+State = dict[str, Tensor]
+"""Tensors (rows, ...). Every state has "images", "labels", "points" (what is looked at next) and
+"at" (how many steps each row has made)."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a batch: images (N, 3, H, W), labels (N,), target classes (N, T), ids."""
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    ids: Sequence[str]
+
+
+class Search(Interface):
+    """One kind of search. ``name`` is the stage it belongs to.
+
+    A row makes ``steps`` steps, each of ``forward`` and ``backward`` passes, and then looks at its
+    last points; it has found an adversarial image when a pass over points inside the ball is
+    wrong. A sample has ``variants`` rows: restarts, or targets.
+    """
+
+    name: str
+    steps: int
+    forward: int
+    backward: int
+    variants: int
+
+    def start(self, samples: Samples, rows: Sequence[tuple[int, int]], seed: int) -> State:
+        """The state of new rows, each a sample's place and which of its variants it is."""
+        ...
+
+    def step(self, state: State, passes: Passes) -> tuple[Tensor, Tensor]:
+        """Look at the points of all rows, then move them on, in place.
+
+        Returns the points that were looked at, (rows, 3, H, W), and which were found, (rows,).
+        """
+        ...
+
+    def found(self, state: State, logits: Tensor) -> Tensor:
+        """Which points are adversarial by their logits, and inside the ball, (rows,)."""
+        ...
+
+
+@dataclass
+class Found:
+    """What a search made of samples: the adversarial image of those it broke, and all passes."""
+
+    adversarial: dict[int, Tensor] = field(default_factory=dict)
+    forward: dict[int, int] = field(default_factory=dict)
+    backward: dict[int, int] = field(default_factory=dict)
+
+    def spend(self, sample: int, forward: int, backward: int) -> None:
+        """Charge passes to a sample."""
+        self.forward[sample] = self.forward.get(sample, 0) + forward
+        self.backward[sample] = self.backward.get(sample, 0) + backward
+
+
+class _Queue:
+    """The rows that wait. A sample's first variant goes alone, the rest follow if it fails.
+
+    The first is the likeliest to succeed; together they would waste passes on most samples.
+    """
+
+    def __init__(self, samples: Sequence[int], variants: int, found: Found) -> None:
+        self.waiting = deque((sample, 0) for sample in samples)
+        self.variants = variants
+        self.found = found
+
+    def failed(self, row: tuple[int, int]) -> None:
+        sample, variant = row
+        if variant == 0:
+            self.waiting.extend((sample, other) for other in range(1, self.variants))
+
+    def take(self, most: int) -> list[tuple[int, int]]:
+        taken: list[tuple[int, int]] = []
+        while self.waiting and len(taken) < most:
+            row = self.waiting.popleft()
+            if row[0] not in self.found.adversarial:
+                taken.append(row)
+        return taken
+
+
+def search_all(
+    search: Search,
+    samples: Samples,
+    left: Sequence[int],
+    passes: Passes,
+    *,
+    seed: int,
+    batch_size: int,
+    broke: Callable[[int], None],
+) -> Found:
+    """Search for an adversarial image of each sample ``left``, with ``batch_size`` rows at once.
+
+    ``broke`` is called with the number of samples broken so far whenever there are more.
+    """
+    found = Found()
+    queue = _Queue(left, search.variants, found)
+    # On a GPU the host would wait for every step to learn which rows are done.
+    together = math.gcd(search.steps, 4) if passes.device.type == "cuda" else 1
+    state: State = {}
+    rows: list[tuple[int, int]] = []
+    leaving: list[int] = []
+    while True:
+        fresh = queue.take(batch_size - len(rows) + len(leaving))
+        new = search.start(samples, fresh, seed) if fresh else {}
+        state, rows = _replace(state, rows, leaving, new, fresh)
+        if not rows:
+            return found
+        points, broken = _advance(search, state, passes, together)
+        for sample, _ in rows:
+            found.spend(sample, search.forward * together, search.backward * together)
+        ended = (state["at"] >= search.steps) & ~broken
+        _look_again(search, state, passes, points, broken, ended, rows, found)
+        before = len(found.adversarial)
+        verdicts = zip(rows, broken.tolist(), ended.tolist(), strict=True)
+        for place, (row, won, lost) in enumerate(verdicts):
+            if won:
+                found.adversarial.setdefault(row[0], points[place].clone())
+            elif lost:
+                queue.failed(row)
+        if len(found.adversarial) > before:
+            broke(len(found.adversarial))
+        over = (broken | ended).tolist()
+        leaving = [
+            place for place, row in enumerate(rows) if over[place] or row[0] in found.adversarial
+        ]
+
+
+def _replace(
+    state: State,
+    rows: list[tuple[int, int]],
+    leaving: Sequence[int],
+    new: State,
+    fresh: Sequence[tuple[int, int]],
+) -> tuple[State, list[tuple[int, int]]]:
+    """Put new rows where others leave; only where that does not add up are tensors made anew."""
+    both = min(len(leaving), len(fresh))
+    rows = list(rows)
+    if both:
+        slots = torch.tensor(leaving[:both], device=state["at"].device)
+        for key, values in state.items():
+            values.index_copy_(0, slots, new[key][:both])
+        for slot, row in zip(leaving, fresh, strict=False):
+            rows[slot] = row
+    if len(fresh) > both:
+        more = {key: values[both:] for key, values in new.items()}
+        state = {k: torch.cat([state[k], v]) if state else v.clone() for k, v in more.items()}
+        rows += fresh[both:]
+    elif len(leaving) > both:
+        gone = set(leaving[both:])
+        stay = [place for place in range(len(rows)) if place not in gone]
+        state = {key: values[stay] for key, values in state.items()}
+        rows = [rows[place] for place in stay]
+    return state, rows
+
+
+def _advance(
+    search: Search, state: State, passes: Passes, together: int
+) -> tuple[Tensor, Tensor]:
+    """Steps of all rows. Returns points, the first that were found where any were, and which."""
+    points, broken = search.step(state, passes)
+    for _ in range(together - 1):
+        later, now = search.step(state, passes)
+        points = torch.where((now & ~broken).view(-1, 1, 1, 1), later, points)
+        broken = broken | now
+    return points, broken
+
+
+def _look_again(
+    search: Search,
+    state: State,
+    passes: Passes,
+    points: Tensor,
+    broken: Tensor,
+    ended: Tensor,
+    rows: Sequence[tuple[int, int]],
+    found: Found,
+) -> None:
+    """The last look of rows that ended, and float32's word where precision was lower, in place."""
+    last = ended.nonzero().squeeze(1)
+    if len(last):
+        ending = {key: values[last] for key, values in state.items()}
+        points[last] = ending["points"]
+        broken[last] = search.found(ending, passes.logits(ending["points"]))
+    claimed = broken.nonzero().squeeze(1) if passes.lower else last[:0]
+    if len(claimed):
+        broken[claimed] = passes.confirm(points[claimed], state["labels"][claimed])
+    for place in [*last.tolist(), *claimed.tolist()]:
+        found.spend(rows[place][0], 1, 0)
