@@ -34,7 +34,10 @@ def attack_family(name: str) -> str:
 
 
 def build_attack(
-    threat: ThreatModel, *, n_classes: int, engine: Engine = Engine()  # noqa: B008  # frozen
+    threat: ThreatModel,
+    *,
+    n_classes: int,
+    engine: Engine = Engine(),  # noqa: B008  # frozen
 ) -> Attack:
     """The attack of a threat model, for a task with so many classes. Raises InputError.
 

@@ -34,13 +34,39 @@ BUDGETS = {
 }
 
 
-@pytest.mark.parametrize("name", BUDGETS)
-def test_budget_on_a_sample_that_stands(name):
+# The fast engine looks once at the clean image for targets, and last points need no gradient.
+FAST_BUDGETS = {
+    "pgd-1": (2, 1),
+    "pgd-20": (21, 20),
+    "cw-linf-7": (8, 7),
+    "apgd-pair": (101 + 1 + 9 * 101, 100 + 9 * 100),
+    "apgd-pair-5r": (5 * 101 + 1 + 9 * 101, 5 * 100 + 9 * 100),
+    "autoattack-standard": (101 + 1 + 9 * 101 + 9 * 201 + 5001, 100 + 9 * 100 + 9 * 100),
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "budget", "batch_size"),
+    [("reference", *item, 64) for item in BUDGETS.items()]
+    + [("fast", *item, 64) for item in FAST_BUDGETS.items()]
+    + [("fast", "apgd-pair", FAST_BUDGETS["apgd-pair"], size) for size in (1, 7)],
+)
+def test_budget_on_a_sample_that_stands(engine, name, budget, batch_size):
     model = passes(Constant(12))
     images = torch.rand(2, 3, 8, 8)
-    result = attack(name, model, images, torch.zeros(2, dtype=torch.long), eps="8/255", classes=12)
+    labels = torch.zeros(2, dtype=torch.long)
+    result = attack(
+        name,
+        model,
+        images,
+        labels,
+        eps="8/255",
+        classes=12,
+        engine=engine,
+        batch_size=batch_size,
+    )
     assert result.broken_by == [None, None]
-    forward, backward = BUDGETS[name]
+    forward, backward = budget
     assert result.backward == [backward, backward]
     assert result.forward == [forward, forward]
     # The attack's own account agrees with an independent count.
@@ -123,10 +149,13 @@ def test_budget_of_autoattack_standard():
     classes=st.integers(2, 6),
     numerator=st.integers(1, 120),
     name=st.sampled_from(["pgd-1", "pgd-6", "cw-linf-3"]),
+    engine=st.sampled_from(["reference", "fast"]),
     norm=st.sampled_from(["linf", "l2"]),
     extreme=st.booleans(),
 )
-def test_no_adversarial_leaves_the_ball_or_the_box(seed, classes, numerator, name, norm, extreme):
+def test_no_adversarial_leaves_the_ball_or_the_box(
+    seed, classes, numerator, name, engine, norm, extreme
+):
     if name.startswith("cw-linf"):
         norm = "linf"
     model = Linear(classes, seed=seed)
@@ -134,13 +163,14 @@ def test_no_adversarial_leaves_the_ball_or_the_box(seed, classes, numerator, nam
     images = images.round() if extreme else images
     labels = model(images).argmax(1)
     eps = f"{numerator}/255" if norm == "linf" else f"{numerator}/40"
-    result = attack(name, model, images, labels, eps=eps, norm=norm, seed=seed)
+    result = attack(name, model, images, labels, eps=eps, norm=norm, seed=seed, engine=engine)
     _assert_inside(result.adversarial, images, norm, eps)
 
 
+@pytest.mark.parametrize("engine", ["reference", "fast"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["apgd-pair", "autoattack-standard", "autoattack-rand", "cw-l2"])
-def test_reference_attacks_stay_inside(name, norm):
+def test_larger_attacks_stay_inside(name, norm, engine):
     if name == "cw-l2" and norm == "linf":
         pytest.skip("cw-l2 is an L2 attack")
     for seed in range(2):
@@ -148,7 +178,7 @@ def test_reference_attacks_stay_inside(name, norm):
         images = torch.rand((6, 3, 6, 6), generator=torch.Generator().manual_seed(seed)).round()
         labels = model(images).argmax(1)
         eps = "20/255" if norm == "linf" else "1/2"
-        result = attack(name, model, images, labels, eps=eps, norm=norm, seed=seed)
+        result = attack(name, model, images, labels, eps=eps, norm=norm, seed=seed, engine=engine)
         _assert_inside(result.adversarial, images, norm, eps)
 
 

@@ -14,6 +14,10 @@ def middle(distance: torch.Tensor) -> str:
     return f"{round(float(distance.median()) * 10000)}/10000"
 
 
+ENGINES = ["reference", "fast"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(
     ("name", "classes"),
@@ -27,14 +31,14 @@ def middle(distance: torch.Tensor) -> str:
         ("autoattack-standard", 6),
     ],
 )
-def test_attacks_reach_exactly_the_robust_accuracy_of_the_closed_form(name, classes, norm):
+def test_attacks_reach_exactly_the_robust_accuracy_of_the_closed_form(name, classes, norm, engine):
     if name.startswith("cw-linf") and norm == "l2":
         pytest.skip("cw-linf is an L-inf attack, and says so")
     model = Linear(classes)
     images, labels = model.samples(32)
     distance = model.distance(images, labels, norm)
     eps = middle(distance)
-    result = attack(name, model, images, labels, eps=eps, norm=norm)
+    result = attack(name, model, images, labels, eps=eps, norm=norm, engine=engine)
     number = eval(eps)
     # The few samples within rounding of the radius could fall on either side.
     clear = (distance - number).abs() > 1e-4 * number
@@ -100,6 +104,7 @@ def test_cw_moves_pixels_that_start_on_the_box():
     assert (model(found).argmax(1) != labels).all()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("classes", [2, 3, 4, 9])
 @pytest.mark.parametrize(
     ("name", "norm"),
@@ -113,11 +118,12 @@ def test_cw_moves_pixels_that_start_on_the_box():
         ("autoattack-rand", "linf"),
     ],
 )
-def test_every_threat_model_works_with_few_classes(name, norm, classes):
+def test_every_threat_model_works_with_few_classes(name, norm, classes, engine):
     model = Linear(classes)
     images, labels = model.samples(3)
     # The radius is far beyond every boundary: a working attack breaks all samples.
-    result = attack(name, model, images, labels, eps="3/4" if norm == "l2" else "1/4", norm=norm)
+    eps = "3/4" if norm == "l2" else "1/4"
+    result = attack(name, model, images, labels, eps=eps, norm=norm, engine=engine)
     reach = model.distance(images, labels, norm) < (0.7 if norm == "l2" else 0.2)
     broken = torch.tensor([b is not None for b in result.broken_by])
     assert reach.any()
@@ -128,12 +134,13 @@ def test_every_threat_model_works_with_few_classes(name, norm, classes):
     assert any("margin" in note for note in result.notes) == (classes < 4 and uses_dlr)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("name", "norm"), [("cw-linf-5", "l2"), ("cw-l2", "linf")])
-def test_attacks_of_one_norm_refuse_the_other(name, norm):
+def test_attacks_of_one_norm_refuse_the_other(name, norm, engine):
     model = Linear(2)
     images, labels = model.samples(2)
     with pytest.raises(InputError, match=f"'{norm}' was given"):
-        attack(name, model, images, labels, eps="1/4", norm=norm)
+        attack(name, model, images, labels, eps="1/4", norm=norm, engine=engine)
 
 
 def test_fewer_classes_than_two_are_refused():

@@ -60,7 +60,7 @@ class Apgd:
             for sample, variant in rows
         ]
         points = (images + self.eps * torch.stack(offsets).to(images)).clamp(0, 1)
-        zeros = torch.zeros(len(rows), device=images.device)
+        zeros = images.new_zeros(len(rows))
         return {
             "images": images,
             "labels": labels,
@@ -98,7 +98,7 @@ class Apgd:
         project = projector(state["images"], norm=self.norm, eps=self.eps)
         ahead = project(torch.addcmul(base, unit(gradient, self.norm), step_size))
         # The first step has nothing behind it to carry on.
-        share = torch.where(state["at"] > 0, 0.75, 1.0).view(-1, 1, 1, 1)
+        share = 1 - 0.25 * (state["at"] > 0).to(base).view(-1, 1, 1, 1)
         moved = torch.lerp(base, ahead, share).addcmul_(base - state["old"], 1 - share)
         state["points"], state["old"] = project(moved), base
         state["at"] = state["at"] + 1

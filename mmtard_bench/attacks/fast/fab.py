@@ -58,7 +58,7 @@ class Fab:
         outside = logits.argmax(1) != labels
         found = self.found(state, logits)
         # From an adversarial point that is too far away go back some of the way.
-        back = torch.where(outside, BACK, 1.0).view(-1, 1, 1, 1)
+        back = 1 - (1 - BACK) * outside.to(looked).view(-1, 1, 1, 1)
         points = torch.lerp(images, looked, back)
         _, gap, gradient = passes.gradient(
             points, lambda logits: target_gap(logits, labels, state["targets"])

@@ -56,7 +56,9 @@ class Passes:
         return self.seconds
 
     def _model(self, points: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.lower):
+        if not self.lower:
+            return self.model(points)
+        with torch.autocast(self.device.type, torch.bfloat16):
             return self.model(points).float()
 
     def _timed(self, work: Callable[[], T]) -> T:

@@ -176,9 +176,7 @@ def _replace(
     return state, rows
 
 
-def _advance(
-    search: Search, state: State, passes: Passes, together: int
-) -> tuple[Tensor, Tensor]:
+def _advance(search: Search, state: State, passes: Passes, together: int) -> tuple[Tensor, Tensor]:
     """Steps of all rows. Returns points, the first that were found where any were, and which."""
     points, broken = search.step(state, passes)
     for _ in range(together - 1):

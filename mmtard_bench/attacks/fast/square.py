@@ -53,7 +53,7 @@ class Square:
             "points": points,
             "best": points.clone(),
             "at": torch.zeros_like(labels),
-            "best_margin": torch.full((len(rows),), torch.inf, device=images.device),
+            "best_margin": images.new_full((len(rows),), torch.inf),
             "draws": torch.stack(draws).to(images.device),
         }
 
