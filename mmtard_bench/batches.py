@@ -11,9 +11,11 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import AttackResult, joined
 from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
+from mmtard_bench.attacks.fast.batch_size import find_batch_size
 from mmtard_bench.data.workers import in_chunks
 from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.job import Job
+from mmtard_bench.models.folding import fold, using
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Sample
 from mmtard_bench.tasks.retrieval import RetrievalScorer
@@ -59,19 +61,31 @@ class Evaluation:
     def __init__(
         self,
         job: Job,
-        batch_size: int,
+        batch_size: int | None,
         device: torch.device,
         workers: int,
         embeddings: dict[str, Embeddings],
     ) -> None:
         self.job = job
         self.embeddings = embeddings
-        self.batch_size = batch_size
         self.workers = workers
         self.device = device
         job.clip.to(device)
         scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
         self.scorer = scorer(job.clip, job.data, device)
+        rows = range(min(PROBES, len(self.scorer.labels)))
+        self.probes = torch.stack([self._image(row) for row in rows]).to(device)
+        self.batch_size = batch_size or self._find_batch_size()
+        self.tower = fold(job.clip, self.probes) if job.attack.refills else None
+        self.model_seconds = 0.0
+
+    def _find_batch_size(self) -> int:
+        """Once a model and size of images: looking costs some passes."""
+        key = (self.probes.shape[1:], self.device)
+        found = self.job.clip.batch_sizes
+        if key not in found:
+            found[key] = find_batch_size(self.scorer.classifier, self.probes[0])
+        return found[key]
 
     def _image(self, row: int) -> Tensor:
         job = self.job
@@ -79,11 +93,10 @@ class Evaluation:
 
     def inspect(self) -> list[Doubt]:
         """Check the model on the first samples of the manifest."""
-        rows = range(min(PROBES, len(self.scorer.labels)))
         return inspect_model(
             self.scorer.classifier,
-            torch.stack([self._image(row) for row in rows]).to(self.device),
-            self.scorer.labels[: len(rows)],
+            self.probes,
+            self.scorer.labels[: len(self.probes)],
             classes=self.scorer.columns,
             scale=float(self.job.clip.scale()),
         )
@@ -188,16 +201,18 @@ class Evaluation:
         for aim in self.scorer.aims(rows):
             before = [claim for _, result in found for claim in result.broken_by]
             settled, broken = len(before), len(before) - before.count(None)
-            result = self.job.attack.run(
-                aim.classifier,
-                images[aim.places],
-                aim.labels,
-                ids=[ids[rows[place]] for place in aim.places],
-                seed=self.job.seed,
-                batch_size=self.batch_size,
-                decided=partial(behind, settled, broken),
-            )
+            with using(self.job.clip, self.tower):
+                result = self.job.attack.run(
+                    aim.classifier,
+                    images[aim.places],
+                    aim.labels,
+                    ids=[ids[rows[place]] for place in aim.places],
+                    seed=self.job.seed,
+                    batch_size=self.batch_size,
+                    decided=partial(behind, settled, broken),
+                )
             aim.classifier.require_finite()
+            self.model_seconds += result.model_seconds
             found.append((aim.places, result))
         return joined(found)
 

@@ -56,7 +56,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--visual", metavar="FILE", help="with the image tower of a checkpoint")
     command.add_argument("--out", type=Path, default=Path("runs"), help="default: runs")
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    command.add_argument("--batch-size", type=_positive, default=64, help="never changes verdicts")
+    command.add_argument(
+        "--batch-size", type=_positive, help="found if not given; never changes verdicts"
+    )
+    command.add_argument(
+        "--engine",
+        choices=("fast", "reference"),
+        default="fast",
+        help="our own attacks (default), or the reference libraries' code",
+    )
+    command.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the fast attacks' passes; float32 confirms what bfloat16 finds",
+    )
     command.add_argument("--limit", type=_positive, help="this many samples a task instead")
     command.add_argument("--seed", type=_seed, help="another seed than the suite's")
     command.add_argument(
@@ -188,6 +202,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from mmtard_bench.attacks.base import Engine
     from mmtard_bench.evaluation import find_device
     from mmtard_bench.hub import told
     from mmtard_bench.models.loading import load_model
@@ -212,6 +227,7 @@ def _run(arguments: argparse.Namespace) -> int:
                     device=device,
                     progress=progress,
                     workers=arguments.workers,
+                    engine=Engine(arguments.engine, arguments.precision),
                 ):
                     records.append(record)
             except InputError as error:

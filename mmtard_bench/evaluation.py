@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import torch
 
+from mmtard_bench.attacks.base import Engine, EngineName, Precision
 from mmtard_bench.attacks.checks import Doubt, check_square
 from mmtard_bench.batches import Batch, Embeddings, Evaluation, Progress
 from mmtard_bench.data.workers import worker_count
@@ -24,7 +25,7 @@ from mmtard_bench.types import Eps, Surface, Task, ThreatModel, ThreatNorm
 def execute(
     job: Job,
     *,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     workers: int | None = None,
     done: Mapping[str, Sample] | None = None,
@@ -44,6 +45,7 @@ def execute(
     what ``keep`` raises if that is a StorageError.
     """
     started = time.monotonic()
+    evaluation: Evaluation | None = None
     try:
         job.data.require_images(job.threat.surface, workers=workers)
         with _full_float32():
@@ -59,7 +61,8 @@ def execute(
         raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust
         reason = str(error) if isinstance(error, InputError) else _describe(error)
-        return _record(job, batch_size, device, error=reason, seconds=_since(started, spent))
+        used = evaluation.batch_size if evaluation else batch_size or 0
+        return _record(job, used, device, error=reason, seconds=_since(started, spent))
     if job.data.task.metric == "retrieval":
         said.append(NOTE)
     square = check_square([sample.broken_by for sample in samples])
@@ -73,7 +76,7 @@ def execute(
         doubts.append(Doubt("unconfirmed-adversarials", detail))
     return _record(
         job,
-        batch_size,
+        evaluation.batch_size,
         device,
         samples=samples,
         doubts=doubts,
@@ -92,8 +95,10 @@ def evaluate(
     surface: Surface = "native",
     n: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
+    engine: EngineName = "fast",
+    precision: Precision = "float32",
 ) -> Record:
     """Score a model on a task under a threat model.
 
@@ -101,7 +106,7 @@ def evaluate(
     spec (``parquet:``, ``imagefolder:``, ``wds:``, ``hub:``) or a ``Task``; ``eps`` an exact
     fraction such as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for
     attacks on text alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``,
-    all if None.
+    all if None; ``engine`` and ``precision`` are as in ``Engine``.
     Raises InputError for bad input; a model that fails under evaluation, and images that cannot be
     used, give a record with ``status == "error"``.
     """
@@ -113,7 +118,8 @@ def evaluate(
         text = threat.startswith("text-")
         norm = "levenshtein" if text else "l2" if threat == "cw-l2" else "linf"
     attacker = ThreatModel(threat, norm, Eps.parse(eps, norm=norm), surface)
-    job = prepare(clip, load_task(chosen, n=n, seed=seed), attacker, seed=seed)
+    data = load_task(chosen, n=n, seed=seed)
+    job = prepare(clip, data, attacker, seed=seed, engine=Engine(engine, precision))
     return execute(job, batch_size=batch_size, device=find_device(device))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from mmtard_bench.attacks.base import Attack
+from mmtard_bench.attacks.base import Attack, Engine
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
@@ -19,6 +19,8 @@ from mmtard_bench.records import (
 from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.tasks.retrieval import fewest_columns
 from mmtard_bench.types import Suite, ThreatModel
+
+FAST, REFERENCE = Engine(), Engine("reference")
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,24 @@ class Job:
 
 
 def prepare(
-    clip: Clip, data: TaskData, threat: ThreatModel, *, seed: int, suite: Suite | None = None
+    clip: Clip,
+    data: TaskData,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    suite: Suite | None = None,
+    engine: Engine = FAST,
 ) -> Job:
-    """Fix everything that decides the verdicts. Raises InputError for what cannot work."""
+    """Fix everything that decides the verdicts. Raises InputError for what cannot work.
+
+    Retrieval asks how far down a broken image falls, so there attacks go on to their end, which
+    the fast engine's do not: they are the reference's, whatever the ``engine``.
+    """
     retrieval = data.task.metric == "retrieval"
+    engine = REFERENCE if retrieval else engine
     count = len(data.classes)
     columns = fewest_columns(data.matches, count) if retrieval else count
-    attack = build_attack(threat, n_classes=columns)
+    attack = build_attack(threat, n_classes=columns, engine=engine)
     if attack.edits is not None:
         _require_text_side(clip, data, threat)
     if suite is None:

@@ -11,10 +11,11 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mmtard_bench.attacks.base import Engine
 from mmtard_bench.batches import Batch, Embeddings
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.evaluation import execute
-from mmtard_bench.job import Job, prepare
+from mmtard_bench.job import FAST, Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import (
@@ -56,10 +57,11 @@ def run_model(
     suite: Suite,
     *,
     out: Path,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     progress: RunProgress,
     workers: int | None = None,
+    engine: Engine = FAST,
 ) -> Iterator[Record]:
     """Evaluate one model on a suite; yields every record as soon as it is on disk.
 
@@ -80,7 +82,7 @@ def run_model(
                 continue
             for threat in threats:
                 try:
-                    job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
+                    job = prepare(clip, data, threat, seed=suite.seed, suite=suite, engine=engine)
                 except InputError as error:
                     missing.append(error)
                     progress.say(f"{clip.name} {task.name} {threat.name}: FAILED, see below")
@@ -93,7 +95,7 @@ def run_model(
 def _run_record(
     job: Job,
     folder: Path,
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     progress: RunProgress,
     workers: int | None,

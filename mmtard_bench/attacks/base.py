@@ -157,13 +157,13 @@ def sample_generator(*key: object) -> torch.Generator:
 
 
 def random_start(
-    images: Tensor, *, norm: Norm, eps: float, ids: Sequence[str], key: tuple[object, ...]
+    images: Tensor, *, norm: Norm, eps: float, keys: Sequence[tuple[object, ...]]
 ) -> Tensor:
-    """Perturbations (N, 3, H, W), uniform in the ball around each image, keyed by sample."""
+    """Perturbations (N, 3, H, W), uniform in the ball around each image, from a key a sample."""
     shape = images.shape[1:]
     rows = []
-    for sample in ids:
-        generator = sample_generator(*key, sample)
+    for key in keys:
+        generator = sample_generator(*key)
         if norm == "linf":
             rows.append(torch.rand(shape, generator=generator) * 2 - 1)
         else:

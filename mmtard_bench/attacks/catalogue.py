@@ -33,12 +33,7 @@ def attack_family(name: str) -> str:
     raise InputError(f"There is no attack '{name}'. {hint}")
 
 
-def build_attack(
-    threat: ThreatModel,
-    *,
-    n_classes: int,
-    engine: Engine = Engine(),  # noqa: B008  # frozen
-) -> Attack:
+def build_attack(threat: ThreatModel, *, n_classes: int, engine: Engine) -> Attack:
     """The attack of a threat model, for a task with so many classes. Raises InputError.
 
     The fast engine has what is in ``FAST``; of the others there is one form.

@@ -84,7 +84,8 @@ def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
         decided: Callable[[int, int], None],
     ) -> AttackResult:
         prompted = cast("PromptedClassifier", model)
-        starts = random_start(images, norm=norm, eps=eps, ids=ids, key=(seed, f"pgd-{steps}", 0))
+        keys = [(seed, f"pgd-{steps}", 0, sample) for sample in ids]
+        starts = random_start(images, norm=norm, eps=eps, keys=keys)
         with torch.no_grad():
             text = worst_names(prompted, prompted.features(images), labels, edits=edits)
         result = AttackResult(

@@ -119,7 +119,8 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
         batch_size: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult:
-        start = random_start(images, norm=norm, eps=eps, ids=ids, key=(seed, threat.attack, 0))
+        keys = [(seed, threat.attack, 0, sample) for sample in ids]
+        start = random_start(images, norm=norm, eps=eps, keys=keys)
         adversarial, found = pgd(
             model,
             images,

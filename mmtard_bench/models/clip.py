@@ -58,7 +58,8 @@ class Clip:
     """A model to score: ``module`` meets ``ClipModel``; ``source`` says where it was loaded from.
 
     The module is put in evaluation mode and its parameters are frozen. Its weights must not change
-    afterwards: what is computed from them (the digest, the class embeddings in ``heads``) is kept.
+    afterwards: what is computed from them (the digest, the class embeddings in ``heads``) is kept,
+    as are the ``batch_sizes`` that suit it.
     For a module without a ``state_dict``, ``given_digest`` stands in for the hash of its weights;
     it must change when the model's answers do, since it decides which records are reused.
     ``architecture`` is hashed too: whatever decides answers and shows neither in weights nor in
@@ -75,6 +76,9 @@ class Clip:
     architecture: str | None = None
     config: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    batch_sizes: dict[tuple[object, ...], int] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for attribute in ("encode_image", "encode_text", "logit_scale"):

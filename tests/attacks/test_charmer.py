@@ -175,7 +175,9 @@ def test_passes_of_images_are_counted(eps):
         ("joint-charmer-k0-pgd-3", eps, "linf", (1 + (3 + 1) + (3 + 2), 2 * 3)),
         ("text-charmer-k0", "0/1", "levenshtein", (1, 0)),
     ):
-        attack = build_attack(ThreatModel(name, norm, Eps.parse(radius, norm=norm)), n_classes=3)
+        attack = build_attack(
+            ThreatModel(name, norm, Eps.parse(radius, norm=norm)), n_classes=3, engine=Engine()
+        )
         module.images = 0
         result = attack.run(
             WatchedPrompts(model, CPU),
@@ -361,7 +363,7 @@ def test_what_is_wrong_in_a_pass_is_broken_though_no_edit_lowers_the_true_logit(
     threat = ThreatModel(
         f"text-charmer-k{edits}", "levenshtein", Eps.parse(f"{edits}/1", norm="levenshtein")
     )
-    result = build_attack(threat, n_classes=3).run(
+    result = build_attack(threat, n_classes=3, engine=Engine()).run(
         Deaf(),
         torch.zeros(2, 3, 4, 4),
         torch.tensor([0, 0]),
@@ -401,7 +403,9 @@ def test_what_is_wrong_in_one_pass_of_pgd_is_broken_alone_and_with_edits(threat)
 
         __call__ = features
 
-    result = build_attack(ThreatModel(threat, "linf", Eps.parse("8/255")), n_classes=2).run(
+    result = build_attack(
+        ThreatModel(threat, "linf", Eps.parse("8/255")), n_classes=2, engine=Engine()
+    ).run(
         Once(),
         torch.full((3, 3, 4, 4), 0.5),
         torch.tensor([0, 0, 0]),

@@ -161,7 +161,7 @@ def test_a_failure_is_an_error_and_never_a_robust_sample(module, reason):
 
 
 def test_an_attack_that_cheats_is_an_error(monkeypatch):
-    from mmtard_bench.attacks import pgd
+    from mmtard_bench.attacks.fast import pgd
 
     def outside(centre, **_):
         return lambda points: (centre + 0.3).clamp(0, 1)

@@ -1,7 +1,5 @@
 """The fast engine against the reference code: the same steps, the same projections."""
 
-import math
-
 import pytest
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -37,7 +35,7 @@ def test_apgd_goes_through_the_points_of_the_reference_code(norm, targeted):
             return model(points)
 
     loss = losses.dlr_targeted if targeted else losses.cross_entropy
-    search = Apgd("apgd", loss, norm, eps, variants=1, targeted=targeted)
+    search = Apgd(name="apgd", loss=loss, norm=norm, eps=eps, targeted=targeted)
     targets = model(images).sort(dim=1).indices[:, -2:-1]
     samples = Samples(images, labels, targets, [str(i) for i in range(8)])
     state = search.start(samples, [(i, 0) for i in range(8)], 0)

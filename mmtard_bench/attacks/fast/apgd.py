@@ -13,9 +13,8 @@ from torch import Tensor
 from mmtard_bench.attacks.base import norm_of, projector, sample_generator
 from mmtard_bench.attacks.fast.losses import Loss
 from mmtard_bench.attacks.fast.passes import Passes
-from mmtard_bench.attacks.fast.rows import Samples, State
+from mmtard_bench.attacks.fast.rows import Search, State
 from mmtard_bench.attacks.pgd import unit
-from mmtard_bench.types import Norm
 
 RISING = 0.75
 """The share of steps since the last checkpoint that must have raised the loss."""
@@ -32,50 +31,29 @@ def checkpoints(steps: int) -> dict[int, int]:
     return found
 
 
-@dataclass(frozen=True)
-class Apgd:
-    """APGD on a loss, from a random point of the ball's surface. A variant is a restart, or with
-    ``targeted`` one of the sample's target classes.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Apgd(Search):
+    """APGD on a loss, from a random point of the ball's surface."""
 
-    name: str
     loss: Loss
-    norm: Norm
-    eps: float
-    variants: int
-    targeted: bool = False
     steps: int = 100
-    forward: int = 1
-    backward: int = 1
 
-    def start(self, samples: Samples, rows: Sequence[tuple[int, int]], seed: int) -> State:
+    def begin(self, images: Tensor, keys: Sequence[tuple[object, ...]]) -> State:
         """See ``Search``."""
-        places = [sample for sample, _ in rows]
-        images, labels = samples.images[places], samples.labels[places]
-        targets = labels
-        if self.targeted:
-            targets = samples.targets[places, [variant for _, variant in rows]]
-        offsets = [
-            self._offset(images.shape[1:], (seed, self.name, variant, samples.ids[sample]))
-            for sample, variant in rows
-        ]
-        points = (images + self.eps * torch.stack(offsets).to(images)).clamp(0, 1)
-        zeros = images.new_zeros(len(rows))
+        offsets = torch.stack([self._offset(images.shape[1:], key) for key in keys])
+        points = (images + self.eps * offsets.to(images)).clamp(0, 1)
+        zeros = images.new_zeros(len(keys))
         return {
-            "images": images,
-            "labels": labels,
-            "targets": targets,
             "points": points,
             "old": points.clone(),
             "best": points.clone(),
             "best_gradient": torch.zeros_like(points),
-            "at": torch.zeros_like(labels),
             "step_size": zeros + 2 * self.eps,
             "best_loss": zeros - torch.inf,
-            "last_loss": zeros,
-            "rises": zeros.clone(),
+            "last_loss": zeros.clone(),
             "checked_loss": zeros.clone(),
-            "halved": torch.ones_like(labels, dtype=torch.bool),
+            "rises": zeros,
+            "halved": torch.ones_like(zeros, dtype=torch.bool),
         }
 
     def _offset(self, shape: torch.Size, key: tuple[object, ...]) -> Tensor:
@@ -90,8 +68,9 @@ class Apgd:
     def step(self, state: State, passes: Passes) -> tuple[Tensor, Tensor]:
         """See ``Search``."""
         points, labels = state["points"], state["labels"]
+        targets = state.get("targets", labels)
         logits, loss, gradient = passes.gradient(
-            points, lambda logits: self.loss(logits, labels, state["targets"])
+            points, lambda logits: self.loss(logits, labels, targets)
         )
         base, gradient = self._reconsider(state, points, loss, gradient)
         step_size = state["step_size"].view(-1, 1, 1, 1)
@@ -103,10 +82,6 @@ class Apgd:
         state["points"], state["old"] = project(moved), base
         state["at"] = state["at"] + 1
         return points, self.found(state, logits)
-
-    def found(self, state: State, logits: Tensor) -> Tensor:
-        """See ``Search``: every point is inside the ball."""
-        return logits.argmax(1) != state["labels"]
 
     def _reconsider(
         self, state: State, points: Tensor, loss: Tensor, gradient: Tensor

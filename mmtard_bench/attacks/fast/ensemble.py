@@ -1,6 +1,8 @@
 """The attacks of the fast engine: stages in order of cost, each on the samples that are left."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from mmtard_bench.attacks.fast.rows import Samples, Search, search_all
 from mmtard_bench.attacks.fast.square import Square
 from mmtard_bench.attacks.pgd import budget_of, require_linf, steps_of
 from mmtard_bench.attacks.reference import class_notes, target_count
-from mmtard_bench.types import ThreatModel
+from mmtard_bench.types import Norm, ThreatModel
 
 VERSION = "mmtard_bench fast 1"
 """Goes into the identity of records: a change of any verdict is a new number."""
@@ -31,7 +33,7 @@ def _attack(
     notes: Sequence[str] = (),
 ) -> Attack:
     """Stages one after the other, each on the samples that the earlier ones left."""
-    targets = max((search.variants for search in stages if search.name.endswith("-t")), default=0)
+    targets = max((search.variants for search in stages if search.targeted), default=0)
 
     def run(
         model: Classifier,
@@ -53,11 +55,10 @@ def _attack(
         for search in stages:
             if not left:
                 break
-            if search.name.endswith("-t") and samples.targets.shape[1] != targets:
+            if search.targeted and samples.targets.shape[1] != targets:
                 samples = _with_targets(samples, left, passes, targets, batch_size)
                 for place in left:
                     result.forward[place] += 1
-            before = len(ids) - len(left)
             found = search_all(
                 search,
                 samples,
@@ -65,7 +66,7 @@ def _attack(
                 passes,
                 seed=seed,
                 batch_size=batch_size,
-                broke=lambda count, before=before: decided(before + count, before + count),
+                broke=partial(_say, decided, len(ids) - len(left)),
             )
             for place in left:
                 result.forward[place] += found.forward[place]
@@ -82,13 +83,17 @@ def _attack(
     return Attack(threat.attack, {**parameters, **lower}, run, refills=True)
 
 
+def _say(decided: Callable[[int, int], None], before: int, count: int) -> None:
+    decided(before + count, before + count)
+
+
 def _with_targets(
     samples: Samples, left: Sequence[int], passes: Passes, count: int, batch_size: int
 ) -> Samples:
     """The samples with their likeliest other classes, from a look at the clean images."""
     places = torch.tensor(left, device=samples.labels.device)
     targets = samples.labels[:, None].repeat(1, count)
-    for part in places.split(batch_size):
+    for part in torch.split(places, batch_size):
         logits = passes.logits(samples.images[part])
         # A prediction that flickers must not make a sample's own class its target.
         logits = logits.scatter(1, samples.labels[part, None], float("-inf"))
@@ -113,21 +118,29 @@ def _ensemble(
     return _attack(threat, stages, parameters, precision, class_notes(names, n_classes))
 
 
+class _Ball(TypedDict):
+    norm: Norm
+    eps: float
+
+
+def _ball(threat: ThreatModel) -> _Ball:
+    return {"norm": threat.pixel_norm, "eps": float(threat.eps)}
+
+
 def _apgd_ce(threat: ThreatModel, restarts: int) -> Apgd:
-    norm, eps = threat.pixel_norm, float(threat.eps)
-    return Apgd("apgd-ce", losses.cross_entropy, norm, eps, restarts)
+    return Apgd(name="apgd-ce", loss=losses.cross_entropy, variants=restarts, **_ball(threat))
 
 
 def _apgd_targeted(threat: ThreatModel, n_classes: int) -> Apgd:
-    norm, eps = threat.pixel_norm, float(threat.eps)
     loss = losses.dlr_targeted if n_classes >= 4 else losses.target_gap
-    return Apgd("apgd-t", loss, norm, eps, target_count(n_classes), targeted=True)
+    variants = target_count(n_classes)
+    return Apgd(name="apgd-t", loss=loss, variants=variants, targeted=True, **_ball(threat))
 
 
 def _pgd(threat: ThreatModel, family: str, loss: losses.Loss, precision: Precision) -> Attack:
     """The parameters are those of ``attacks.pgd``: stopping early changes no verdict."""
     steps = steps_of(threat)
-    search = Pgd(threat.attack, loss, threat.pixel_norm, float(threat.eps), steps)
+    search = Pgd(name=threat.attack, loss=loss, steps=steps, **_ball(threat))
     return _attack(threat, [search], {"loss": family, **budget_of(steps)}, precision)
 
 
@@ -159,12 +172,11 @@ def build_pair_restarts(threat: ThreatModel, n_classes: int, precision: Precisio
 
 def build_standard(threat: ThreatModel, n_classes: int, precision: Precision) -> Attack:
     """APGD-CE, targeted APGD-DLR, targeted FAB, Square."""
-    norm, eps = threat.pixel_norm, float(threat.eps)
     stages: list[Search] = [
         _apgd_ce(threat, 1),
         _apgd_targeted(threat, n_classes),
-        Fab(norm, eps, target_count(n_classes)),
-        Square(norm, eps),
+        Fab(variants=target_count(n_classes), **_ball(threat)),
+        Square(**_ball(threat)),
     ]
     return _ensemble(threat, n_classes, precision, stages, iterations=100, queries=5000)
 

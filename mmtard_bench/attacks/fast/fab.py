@@ -14,7 +14,7 @@ from torch import Tensor
 from mmtard_bench.attacks.base import norm_of
 from mmtard_bench.attacks.fast.losses import target_gap
 from mmtard_bench.attacks.fast.passes import Passes
-from mmtard_bench.attacks.fast.rows import Samples, State
+from mmtard_bench.attacks.fast.rows import Search, State
 from mmtard_bench.types import Norm
 
 OVERSHOOT = 1.05
@@ -23,33 +23,22 @@ BACK = 0.9
 ROUNDS = 8
 
 
-@dataclass(frozen=True)
-class Fab:
+@dataclass(frozen=True, kw_only=True)
+class Fab(Search):
     """FAB towards one target class a variant, from the image itself.
 
     A row is done as soon as it has an adversarial image within eps: how close it could get is not
     asked for.
     """
 
-    norm: Norm
-    eps: float
-    variants: int
     name: str = "fab-t"
     steps: int = 100
     forward: int = 2
-    backward: int = 1
+    targeted: bool = True
 
-    def start(self, samples: Samples, rows: Sequence[tuple[int, int]], seed: int) -> State:
-        """See ``Search``."""
-        places = [sample for sample, _ in rows]
-        images, labels = samples.images[places], samples.labels[places]
-        return {
-            "images": images,
-            "labels": labels,
-            "targets": samples.targets[places, [variant for _, variant in rows]],
-            "points": images.clone(),
-            "at": torch.zeros_like(labels),
-        }
+    def begin(self, images: Tensor, keys: Sequence[tuple[object, ...]]) -> State:  # noqa: ARG002
+        """See ``Search``: nothing about it is random."""
+        return {"points": images.clone()}
 
     def step(self, state: State, passes: Passes) -> tuple[Tensor, Tensor]:
         """See ``Search``."""

@@ -64,7 +64,7 @@ class Passes:
     def _timed(self, work: Callable[[], T]) -> T:
         # A clock on the host would measure how fast a GPU's queue is filled.
         if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start, end = _event(), _event()
             start.record()
             result = work()
             end.record()
@@ -74,3 +74,7 @@ class Passes:
         result = work()
         self.seconds += time.perf_counter() - started
         return result
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

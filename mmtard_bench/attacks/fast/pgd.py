@@ -3,49 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import projector, random_start
 from mmtard_bench.attacks.fast.losses import Loss
 from mmtard_bench.attacks.fast.passes import Passes
-from mmtard_bench.attacks.fast.rows import Samples, State
+from mmtard_bench.attacks.fast.rows import Search, State
 from mmtard_bench.attacks.pgd import step_size_of, unit
-from mmtard_bench.types import Norm
 
 
-@dataclass(frozen=True)
-class Pgd:
+@dataclass(frozen=True, kw_only=True)
+class Pgd(Search):
     """The same start and steps as ``attacks.pgd``, which takes all of them."""
 
-    name: str
     loss: Loss
-    norm: Norm
-    eps: float
-    steps: int
-    forward: int = 1
-    backward: int = 1
-    variants: int = 1
 
-    def start(self, samples: Samples, rows: Sequence[tuple[int, int]], seed: int) -> State:
+    def begin(self, images: Tensor, keys: Sequence[tuple[object, ...]]) -> State:
         """See ``Search``."""
-        places = [sample for sample, _ in rows]
-        images = samples.images[places]
-        start = random_start(
-            images,
-            norm=self.norm,
-            eps=self.eps,
-            ids=[samples.ids[place] for place in places],
-            key=(seed, self.name, 0),
-        )
-        labels = samples.labels[places]
+        start = random_start(images, norm=self.norm, eps=self.eps, keys=keys)
         project = projector(images, norm=self.norm, eps=self.eps)
-        return {
-            "images": images,
-            "labels": labels,
-            "points": project(images + start),
-            "at": torch.zeros_like(labels),
-        }
+        return {"points": project(images + start)}
 
     def step(self, state: State, passes: Passes) -> tuple[Tensor, Tensor]:
         """See ``Search``."""
@@ -58,7 +35,3 @@ class Pgd:
         state["points"] = project(points.add(unit(gradient, self.norm), alpha=length))
         state["at"] = state["at"] + 1
         return points, self.found(state, logits)
-
-    def found(self, state: State, logits: Tensor) -> Tensor:
-        """See ``Search``: every point is inside the ball."""
-        return logits.argmax(1) != state["labels"]

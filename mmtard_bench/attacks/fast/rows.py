@@ -7,19 +7,20 @@ others are under way beside it.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol as Interface
 
 import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.fast.passes import Passes
+from mmtard_bench.types import Norm
 
 State = dict[str, Tensor]
-"""Tensors (rows, ...). Every state has "images", "labels", "points" (what is looked at next) and
-"at" (how many steps each row has made)."""
+"""Tensors (rows, ...). Every state has "images", "labels", "points" (what is looked at next), "at"
+(how many steps each row has made), and "targets" where the search is targeted."""
 
 
 @dataclass(frozen=True)
@@ -32,34 +33,55 @@ class Samples:
     ids: Sequence[str]
 
 
-class Search(Interface):
+Row = tuple[int, int]
+"""A sample's place, and which of its variants this is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(ABC):
     """One kind of search. ``name`` is the stage it belongs to.
 
     A row makes ``steps`` steps, each of ``forward`` and ``backward`` passes, and then looks at its
     last points; it has found an adversarial image when a pass over points inside the ball is
-    wrong. A sample has ``variants`` rows: restarts, or targets.
+    wrong. A sample has ``variants`` rows: restarts, or with ``targeted`` its target classes.
     """
 
     name: str
+    norm: Norm
+    eps: float
     steps: int
-    forward: int
-    backward: int
-    variants: int
+    forward: int = 1
+    backward: int = 1
+    variants: int = 1
+    targeted: bool = False
 
-    def start(self, samples: Samples, rows: Sequence[tuple[int, int]], seed: int) -> State:
-        """The state of new rows, each a sample's place and which of its variants it is."""
-        ...
+    def start(self, samples: Samples, rows: Sequence[Row], seed: int) -> State:
+        """The state of new rows."""
+        places = [sample for sample, _ in rows]
+        images, labels = samples.images[places], samples.labels[places]
+        state = {"images": images, "labels": labels, "at": torch.zeros_like(labels)}
+        if self.targeted:
+            state["targets"] = samples.targets[places, [variant for _, variant in rows]]
+        keys = [(seed, self.name, variant, samples.ids[sample]) for sample, variant in rows]
+        return state | self.begin(images, keys)
 
+    @abstractmethod
+    def begin(self, images: Tensor, keys: Sequence[tuple[object, ...]]) -> State:
+        """The first "points" of new rows, and what else the search keeps of them.
+
+        ``keys`` name the rows for what is random about them.
+        """
+
+    @abstractmethod
     def step(self, state: State, passes: Passes) -> tuple[Tensor, Tensor]:
-        """Look at the points of all rows, then move them on, in place.
+        """Look at the points of all rows, then move them on; tensors of the state are replaced.
 
         Returns the points that were looked at, (rows, 3, H, W), and which were found, (rows,).
         """
-        ...
 
     def found(self, state: State, logits: Tensor) -> Tensor:
         """Which points are adversarial by their logits, and inside the ball, (rows,)."""
-        ...
+        return logits.argmax(1) != state["labels"]
 
 
 @dataclass
@@ -87,13 +109,13 @@ class _Queue:
         self.variants = variants
         self.found = found
 
-    def failed(self, row: tuple[int, int]) -> None:
+    def failed(self, row: Row) -> None:
         sample, variant = row
         if variant == 0:
             self.waiting.extend((sample, other) for other in range(1, self.variants))
 
-    def take(self, most: int) -> list[tuple[int, int]]:
-        taken: list[tuple[int, int]] = []
+    def take(self, most: int) -> list[Row]:
+        taken: list[Row] = []
         while self.waiting and len(taken) < most:
             row = self.waiting.popleft()
             if row[0] not in self.found.adversarial:
@@ -120,7 +142,7 @@ def search_all(
     # On a GPU the host would wait for every step to learn which rows are done.
     together = math.gcd(search.steps, 4) if passes.device.type == "cuda" else 1
     state: State = {}
-    rows: list[tuple[int, int]] = []
+    rows: list[Row] = []
     leaving: list[int] = []
     while True:
         fresh = queue.take(batch_size - len(rows) + len(leaving))
@@ -150,11 +172,11 @@ def search_all(
 
 def _replace(
     state: State,
-    rows: list[tuple[int, int]],
+    rows: list[Row],
     leaving: Sequence[int],
     new: State,
-    fresh: Sequence[tuple[int, int]],
-) -> tuple[State, list[tuple[int, int]]]:
+    fresh: Sequence[Row],
+) -> tuple[State, list[Row]]:
     """Put new rows where others leave; only where that does not add up are tensors made anew."""
     both = min(len(leaving), len(fresh))
     rows = list(rows)
@@ -193,7 +215,7 @@ def _look_again(
     points: Tensor,
     broken: Tensor,
     ended: Tensor,
-    rows: Sequence[tuple[int, int]],
+    rows: Sequence[Row],
     found: Found,
 ) -> None:
     """The last look of rows that ended, and float32's word where precision was lower, in place."""

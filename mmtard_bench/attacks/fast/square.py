@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import margin, norm_of, sample_generator
 from mmtard_bench.attacks.fast.passes import Passes
-from mmtard_bench.attacks.fast.rows import Samples, State
+from mmtard_bench.attacks.fast.rows import Search, State
 from mmtard_bench.types import Norm
 
 SHARE = 0.8
@@ -25,36 +25,27 @@ TILES = 5
 """The first points of the L2 form have so many patterns a side."""
 
 
-@dataclass(frozen=True)
-class Square:
-    """Square on the margin, without a schedule that depends on the number of queries."""
+@dataclass(frozen=True, kw_only=True)
+class Square(Search):
+    """Square on the margin; sizes do not depend on the number of queries, as in AutoAttack."""
 
-    norm: Norm
-    eps: float
     name: str = "square"
     steps: int = 5000
-    forward: int = 1
     backward: int = 0
-    variants: int = 1
 
-    def start(self, samples: Samples, rows: Sequence[tuple[int, int]], seed: int) -> State:
-        """See ``Search``. All of a row's randomness is drawn at once, (rows, steps, 6) in [0, 1)."""
-        places = [sample for sample, _ in rows]
-        images, labels = samples.images[places], samples.labels[places]
+    def begin(self, images: Tensor, keys: Sequence[tuple[object, ...]]) -> State:
+        """See ``Search``. A row's randomness is drawn at once, (rows, steps, 6) in [0, 1)."""
         offsets, draws = [], []
-        for place in places:
-            generator = sample_generator(seed, self.name, 0, samples.ids[place])
+        for key in keys:
+            generator = sample_generator(*key)
             offsets.append(self._offset(images.shape[1:], generator))
             draws.append(torch.rand((self.steps, 6), generator=generator))
         points = (images + self.eps * torch.stack(offsets).to(images)).clamp(0, 1)
         return {
-            "images": images,
-            "labels": labels,
             "points": points,
             "best": points.clone(),
-            "at": torch.zeros_like(labels),
-            "best_margin": images.new_full((len(rows),), torch.inf),
-            "draws": torch.stack(draws).to(images.device),
+            "best_margin": images.new_full((len(keys),), torch.inf),
+            "draws": torch.stack(draws).to(images),
         }
 
     def step(self, state: State, passes: Passes) -> tuple[Tensor, Tensor]:
@@ -71,10 +62,6 @@ class Square:
         state["points"] = propose(state["images"], state["best"], sides, draws)
         state["at"] = at + 1
         return looked, self.found(state, logits)
-
-    def found(self, state: State, logits: Tensor) -> Tensor:
-        """See ``Search``: every point is inside the ball."""
-        return logits.argmax(1) != state["labels"]
 
     def _linf(self, images: Tensor, best: Tensor, sides: Tensor, draws: Tensor) -> Tensor:
         """A square at one corner of the ball in each channel."""
@@ -119,7 +106,7 @@ def pattern(side: int) -> Tensor:
         return torch.ones(1, 1)
     top = side // 2
     whole = torch.cat([_pyramid(top, side), -_pyramid(side - top, side)])
-    return whole / whole.norm()
+    return whole / torch.linalg.norm(whole)
 
 
 def _pyramid(height: int, width: int) -> Tensor:
@@ -129,7 +116,7 @@ def _pyramid(height: int, width: int) -> Tensor:
     down = (torch.arange(height) - height // 2).abs()
     across = (torch.arange(width) - width // 2).abs()
     values = falling[torch.maximum(down[:, None], across[None])]
-    return values / values.norm()
+    return values / torch.linalg.norm(values)
 
 
 @lru_cache(maxsize=8)
