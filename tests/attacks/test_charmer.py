@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 import mmtard_bench as mb
 from mmtard_bench.attacks import charmer
+from mmtard_bench.attacks.base import Engine
 from mmtard_bench.attacks.catalogue import attack_family, build_attack
 from mmtard_bench.attacks.charmer import edits_at, places, worst_names
 from mmtard_bench.attacks.watched import WatchedPrompts
@@ -469,7 +470,7 @@ def test_a_locked_text_table_is_refused(here, tmp_path):
 def test_a_norm_that_does_not_fit_is_a_sentence(threat, norm, eps):
     model = ThreatModel(threat, norm, Eps.parse(eps, norm=norm))
     with pytest.raises(mb.InputError, match="levenshtein"):
-        build_attack(model, n_classes=10)
+        build_attack(model, n_classes=10, engine=Engine())
 
 
 def test_names_of_families():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmtard_bench.attacks.base import margin, norm_of, sample_generator
@@ -106,7 +107,7 @@ def pattern(side: int) -> Tensor:
         return torch.ones(1, 1)
     top = side // 2
     whole = torch.cat([_pyramid(top, side), -_pyramid(side - top, side)])
-    return whole / torch.linalg.norm(whole)
+    return F.normalize(whole.flatten(), dim=0).view_as(whole)
 
 
 def _pyramid(height: int, width: int) -> Tensor:
@@ -116,7 +117,7 @@ def _pyramid(height: int, width: int) -> Tensor:
     down = (torch.arange(height) - height // 2).abs()
     across = (torch.arange(width) - width // 2).abs()
     values = falling[torch.maximum(down[:, None], across[None])]
-    return values / torch.linalg.norm(values)
+    return F.normalize(values.flatten(), dim=0).view_as(values)
 
 
 @lru_cache(maxsize=8)
