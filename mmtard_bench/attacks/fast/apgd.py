@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.base import norm_of, projector, sample_generator
+from mmtard_bench.attacks.base import norm_of, sample_generator
 from mmtard_bench.attacks.fast.losses import Loss
 from mmtard_bench.attacks.fast.passes import Passes
-from mmtard_bench.attacks.fast.rows import Search, State
+from mmtard_bench.attacks.fast.rows import Search, State, choose
 from mmtard_bench.attacks.pgd import unit
 
 RISING = 0.75
@@ -44,6 +44,7 @@ class Apgd(Search):
         points = (images + self.eps * offsets.to(images)).clamp(0, 1)
         zeros = images.new_zeros(len(keys))
         return {
+            **self.ball(images),
             "points": points,
             "old": points.clone(),
             "best": points.clone(),
@@ -74,12 +75,11 @@ class Apgd(Search):
         )
         base, gradient = self._reconsider(state, points, loss, gradient)
         step_size = state["step_size"].view(-1, 1, 1, 1)
-        project = projector(state["images"], norm=self.norm, eps=self.eps)
-        ahead = project(torch.addcmul(base, unit(gradient, self.norm), step_size))
+        ahead = self.project(state, torch.addcmul(base, unit(gradient, self.norm), step_size))
+        moved = torch.lerp(base, ahead, 0.75).add_(base - state["old"], alpha=0.25)
         # The first step has nothing behind it to carry on.
-        share = 1 - 0.25 * (state["at"] > 0).to(base).view(-1, 1, 1, 1)
-        moved = torch.lerp(base, ahead, share).addcmul_(base - state["old"], 1 - share)
-        state["points"], state["old"] = project(moved), base
+        moved = choose(state["at"] == 0, ahead, moved)
+        state["points"], state["old"] = self.project(state, moved), base
         state["at"] = state["at"] + 1
         return points, self.found(state, logits)
 
@@ -92,9 +92,8 @@ class Apgd(Search):
         """
         at = state["at"]
         better = loss > state["best_loss"]
-        wide = better.view(-1, 1, 1, 1)
-        best = torch.where(wide, points, state["best"])
-        best_gradient = torch.where(wide, gradient, state["best_gradient"])
+        best = choose(better, points, state["best"])
+        best_gradient = choose(better, gradient, state["best_gradient"])
         best_loss = torch.where(better, loss, state["best_loss"])
         # As in the reference code, the first step's loss is compared with zero.
         rises = state["rises"] + ((loss > state["last_loss"]) & (at > 0))
@@ -110,8 +109,7 @@ class Apgd(Search):
         state["rises"] = torch.where(due, 0.0, rises)
         state["step_size"] = torch.where(halve, state["step_size"] / 2, state["step_size"])
         state["best"], state["best_gradient"], state["best_loss"] = best, best_gradient, best_loss
-        wide = halve.view(-1, 1, 1, 1)
-        return torch.where(wide, best, points), torch.where(wide, best_gradient, gradient)
+        return choose(halve, best, points), choose(halve, best_gradient, gradient)
 
 
 def _periods(steps: int, device: torch.device) -> Tensor:

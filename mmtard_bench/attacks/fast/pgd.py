@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmtard_bench.attacks.base import projector, random_start
+from mmtard_bench.attacks.base import random_start
 from mmtard_bench.attacks.fast.losses import Loss
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Search, State
@@ -21,8 +21,8 @@ class Pgd(Search):
     def begin(self, images: Tensor, keys: Sequence[tuple[object, ...]]) -> State:
         """See ``Search``."""
         start = random_start(images, norm=self.norm, eps=self.eps, keys=keys)
-        project = projector(images, norm=self.norm, eps=self.eps)
-        return {"points": project(images + start)}
+        ball = self.ball(images)
+        return {**ball, "points": self.project({"images": images, **ball}, images + start)}
 
     def step(self, state: State, passes: Passes) -> tuple[Tensor, Tensor]:
         """See ``Search``."""
@@ -30,8 +30,7 @@ class Pgd(Search):
         logits, _, gradient = passes.gradient(
             points, lambda logits: self.loss(logits, labels, labels)
         )
-        project = projector(state["images"], norm=self.norm, eps=self.eps)
         length = step_size_of(self.eps, self.steps)
-        state["points"] = project(points.add(unit(gradient, self.norm), alpha=length))
+        state["points"] = self.project(state, points.add(unit(gradient, self.norm), alpha=length))
         state["at"] = state["at"] + 1
         return points, self.found(state, logits)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmtard_bench.attacks.base import projector
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.types import Norm
 
@@ -31,6 +32,15 @@ class Samples:
     labels: Tensor
     targets: Tensor
     ids: Sequence[str]
+
+
+def choose(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Rows (N, ...) of ``yes`` where ``which`` (N,) is true, else of ``no``, exactly."""
+    if which.device.type != "cpu":
+        return torch.where(which.view(-1, *[1] * (yes.ndim - 1)), yes, no)
+    # Nothing waits for a CPU, and most of the time few rows change.
+    rows = which.nonzero().squeeze(1)
+    return no.index_copy(0, rows, yes[rows]) if len(rows) else no
 
 
 Row = tuple[int, int]
@@ -78,6 +88,21 @@ class Search(ABC):
 
         Returns the points that were looked at, (rows, 3, H, W), and which were found, (rows,).
         """
+
+    def ball(self, images: Tensor) -> State:
+        """What ``project`` keeps of new rows: in L-inf the corners of ball and box."""
+        if self.norm == "l2":
+            return {}
+        return {
+            "lower": (images - self.eps).clamp_(min=0),
+            "upper": (images + self.eps).clamp_(max=1),
+        }
+
+    def project(self, state: State, points: Tensor) -> Tensor:
+        """Points brought back into the ball and the box."""
+        if self.norm == "linf":
+            return points.clamp(state["lower"], state["upper"])
+        return projector(state["images"], norm=self.norm, eps=self.eps)(points)
 
     def found(self, state: State, logits: Tensor) -> Tensor:
         """Which points are adversarial by their logits, and inside the ball, (rows,)."""
@@ -203,7 +228,7 @@ def _advance(search: Search, state: State, passes: Passes, together: int) -> tup
     points, broken = search.step(state, passes)
     for _ in range(together - 1):
         later, now = search.step(state, passes)
-        points = torch.where((now & ~broken).view(-1, 1, 1, 1), later, points)
+        points = choose(now & ~broken, later, points)
         broken = broken | now
     return points, broken
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import margin, norm_of, sample_generator
 from mmtard_bench.attacks.fast.passes import Passes
-from mmtard_bench.attacks.fast.rows import Search, State
+from mmtard_bench.attacks.fast.rows import Search, State, choose
 from mmtard_bench.types import Norm
 
 SHARE = 0.8
@@ -43,6 +43,7 @@ class Square(Search):
             draws.append(torch.rand((self.steps, 6), generator=generator))
         points = (images + self.eps * torch.stack(offsets).to(images)).clamp(0, 1)
         return {
+            **self.ball(images),
             "points": points,
             "best": points.clone(),
             "best_margin": images.new_full((len(keys),), torch.inf),
@@ -56,32 +57,33 @@ class Square(Search):
         gap = margin(logits, state["labels"])
         better = gap < state["best_margin"]
         state["best_margin"] = torch.where(better, gap, state["best_margin"])
-        state["best"] = torch.where(better.view(-1, 1, 1, 1), looked, state["best"])
+        state["best"] = choose(better, looked, state["best"])
         draws = state["draws"][torch.arange(len(at), device=at.device), at]
         sides = _sides(self.steps, tuple(looked.shape[-2:]), self.norm, at.device)[at]
         propose = self._linf if self.norm == "linf" else self._l2
-        state["points"] = propose(state["images"], state["best"], sides, draws)
+        state["points"] = propose(state, sides, draws)
         state["at"] = at + 1
         return looked, self.found(state, logits)
 
-    def _linf(self, images: Tensor, best: Tensor, sides: Tensor, draws: Tensor) -> Tensor:
+    def _linf(self, state: State, sides: Tensor, draws: Tensor) -> Tensor:
         """A square at one corner of the ball in each channel."""
-        square = _window(images, sides, draws[:, 0], draws[:, 1])
-        corner = torch.addcmul(images, _signs(draws[:, 5]), images.new_tensor(self.eps))
-        return torch.where(square, corner.clamp_(0, 1), best)
+        corner = torch.lerp(state["lower"], state["upper"], _bits(draws[:, 5]))
+        square = _window(corner, sides, draws[:, 0], draws[:, 1])
+        return torch.lerp(state["best"], corner, square)
 
-    def _l2(self, images: Tensor, best: Tensor, sides: Tensor, draws: Tensor) -> Tensor:
+    def _l2(self, state: State, sides: Tensor, draws: Tensor) -> Tensor:
         """A pattern in one square, from what an emptied second square and the ball leave over."""
+        images, best = state["images"], state["best"]
         delta = best - images
         first = _window(images, sides, draws[:, 0], draws[:, 1])
         second = _window(images, sides, draws[:, 2], draws[:, 3])
         inside = delta * first
         unit = inside / (_length(inside) + 1e-12)
-        new = _placed(images, sides, draws) * _signs(draws[:, 5]) + unit
+        new = _placed(images, sides, draws) * (2 * _bits(draws[:, 5]) - 1) + unit
         left = (self.eps**2 - _length(delta, whole=True) ** 2).clamp_min(0) / images.shape[1]
-        budget = (left + _length(delta * (first | second)) ** 2).sqrt()
+        budget = (left + _length(delta * torch.maximum(first, second)) ** 2).sqrt()
         new = new / (_length(new) + 1e-12) * budget
-        delta = torch.where(first, new, delta * ~second)
+        delta = torch.lerp(delta * (1 - second), new, first)
         return (images + delta * (self.eps / (_length(delta, whole=True) + 1e-12))).clamp_(0, 1)
 
     def _offset(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -149,13 +151,13 @@ def _corner(images: Tensor, sides: Tensor, down: Tensor, across: Tensor) -> tupl
 
 
 def _window(images: Tensor, sides: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Which pixels the squares cover, (N, 1, H, W)."""
+    """One for the pixels that the squares cover, zero for others, (N, 1, H, W)."""
     masks = []
     corner = _corner(images, sides, down, across)
     for first, size in zip(corner, images.shape[-2:], strict=True):
         place = torch.arange(size, device=images.device) - first[:, None]
-        masks.append((place >= 0) & (place < sides[:, None]))
-    return (masks[0][:, :, None] & masks[1][:, None, :])[:, None]
+        masks.append(((place >= 0) & (place < sides[:, None])).to(images))
+    return (masks[0][:, :, None] * masks[1][:, None, :])[:, None]
 
 
 def _placed(images: Tensor, sides: Tensor, draws: Tensor) -> Tensor:
@@ -175,10 +177,10 @@ def _placed(images: Tensor, sides: Tensor, draws: Tensor) -> Tensor:
     return (values * (inside[:, :, None] & beside[:, None, :]))[:, None]
 
 
-def _signs(draw: Tensor) -> Tensor:
-    """One of two signs for each of three channels from one draw in [0, 1), (N, 3, 1, 1)."""
+def _bits(draw: Tensor) -> Tensor:
+    """Zero or one for each of three channels from one draw in [0, 1), (N, 3, 1, 1)."""
     bits = (draw * 8).long()[:, None] >> torch.arange(3, device=draw.device)
-    return ((bits & 1) * 2.0 - 1).view(-1, 3, 1, 1)
+    return (bits & 1).to(draw).view(-1, 3, 1, 1)
 
 
 def _signs_of(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
