@@ -1,0 +1,338 @@
+"""Does the fast engine deserve to be the default? Strength, speed and overhead, in tables.
+
+``make bench`` runs it. What is measured is kept in a file of JSON lines, one a cell of a table, and
+not measured again, so that it can be stopped and go on; ``--fresh`` begins anew.
+
+Strength: verdicts of the fast engine and of the reference code on the same samples, and of the
+reference code against itself under another seed. Speed: seconds of a direct call of
+``pyautoattack`` on the plain model over ours, interleaved, several rounds. Overhead: our seconds
+over those that the same number of bare passes take at a full batch.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pyautoattack import AutoAttack
+from tabulate import tabulate
+from torch import Tensor, nn
+
+import mmtard_bench as mb
+from mmtard_bench.attacks.base import AttackResult, Engine, EngineName, T
+from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.folding import fold, using
+from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+from mmtard_bench.types import Eps, Norm, ThreatModel
+
+CPU = torch.device("cpu")
+EPS: dict[Norm, str] = {"linf": "8/255", "l2": "128/255"}
+BATCH = 128
+# Undefended; robust, with about half of the samples standing; the same, a larger model.
+FAST_AND_SLOW = (("tiny-clip", "8/255"), ("student-mmt-ard", "5/255"), ("teacher-robust", "12/255"))
+STAGES = {"apgd-pair": ["apgd-ce", "apgd-t"], "autoattack-standard": None}
+
+
+class Rounded(nn.Module):
+    """Pixels rounded to 16 levels: no gradient at all."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images * 15).round() / 15)
+        return logits
+
+
+class Saturated(nn.Module):
+    """Logits a hundred times too large: the cross-entropy has no gradient where it is right."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = 100 * self.model(images)
+        return logits
+
+
+class Noisy(nn.Module):
+    """Pixels with fresh noise in every pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = torch.randn(images.shape, generator=self.generator)
+        logits: Tensor = self.model(images + 0.02 * noise)
+        return logits
+
+
+# Name: (what it is, the model, what is put around its classifier).
+MODELS: dict[str, tuple[str, str, Callable[[nn.Module], nn.Module]]] = {
+    "undefended": ("pre-trained only", "tiny-clip", lambda model: model),
+    "tecoa": ("adversarially trained with labels", "student-tecoa", lambda model: model),
+    "fare": ("adversarially trained without labels", "student-fare", lambda model: model),
+    "mmt-ard": ("distilled", "student-mmt-ard", lambda model: model),
+    "rounded": ("masked: pixels of 16 levels", "student-tecoa", Rounded),
+    "saturated": ("masked: logits times 100", "student-mmt-ard", Saturated),
+    "noisy": ("random: noise on pixels", "student-mmt-ard", Noisy),
+}
+
+
+class Subject:
+    """A model with correctly classified samples of digits/digit."""
+
+    def __init__(self, spec: str, samples: int, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        self.clip: Clip = mb.load_model(spec)
+        self.clip.to(CPU)
+        data = load_task(find_task("digits/digit"), n=samples, seed=0)
+        plain = ZeroShotClassifier(self.clip, data.classes, data.task.templates, CPU)
+        images = data.images(range(samples), surface="native", preprocess=self.clip.preprocess)
+        labels = torch.tensor(data.labels)
+        with torch.no_grad():
+            right = plain(images).argmax(1) == labels
+        self.samples = samples
+        self.images, self.labels = images[right], labels[right]
+        self.ids = [name for name, ok in zip(data.manifest.ids, right.tolist(), strict=True) if ok]
+        self.model = wrap(plain).eval()
+        self.tower = fold(self.clip, self.images[:32])
+
+    def attack(
+        self, name: str, norm: Norm, engine: EngineName, *, seed: int = 0, eps: str = ""
+    ) -> AttackResult:
+        """Run one attack as the product does: the fast engine on the folded tower."""
+        threat = ThreatModel(name, norm, Eps.parse(eps or EPS[norm]))
+        attack = build_attack(threat, n_classes=10, engine=Engine(engine))
+        with using(self.clip, self.tower if engine == "fast" else None):
+            return attack.run(
+                self.model,
+                self.images,
+                self.labels,
+                ids=self.ids,
+                seed=seed,
+                batch_size=BATCH,
+                decided=lambda *_: None,
+            )
+
+    def direct(self, name: str, norm: Norm, eps: str) -> None:
+        """Call ``pyautoattack`` as its users do."""
+        stages = STAGES[name]
+        version = "standard" if stages is None else "custom"
+        names = {"linf": "Linf", "l2": "L2"}
+        direct = AutoAttack(
+            self.model,
+            attacks=stages,
+            norm=names[norm],
+            eps=float(Eps.parse(eps)),
+            seed=0,
+            version=version,
+        )
+        direct.apgd.n_restarts = 1
+        direct.run_standard_evaluation(self.images, self.labels, batch_size=BATCH)
+
+
+Cell = dict[str, object]
+
+
+class Cells:
+    """What was measured, in a file: a line a cell, with a key that says what it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[str, Cell] = {}
+        if path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                cell = json.loads(line)
+                self.lines[cell["key"]] = cell
+
+    def get(self, key: str, measure: Callable[[], Cell]) -> Cell:
+        """The cell of this key, measured now if it is not there."""
+        if key not in self.lines:
+            cell = {"key": key, **measure()}
+            print(json.dumps(cell), flush=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(cell) + "\n")
+            self.lines[key] = cell
+        return self.lines[key]
+
+
+def strength(cells: Cells, attack: str, names: list[str], norms: list[Norm], samples: int) -> None:
+    """Verdicts of both engines, sample by sample."""
+    rows = []
+    for name in names:
+        what, spec, wrap = MODELS[name]
+        for norm in norms:
+
+            def measure(spec=spec, wrap=wrap, norm=norm) -> Cell:
+                subject = Subject(spec, samples, wrap)
+                runs = {}
+                for run, engine, seed in (
+                    ("reference", "reference", 0),
+                    ("again", "reference", 1),
+                    ("fast", "fast", 0),
+                ):
+                    started = time.perf_counter()
+                    result = subject.attack(attack, norm, engine, seed=seed)
+                    seconds = round(time.perf_counter() - started, 1)
+                    robust = [
+                        i for i, by in zip(subject.ids, result.broken_by, strict=True) if not by
+                    ]
+                    runs[run] = {
+                        "robust": robust,
+                        "broken_by": {
+                            stage: result.broken_by.count(stage)
+                            for stage in sorted({by for by in result.broken_by if by})
+                        },
+                        "forward": sum(result.forward) / samples,
+                        "backward": sum(result.backward) / samples,
+                        "seconds": seconds,
+                    }
+                return {"clean": len(subject.ids) / samples, "runs": runs}
+
+            runs = cells.get(f"strength {attack} {name} {norm} {samples}", measure)["runs"]
+            first, again, fast = (set(runs[r]["robust"]) for r in ("reference", "again", "fast"))
+            rows.append(
+                [name, what, norm]
+                + [100 * len(found) / samples for found in (first, again, fast)]
+                + [len(fast - first), len(first - fast), len(again - first), len(first - again)]
+            )
+    means = [statistics.mean(row[i] for row in rows) for i in (3, 4, 5)]
+    rows.append(["all", "", "", *means, *(sum(row[i] for row in rows) for i in (6, 7, 8, 9))])
+    headers = ["model", "what", "norm", "reference %", "seed 1 %", "fast %"]
+    headers += ["fast only", "reference only", "seed 1 only", "seed 0 only"]
+    print(f"\nRobust accuracy, {attack}, {samples} samples; samples that stand for one run only\n")
+    print(tabulate(rows, headers=headers, floatfmt=".1f", tablefmt="github"))
+
+
+def speed(cells: Cells, samples: int, rounds: int) -> None:
+    """Seconds of a direct call of pyautoattack over ours, round by round."""
+    rows = []
+    for spec, eps in (
+        ("tiny-clip", "8/255"),
+        ("student-mmt-ard", "5/255"),
+        ("teacher-robust", "12/255"),
+    ):
+        for attack in STAGES:
+
+            def measure(spec=spec, eps=eps, attack=attack) -> Cell:
+                subject = Subject(spec, samples, lambda model: model)
+                theirs, ours = [], []
+                for _ in range(rounds):
+                    theirs.append(timed(lambda: subject.direct(attack, "linf", eps))[0])
+                    seconds, result = timed(lambda: subject.attack(attack, "linf", "fast", eps=eps))
+                    ours.append(seconds)
+                standing = result.broken_by.count(None)
+                return {
+                    "robust": standing / samples,
+                    "theirs": theirs,
+                    "ours": ours,
+                    "forward": sum(result.forward) / len(subject.ids),
+                    "backward": sum(result.backward) / len(subject.ids),
+                    "outside": 1 - result.model_seconds / ours[-1],
+                }
+
+            cell = cells.get(f"speed {spec} {eps} {attack} {samples} {rounds}", measure)
+            ratios = [t / o for t, o in zip(cell["theirs"], cell["ours"], strict=True)]
+            medians = [
+                statistics.median(values) for values in (cell["theirs"], cell["ours"], ratios)
+            ]
+            spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
+            passes = [cell["forward"], cell["backward"], 100 * cell["outside"]]
+            rows.append([spec, eps, attack, 100 * cell["robust"], *medians, spread, *passes])
+    headers = ["model", "eps", "attack", "robust %", "pyautoattack s", "fast s", "ratio", "spread"]
+    headers += ["forward", "backward", "outside the model %"]
+    print(f"\nSpeed, {samples} samples, {rounds} rounds, {torch.get_num_threads()} threads\n")
+    print(tabulate(rows, headers=headers, floatfmt=".2f", tablefmt="github"))
+
+
+def overhead(cells: Cells, samples: int, rounds: int) -> None:
+    """Our seconds over those of as many bare passes at a full batch."""
+    rows = []
+    for spec in ("student-mmt-ard", "teacher-robust"):
+        for attack in ("pgd-20", "apgd-pair", "autoattack-standard"):
+
+            def measure(spec=spec, attack=attack) -> Cell:
+                subject = Subject(spec, samples, lambda model: model)
+                ratios = []
+                for _ in range(rounds):
+                    before = bare(subject)
+                    seconds, result = timed(
+                        lambda: subject.attack(attack, "linf", "fast", eps="2/255")
+                    )
+                    after = bare(subject)
+                    forward, both = ((a + b) / 2 for a, b in zip(before, after, strict=True))
+                    backward = sum(result.backward)
+                    alone = sum(result.forward) - backward
+                    ratios.append(seconds / (alone * forward + backward * both))
+                return {"ratios": ratios}
+
+            ratios = cells.get(f"overhead {spec} {attack} {samples} {rounds}", measure)["ratios"]
+            spread = f"{min(ratios):.2f} - {max(ratios):.2f}"
+            rows.append([spec, attack, statistics.median(ratios), spread])
+    headers = ["model", "attack", f"wall time over bare passes at batch {BATCH}", "spread"]
+    print(f"\nOverhead, {samples} samples\n")
+    print(tabulate(rows, headers=headers, floatfmt=".2f", tablefmt="github"))
+
+
+def bare(subject: Subject) -> tuple[float, float]:
+    """Seconds a row of a forward pass, and of a forward and a backward pass."""
+    images = subject.images[:BATCH]
+
+    def forward() -> None:
+        with torch.no_grad():
+            subject.model(images)
+
+    def both() -> None:
+        points = images.clone().requires_grad_()
+        torch.autograd.grad(subject.model(points).sum(), points)
+
+    with using(subject.clip, subject.tower):
+        for work in (forward, both):
+            work()
+        found = [statistics.median(timed(work)[0] for _ in range(15)) for work in (forward, both)]
+    return found[0] / len(images), found[1] / len(images)
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of a call, and what it returned."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def main() -> None:
+    """Measure what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=Path, default=Path(__file__).with_suffix(".jsonl"))
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
+    parser.add_argument("--part", choices=("strength", "speed", "overhead"), action="append")
+    parser.add_argument("--attack", choices=tuple(STAGES), default="apgd-pair")
+    parser.add_argument("--model", choices=tuple(MODELS), action="append")
+    parser.add_argument("--norm", choices=tuple(EPS), action="append")
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.fresh:
+        arguments.cells.unlink(missing_ok=True)
+    cells = Cells(arguments.cells)
+    parts = arguments.part or ["strength", "speed", "overhead"]
+    if "strength" in parts:
+        names, norms = arguments.model or list(MODELS), arguments.norm or list(EPS)
+        strength(cells, arguments.attack, names, norms, arguments.samples)
+    if "speed" in parts:
+        speed(cells, arguments.samples, arguments.rounds)
+    if "overhead" in parts:
+        overhead(cells, arguments.samples, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
