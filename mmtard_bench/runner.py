@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmtard_bench.batches import Batch, Embeddings
+from mmtard_bench.curve import follows, known_from_above
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import Job, prepare
@@ -78,6 +79,7 @@ def run_model(
                 missing.append(error)
                 progress.say(f"{clip.name} {task.name}: FAILED, see below")
                 continue
+            above: list[Record] = []
             for threat in threats:
                 try:
                     job = prepare(clip, data, threat, seed=suite.seed, suite=suite)
@@ -85,7 +87,10 @@ def run_model(
                     missing.append(error)
                     progress.say(f"{clip.name} {task.name} {threat.name}: FAILED, see below")
                     continue
-                yield _run_record(job, folder, batch_size, device, progress, workers)
+                record = _run_record(job, folder, batch_size, device, progress, workers, above)
+                if suite.curve:
+                    above.append(record)
+                yield record
     if missing:
         raise InputError("\n".join(dict.fromkeys(map(str, missing))))
 
@@ -97,13 +102,16 @@ def _run_record(
     device: torch.device,
     progress: RunProgress,
     workers: int | None,
+    above: Sequence[Record],
 ) -> Record:
+    """Make or read one record; samples that stood in ``above`` are taken over from there."""
     identity = job.identity
     path = folder / _file_name(job.data.task.name, job.threat, identity)
     name = f"{job.clip.name} {job.data.task.name} {job.threat.name}"
+    known, notes = known_from_above(job.threat, above)
     if path.exists():
         record = read_record(path)
-        if record.identity == identity and record.status == "ok":
+        if record.identity == identity and record.status == "ok" and follows(record, known):
             _say(progress, name, record, "already there")
             return record
     partial = Partial(path.with_suffix(".partial"), identity)
@@ -114,15 +122,16 @@ def _run_record(
         for batch in done
         for sample, pair in zip(batch.samples, batch.embeddings, strict=False)
     }
-    progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled))
+    progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled | known))
     record = execute(
         job,
         batch_size=batch_size,
         device=device,
         workers=workers,
         done=settled,
+        known=known,
         spent=sum(batch.seconds for batch in done),
-        notes=[note for batch in done for note in batch.notes],
+        notes=[*notes, *(note for batch in done for note in batch.notes)],
         embeddings=embeddings,
         keep=partial.append,
         report=progress.update,

@@ -15,6 +15,7 @@ LAYERS = [
     {"types"},
     {"registry", "hub"},
     {"records"},
+    {"curve"},
     {"protocols"},
     {"data", "models", "tasks", "attacks"},
     {"suites"},
