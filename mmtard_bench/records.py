@@ -86,7 +86,7 @@ class ThreatFacts(Strict):
 
     attack: Name
     norm: Literal["linf", "l2", "levenshtein"]
-    eps: str = Field(pattern=r"^\d+/\d+$")
+    eps: str = Field(pattern=r"^[0-9]{1,6}/[1-9][0-9]{0,5}$")
     surface: Literal["native", "model"]
     parameters: Scalars
     block: Count | None
