@@ -1,7 +1,6 @@
 """Walk a suite: one model at a time, one record at a time, resumable at any moment."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from mmtard_bench.curve import follows, known_from_above
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import Job, prepare
+from mmtard_bench.markdown import slug
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import (
@@ -49,7 +49,7 @@ def with_overrides(suite: Suite, *, n: int | None, seed: int | None) -> Suite:
 
 def run_folder(out: Path, suite: Suite, clip: Clip) -> Path:
     """Where a run's records go: a directory a suite, in it one a model and its weights."""
-    return out / suite.name / f"{_slug(clip.name)}-{_slug(clip.digest[:8])}"
+    return out / suite.name / f"{slug(clip.name)}-{slug(clip.digest[:8])}"
 
 
 def run_model(
@@ -243,9 +243,4 @@ class Partial:
 
 
 def _file_name(task: str, threat: ThreatModel, identity: str) -> str:
-    return f"{_slug(task)}--{_slug(threat.name)}--{identity[:8]}.json"
-
-
-def _slug(name: str) -> str:
-    """A name as a part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name)[-80:].strip("-.") or "model"
+    return f"{slug(task)}--{slug(threat.name)}--{identity[:8]}.json"

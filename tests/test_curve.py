@@ -171,13 +171,6 @@ def test_blocks_hold_only_those_who_are_attacked():
     assert {s.id: s for s in record.samples}[first.id] == known[first.id]
 
 
-def test_a_curve_of_reference_attacks_is_monotone(tmp_path):
-    suite = suite_of(tmp_path, attack="apgd-pair", radii=["1/255", "4/255"], n=12)
-    records = run(suite, mb.load_model("tiny-clip"), tmp_path)
-    assert_monotone(records)
-    assert records[1].robust_accuracy > 0
-
-
 def test_an_interrupted_curve_goes_on_where_it_was(tmp_path, monkeypatch, curves):
     suite, clip = suite_of(tmp_path), mb.load_model("teacher-robust")
     append, calls = Partial.append, []
