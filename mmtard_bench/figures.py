@@ -98,7 +98,7 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
         raise InputError("No record is finished, so there is nothing to draw.")
     written = []
     for (suite_name, digest, task), places in sorted(groups.items()):
-        group = [places[place] for place in sorted(places)]
+        group = sorted(places.values(), key=_order)
         title = f"{task} on {suite_name}, {len(group[0].samples)} samples"
         stem = f"{slug(suite_name)}-{digest[:8]}--{slug(task)}"
         curves = eps_curves(group)
@@ -109,6 +109,12 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
             written.append(folder / f"{stem}--{what}.png")
             _save(figure, written[-1])
     return written
+
+
+def _order(record: Record) -> tuple[str, str, str, Fraction, str]:
+    threat = record.threat
+    eps = Fraction(threat.eps)
+    return record.model.name, threat.attack, threat.norm, eps, threat.surface
 
 
 def _names(records: Iterable[Record]) -> dict[tuple[str, str], str]:
@@ -123,7 +129,7 @@ def _names(records: Iterable[Record]) -> dict[tuple[str, str], str]:
 
 def _eps_figure(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> Figure:
     figure, panels = _panels(list(curves), width=5.5, height=4)
-    styles = _styles({model for models in curves.values() for model in models})
+    styles = _styles(model for models in curves.values() for model in models)
     for axes, models in zip(panels, curves.values(), strict=True):
         for model, points in models.items():
             radii = [float(Fraction(point.eps)) for point in points]
@@ -132,8 +138,9 @@ def _eps_figure(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> Figure:
             low, high = ([100 * bound for bound in side] for side in bounds)
             axes.fill_between(radii, low, high, color=styles[model]["color"], alpha=0.13, lw=0)
         _label_radii(axes, {point.eps for points in models.values() for point in points})
-        axes.set_xlabel("eps")
-    panels[0].set_ylabel("robust accuracy, % (at 0: clean), with 95% interval")
+        axes.set_xlabel("eps (at 0: clean accuracy); bands: Wilson's 95% interval")
+    for axes in panels[:: _columns(len(panels))]:
+        axes.set_ylabel("robust accuracy, %")
     _legend(figure, panels)
     return figure
 
@@ -154,15 +161,19 @@ def _passes_figure(records: Sequence[Record]) -> Figure:
     for record in records:
         models[record.model.name].append(record)
     figure, panels = _panels(list(models), width=4.6, height=3.4)
-    styles = _styles({record.threat.name for record in records})
+    styles = _styles(record.threat.name for record in records)
+    lines = {record.identity: standing(record) for record in records}
+    # A logarithm has no zero: what stands before the attack is drawn left of where the first falls.
+    start = min((p for points in lines.values() for p, _ in points if p), default=2) / 2
     for axes, group in zip(panels, models.values(), strict=True):
-        for record in group:
-            points = standing(record)
-            # A logarithm has no zero: what stands before the attack is drawn at one pass.
-            passes, shares = [max(p, 1) for p, _ in points], [100 * share for _, share in points]
+        for number, record in enumerate(group):
+            points = lines[record.identity]
+            passes, shares = [p or start for p, _ in points], [100 * share for _, share in points]
             style = styles[record.threat.name]
-            axes.plot(passes, shares, drawstyle="steps-post", **style)
-            axes.plot(passes[-1], shares[-1], "o", color=style["color"])
+            # Thinner and thinner: of lines that lie on each other each can be seen.
+            width = 1.2 + 3 * (len(group) - number - 1) / len(group)
+            axes.plot(passes, shares, drawstyle="steps-post", linewidth=width, **style)
+            axes.plot(passes[-1], shares[-1], "o", markersize=4 + width, color=style["color"])
         axes.set_xscale("log")
     columns = _columns(len(panels))
     for axes in panels[-columns:]:
@@ -205,7 +216,7 @@ def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
             "label": _label(name),
             "markersize": 4,
         }
-        for number, name in enumerate(sorted(names))
+        for number, name in enumerate(dict.fromkeys(names))
     }
 
 
@@ -225,7 +236,7 @@ def _label(text: str, *, longest: int = _LONGEST) -> str:
     if len(line) > longest:
         line = f"...{line[3 - longest :]}"
     # Matplotlib leaves labels that begin with an underscore out of legends.
-    return line.replace("$", r"\$").removeprefix("_") if line.strip("_") else "model"
+    return line.lstrip("_").replace("$", r"\$") or "-"
 
 
 def _save(figure: Figure, path: Path) -> None:
