@@ -77,36 +77,41 @@ def standing(record: Record) -> list[tuple[int, float]]:
     return points if most == points[-1][0] else [*points, (most, points[-1][1])]
 
 
+def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
+    """Finished records by suite, its digest and task; in each, by model, attack and radius.
+
+    Of two records for one place the newer one counts, as on the leaderboard. Models that share a
+    name are told apart by their weights.
+    """
+    places: dict[tuple[str, str, str], dict[tuple[str, str], Record]] = defaultdict(dict)
+    named = _names(records)
+    for record in sorted(records, key=lambda r: (r.created, r.identity)):
+        suite, model = record.suite, record.model
+        on = (suite.name, suite.digest) if suite else ("no-suite", record.sample_ids_digest)
+        if record.results is not None:
+            facts = model.model_copy(update={"name": named[model.name, model.digest]})
+            found = record.model_copy(update={"model": facts})
+            places[(*on, record.task.name)][facts.name, record.threat.name] = found
+    return {where: sorted(places[where].values(), key=_order) for where in sorted(places)}
+
+
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw the figures of each suite and task as PNG files; returns their paths.
 
     Raises InputError if no record is finished, and StorageError if a file cannot be written.
     """
-    groups: dict[tuple[str, str, str], dict[tuple[str, str], Record]] = defaultdict(dict)
-    named = _names(records)
-    # Of two records for one place the newer one counts, as on the leaderboard.
-    for record in sorted(records, key=lambda r: (r.created, r.identity)):
-        suite = record.suite
-        on = (suite.name, suite.digest) if suite else ("no-suite", record.sample_ids_digest)
-        if record.results is not None:
-            facts = record.model
-            model = facts.model_copy(update={"name": named[facts.name, facts.digest]})
-            groups[(*on, record.task.name)][model.name, record.threat.name] = record.model_copy(
-                update={"model": model}
-            )
+    groups = by_task(records)
     if not groups:
         raise InputError("No record is finished, so there is nothing to draw.")
     written = []
-    for (suite_name, digest, task), places in sorted(groups.items()):
-        group = sorted(places.values(), key=_order)
-        title = f"{task} on {suite_name}, {len(group[0].samples)} samples"
-        stem = f"{slug(suite_name)}-{digest[:8]}--{slug(task)}"
+    for (suite, digest, task), group in groups.items():
         curves = eps_curves(group)
         figures = {"eps": _eps_figure(curves)} if curves else {}
         figures["passes"] = _passes_figure(group)
         for what, figure in figures.items():
+            title = f"{task} on {suite}, {len(group[0].samples)} samples"
             figure.suptitle(_label(title, longest=120))
-            written.append(folder / f"{stem}--{what}.png")
+            written.append(folder / f"{slug(suite)}-{digest[:8]}--{slug(task)}--{what}.png")
             _save(figure, written[-1])
     return written
 
@@ -162,16 +167,16 @@ def _passes_figure(records: Sequence[Record]) -> Figure:
         models[record.model.name].append(record)
     figure, panels = _panels(list(models), width=4.6, height=3.4)
     styles = _styles(record.threat.name for record in records)
-    lines = {record.identity: standing(record) for record in records}
     # A logarithm has no zero: what stands before the attack is drawn left of where the first falls.
-    start = min((p for points in lines.values() for p, _ in points if p), default=2) / 2
+    start = max(1, min(map(_first_fall, records)) / 2)
     for axes, group in zip(panels, models.values(), strict=True):
         for number, record in enumerate(group):
-            points = lines[record.identity]
-            passes, shares = [p or start for p, _ in points], [100 * share for _, share in points]
+            points = standing(record)
+            passes = [max(p, start) for p, _ in points]
+            shares = [100 * share for _, share in points]
             style = styles[record.threat.name]
             # Thinner and thinner: of lines that lie on each other each can be seen.
-            width = 1.2 + 3 * (len(group) - number - 1) / len(group)
+            width = 1.2 + 2 * (len(group) - number - 1) / len(group)
             axes.plot(passes, shares, drawstyle="steps-post", linewidth=width, **style)
             axes.plot(passes[-1], shares[-1], "o", markersize=4 + width, color=style["color"])
         axes.set_xscale("log")
@@ -182,6 +187,11 @@ def _passes_figure(records: Sequence[Record]) -> Figure:
         axes.set_ylabel("samples that stand, %")
     _legend(figure, panels)
     return figure
+
+
+def _first_fall(record: Record) -> float:
+    spent = (s.forward + s.backward for s in record.samples if s.broken_by is not None)
+    return min(spent, default=math.inf)
 
 
 def _columns(panels: int) -> int:
