@@ -1,6 +1,7 @@
 """What the figures show is what the records say."""
 
-import pytest
+import shutil
+
 from PIL import Image
 
 from mmtard_bench.figures import by_task, draw, eps_curves, standing
@@ -101,8 +102,10 @@ def test_a_model_made_again_replaces_itself_and_other_weights_do_not():
 
 
 def test_the_entries_that_ship(cli: Cli, tmp_path):
-    entries = REPOSITORY / "leaderboard" / "entries" / "digits-v1"
-    done = cli("plot", entries, "--out", "figures")
+    for model in ("teacher-robust", "tiny-clip"):  # of all of them: reading takes seconds
+        (folder,) = (REPOSITORY / "leaderboard/entries/digits-v1").glob(f"{model}-????????")
+        shutil.copytree(folder, tmp_path / "entries" / folder.name)
+    done = cli("plot", "entries", "--out", "figures")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     paths = [tmp_path / line for line in done.stdout.splitlines()]
