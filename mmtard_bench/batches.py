@@ -65,9 +65,11 @@ class Evaluation:
         device: torch.device,
         workers: int,
         embeddings: dict[str, Embeddings],
+        known: Mapping[str, Sample],
     ) -> None:
         self.job = job
         self.embeddings = embeddings
+        self.known = known
         self.workers = workers
         self.device = device
         job.clip.to(device)
@@ -110,6 +112,7 @@ class Evaluation:
     ) -> tuple[list[Sample], list[str]]:
         """Settle every sample that ``done`` lacks. Returns all of them, in order, and notes."""
         started = time.monotonic()
+        done = {**done, **self.known}
         notes = list(dict.fromkeys(notes))
         with closing(in_chunks(self._chunks(done), self._image, workers=self.workers)) as chunks:
             for rows, images in chunks:
@@ -176,12 +179,13 @@ class Evaluation:
     def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
         """Rows of the manifest that go to the attack together.
 
-        Blocks of reference attacks are fixed by the manifest; other attacks treat samples alone.
+        Blocks of reference attacks are fixed by the manifest and what is known from other records;
+        other attacks treat samples alone.
         """
         ids = self.job.data.manifest.ids
         block = self.job.attack.block
         size = block or self.batch_size * (REFILLS if self.job.attack.refills else 1)
-        rows = list(range(len(ids)))
+        rows = [row for row in range(len(ids)) if ids[row] not in self.known]
         if block is None:
             rows = [row for row in rows if ids[row] not in done]
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_show)
 
+    command = commands.add_parser("plot", help="draw accuracy against eps and against passes")
+    command.add_argument("path", type=Path, help="a run directory, or one record")
+    command.add_argument("--out", type=Path, help="default: figures/ beside the records")
+    command.set_defaults(run=_plot)
+
     command = commands.add_parser("leaderboard", help="write the leaderboard from records")
     command.add_argument(
         "--records", type=Path, default=Path("leaderboard/entries"), help="where records are"
@@ -368,15 +373,31 @@ def _first_line(item: object) -> str:
     return (getattr(item, "__doc__", None) or "").strip().split("\n")[0]
 
 
-def _show(arguments: argparse.Namespace) -> int:
+def _records(path: Path) -> "list[Record]":
     from mmtard_bench.leaderboard import load_records
-    from mmtard_bench.records import read_record, to_text
-    from mmtard_bench.summary import table_of
+    from mmtard_bench.records import read_record
 
-    path: Path = arguments.path
     records = [read_record(path)] if path.is_file() else load_records(path)
     if not records:
         raise InputError(f"There are no records below {path}.")
+    return records
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.figures import draw
+
+    path: Path = arguments.path
+    records = _records(path)
+    folder = arguments.out or (path if path.is_dir() else path.parent) / "figures"
+    print("\n".join(map(str, draw(records, folder))))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.records import to_text
+    from mmtard_bench.summary import table_of
+
+    records = _records(arguments.path)
     if arguments.json:
         print("[" + ",\n".join(to_text(record).strip() for record in records) + "]")
         return 0

@@ -29,6 +29,7 @@ def execute(
     device: torch.device,
     workers: int | None = None,
     done: Mapping[str, Sample] | None = None,
+    known: Mapping[str, Sample] | None = None,
     spent: float = 0.0,
     notes: Sequence[str] = (),
     embeddings: Mapping[str, Embeddings] | None = None,
@@ -39,10 +40,11 @@ def execute(
 
     ``done`` holds samples settled by an interrupted evaluation of the same identity, ``spent``
     its seconds, ``notes`` its notes and ``embeddings`` those of its batches; ``keep`` is called
-    with every batch that is settled. ``workers`` threads decode images while the attack runs (as
-    many as fit if None, none for 0). Whatever the model or the attack does wrong, and images that
-    cannot be used, become a record with status "error": a failure never counts as robust. Raises
-    what ``keep`` raises if that is a StorageError.
+    with every batch that is settled. ``known`` holds samples whose verdicts follow from records at
+    larger radii. ``workers`` threads decode images while the attack runs (as many as fit if None,
+    none for 0). Whatever the model or the attack does wrong, and images that cannot be used,
+    become a record with status "error": a failure never counts as robust. Raises what ``keep``
+    raises if that is a StorageError.
     """
     started = time.monotonic()
     evaluation: Evaluation | None = None
@@ -50,7 +52,7 @@ def execute(
         job.data.require_images(job.threat.surface, workers=workers)
         with _full_float32():
             evaluation = Evaluation(
-                job, batch_size, device, worker_count(workers), dict(embeddings or {})
+                job, batch_size, device, worker_count(workers), dict(embeddings or {}), known or {}
             )
             doubts = evaluation.inspect()
             samples, said = evaluation.run(

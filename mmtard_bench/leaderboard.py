@@ -5,6 +5,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from statistics import mean
 
@@ -78,7 +79,7 @@ def render(records: Sequence[Record], reported: Sequence[Reported] = ()) -> str:
 
 def _section(suite: str, records: Sequence[Record]) -> str:
     rows = _one_surface_a_task(_rows(records))
-    balls = sorted({w.ball for row in rows for w in row.worst}, key=lambda b: (b[:4] != "linf", b))
+    balls = sorted({w.ball for row in rows for w in row.worst}, key=_by_radius)
     # The first ball of the suite decides; rows that lack a record come last.
     rows.sort(
         key=lambda row: (
@@ -169,9 +170,11 @@ def _overview(rows: Sequence[Row], balls: Sequence[str], average: str) -> str:
 
 def _task_table(rows: Sequence[Row], task: str, balls: Sequence[str]) -> str:
     of_task = [record for row in rows for record in row.records if record.task.name == task]
-    threats = sorted({_key(r) for r in of_task})
-    threats.sort(key=lambda key: key[0] != "linf")
+    threats = sorted({_key(r) for r in of_task}, key=lambda key: _by_radius(" ".join(key)))
     names = {key: next(r.threat.name for r in of_task if _key(r) == key) for key in threats}
+    # Of one threat model the worst case is its own column again.
+    several = {w.ball for row in rows for w in row.worst if w.task == task and w.threats > 1}
+    balls = [ball for ball in balls if ball in several]
     lines = []
     for row in rows:
         records = {_key(r): r for r in row.records if r.task.name == task}
@@ -205,6 +208,12 @@ def _recall_table(rows: Sequence[Row]) -> str:
 def _key(record: Record) -> tuple[str, ...]:
     threat = record.threat
     return threat.norm, threat.eps, threat.surface, threat.attack
+
+
+def _by_radius(ball: str) -> tuple[bool, str, Fraction, str]:
+    """The order of columns, for what begins with norm and eps: L-inf first, radii ascending."""
+    norm, eps = ball.split()[:2]
+    return norm != "linf", norm, Fraction(eps), ball
 
 
 def _cell(record: Record | None) -> str:

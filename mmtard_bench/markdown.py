@@ -1,4 +1,4 @@
-"""Text from outside inside markdown or on a terminal, and tables. Imports without torch."""
+"""Text from outside in markdown, terminals and file names; tables. Imports without torch."""
 
 import re
 from collections.abc import Sequence
@@ -14,6 +14,11 @@ def escape(text: str) -> str:
 def printable(text: str) -> str:
     """Text from a record or a data set for a terminal, without control characters."""
     return "".join(c if c == "\n" or c.isprintable() else "?" for c in text)
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file name; "model" if nothing of it can be."""
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name)[-80:].strip("-.") or "model"
 
 
 def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:

@@ -31,6 +31,13 @@ for _protocol in (
         source="mmtard_bench",
     ),
     Protocol(
+        name="mmtard-curve-v1",
+        description="robust accuracy against eps: APGD at six radii, from the largest down",
+        threats=_threats("apgd-pair", "1/255 2/255 3/255 4/255 6/255 8/255", surface="native"),
+        samples="what stood at a larger radius counts as standing at the smaller ones",
+        source="mmtard_bench",
+    ),
+    Protocol(
         name="mmtard-retrieval-v1",
         description="image attacks on image-to-text rank 1; recall at 1, 5, 10 in both directions",
         threats=_threats("pgd-20 apgd-pair", "8/255", surface="native")

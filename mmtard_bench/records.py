@@ -86,7 +86,7 @@ class ThreatFacts(Strict):
 
     attack: Name
     norm: Literal["linf", "l2", "levenshtein"]
-    eps: str = Field(pattern=r"^\d+/\d+$")
+    eps: str = Field(pattern=r"^[0-9]{1,6}/[1-9][0-9]{0,5}$")
     surface: Literal["native", "model"]
     parameters: Scalars
     block: Count | None
@@ -392,14 +392,14 @@ def write_record(path: Path, record: Record) -> None:
     write_atomically(path, to_text(record))
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename."""
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)

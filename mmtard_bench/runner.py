@@ -1,8 +1,7 @@
 """Walk a suite: one model at a time, one record at a time, resumable at any moment."""
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmtard_bench.attacks.base import Engine
 from mmtard_bench.batches import Batch, Embeddings
+from mmtard_bench.curve import follows, known_from_above
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import FAST, Job, prepare
+from mmtard_bench.markdown import slug
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import (
@@ -49,7 +50,7 @@ def with_overrides(suite: Suite, *, n: int | None, seed: int | None) -> Suite:
 
 def run_folder(out: Path, suite: Suite, clip: Clip) -> Path:
     """Where a run's records go: a directory a suite, in it one a model and its weights."""
-    return out / suite.name / f"{_slug(clip.name)}-{_slug(clip.digest[:8])}"
+    return out / suite.name / f"{slug(clip.name)}-{slug(clip.digest[:8])}"
 
 
 def run_model(
@@ -80,6 +81,7 @@ def run_model(
                 missing.append(error)
                 progress.say(f"{clip.name} {task.name}: FAILED, see below")
                 continue
+            above: list[Record] = []
             for threat in threats:
                 try:
                     job = prepare(clip, data, threat, seed=suite.seed, suite=suite, engine=engine)
@@ -87,7 +89,10 @@ def run_model(
                     missing.append(error)
                     progress.say(f"{clip.name} {task.name} {threat.name}: FAILED, see below")
                     continue
-                yield _run_record(job, folder, batch_size, device, progress, workers)
+                record = _run_record(job, folder, batch_size, device, progress, workers, above)
+                if suite.curve:
+                    above.append(record)
+                yield record
     if missing:
         raise InputError("\n".join(dict.fromkeys(map(str, missing))))
 
@@ -99,13 +104,16 @@ def _run_record(
     device: torch.device,
     progress: RunProgress,
     workers: int | None,
+    above: Sequence[Record],
 ) -> Record:
+    """Make or read one record; samples that stood in ``above`` are taken over from there."""
     identity = job.identity
     path = folder / _file_name(job.data.task.name, job.threat, identity)
     name = f"{job.clip.name} {job.data.task.name} {job.threat.name}"
+    known, notes = known_from_above(job.threat, above)
     if path.exists():
         record = read_record(path)
-        if record.identity == identity and record.status == "ok":
+        if record.identity == identity and record.status == "ok" and follows(record, known):
             _say(progress, name, record, "already there")
             return record
     partial = Partial(path.with_suffix(".partial"), identity)
@@ -116,15 +124,16 @@ def _run_record(
         for batch in done
         for sample, pair in zip(batch.samples, batch.embeddings, strict=False)
     }
-    progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled))
+    progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled | known))
     record = execute(
         job,
         batch_size=batch_size,
         device=device,
         workers=workers,
         done=settled,
+        known=known,
         spent=sum(batch.seconds for batch in done),
-        notes=[note for batch in done for note in batch.notes],
+        notes=[*notes, *(note for batch in done for note in batch.notes)],
         embeddings=embeddings,
         keep=partial.append,
         report=progress.update,
@@ -236,9 +245,4 @@ class Partial:
 
 
 def _file_name(task: str, threat: ThreatModel, identity: str) -> str:
-    return f"{_slug(task)}--{_slug(threat.name)}--{identity[:8]}.json"
-
-
-def _slug(name: str) -> str:
-    """A name as a part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", name)[-80:].strip("-.") or "model"
+    return f"{slug(task)}--{slug(threat.name)}--{identity[:8]}.json"

@@ -7,7 +7,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -63,6 +63,7 @@ class _SuiteFile(_Strict):
     seed: int = Field(ge=0, lt=2**32)
     block: int = Field(default=64, ge=1)
     skip_damaged: bool = False
+    curve: bool = False
     tasks: list[str | TaskTable] = Field(min_length=1)
     threats: list[_ThreatTable] = Field(min_length=1)
 
@@ -136,6 +137,9 @@ def _assemble(parsed: _SuiteFile) -> Suite:
         for threat, table in zip(threats, parsed.threats, strict=True)
         if table.tasks is not None
     }
+    if parsed.curve:
+        _require_curve(parsed.name, tasks, threats)
+        threats = tuple(sorted(threats, key=lambda threat: -float(threat.eps)))
     plan = _plan(parsed.name, tasks, threats, only)
     meaning: dict[str, Any] = {
         "protocol": parsed.protocol,
@@ -149,6 +153,8 @@ def _assemble(parsed: _SuiteFile) -> Suite:
         meaning["only"] = {name: sorted(named) for name, named in only.items()}
     if parsed.skip_damaged:
         meaning["skip_damaged"] = True
+    if parsed.curve:
+        meaning["curve"] = True
     return Suite(
         name=parsed.name,
         description=parsed.description,
@@ -158,6 +164,7 @@ def _assemble(parsed: _SuiteFile) -> Suite:
         seed=parsed.seed,
         block=parsed.block,
         skip_damaged=parsed.skip_damaged,
+        curve=parsed.curve,
         digest=hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest(),
     )
 
@@ -183,6 +190,19 @@ def _plan(
         if not its_threats:
             raise InputError(f"The suite '{suite}' has no threat model for '{task.name}'.")
     return plan
+
+
+def _require_curve(suite: str, tasks: tuple[Task, ...], threats: tuple[ThreatModel, ...]) -> None:
+    if any(task.metric == "retrieval" for task in tasks):
+        raise InputError(
+            f"The suite '{suite}' has curve = true and retrieval tasks, whose ranks need an attack "
+            "on every image at every radius; leave curve out."
+        )
+    if len({replace(threat, eps=threats[0].eps) for threat in threats}) == len(threats):
+        raise InputError(
+            f"The suite '{suite}' has curve = true, but no attack at two radii; add radii, or "
+            "leave curve out."
+        )
 
 
 def _require_protocol(parsed: _SuiteFile, threats: tuple[ThreatModel, ...]) -> None:

@@ -154,8 +154,9 @@ class Suite:
 
     ``plan`` gives the threat models of each task, in order. Reference attacks work on blocks of
     ``block`` consecutive samples. With ``skip_damaged``, samples whose images are damaged are left
-    out, and records say which. ``digest`` hashes what the suite means, not how its file is
-    written.
+    out, and records say which. With ``curve``, ``plan`` has the largest radii first, and a sample
+    that stood at one counts as standing at the smaller ones. ``digest`` hashes what the suite
+    means, not how its file is written.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Suite:
     block: int
     digest: str
     skip_damaged: bool = False
+    curve: bool = False
 
     @property
     def threats(self) -> tuple[ThreatModel, ...]:

@@ -15,10 +15,11 @@ LAYERS = [
     {"types"},
     {"registry", "hub"},
     {"records"},
+    {"curve"},
     {"protocols"},
     {"data", "models", "tasks", "attacks"},
     {"suites"},
-    {"markdown", "reported", "summary", "leaderboard", "environment"},
+    {"markdown", "reported", "summary", "leaderboard", "figures", "environment"},
     {"job"},
     {"batches"},
     {"evaluation"},
@@ -85,7 +86,7 @@ def test_nothing_but_the_command_line_imports_train():
 
 def test_the_leaderboard_imports_without_torch():
     code = (
-        "import sys, mmtard_bench.leaderboard, mmtard_bench.cli; "
+        "import sys, mmtard_bench.leaderboard, mmtard_bench.figures, mmtard_bench.cli; "
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -141,6 +141,23 @@ def test_balls_of_text_and_pixels_stand_apart():
     assert "worst case linf 8/255 + 1 edit" in page
 
 
+def test_a_curve_has_a_column_an_eps_in_the_order_of_radii():
+    records = []
+    for eps in ("16/255", "2/255", "8/255"):
+        record = made("rb", records=3)
+        threat = record.threat.model_copy(update={"eps": eps})
+        records.append(in_suite(record, 3, threat=threat))
+    overview, table = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in render(records).splitlines()
+        if "model " in line and line.startswith("|")
+    )
+    radii = ["linf 2/255", "linf 8/255", "linf 16/255"]
+    assert overview[3:6] == [f"worst case {ball}" for ball in radii]
+    # Of one threat model each, they are not shown twice.
+    assert table == ["model", "clean", *(f"pgd-5 {ball}" for ball in radii)]
+
+
 def on(surface: str, task: str, outcomes: str) -> Record:
     record = made(outcomes, records=2)
     threat = record.threat.model_copy(update={"surface": surface})

@@ -120,6 +120,7 @@ PINNED = {
     "tecoa-v1": "ccbf1906314be71ea7fdec000129c8772c0ec4a5484b1b0b8d8bf58bf419ae1f",
     "rb-standard-v1": "a9186c1d8e31cc570b0414f94dd23250d13ed33532088a3947ca56494379bd6a",
     "reproduce-unseen-v1": "5e76cbcbd85f863db91ad531b0fc20e5b9bc97359c1739115edd2cb7b1ae2fbb",
+    "curve-v1": "8dd33861a9f4b5c76c1c92a0d866b3f795ae73040ed9a92f6a8ea53b9c11c113",
 }
 
 

@@ -1,0 +1,50 @@
+"""Robustness curves over eps: what a larger radius says about a smaller one."""
+
+from collections.abc import Mapping, Sequence
+
+from mmtard_bench.records import Record, Sample
+from mmtard_bench.types import ThreatModel
+
+
+def known_from_above(
+    threat: ThreatModel, records: Sequence[Record]
+) -> tuple[dict[str, Sample], list[str]]:
+    """The samples whose verdict under a threat model follows from records at larger radii.
+
+    ``records`` are those of one model and task so far, the largest radius first; those of the
+    same attack, norm and surface count, failed ones say nothing. A sample that stood in a ball
+    counts as standing in each ball inside it, and one that was wrong without an attack stays
+    wrong: neither costs passes again. Returns samples by id, and a note that counts them.
+    """
+    known: dict[str, Sample] = {}
+    stood = []
+    for record in records:
+        facts = record.threat
+        if (facts.attack, facts.norm, facts.surface) != (
+            threat.attack,
+            threat.norm,
+            threat.surface,
+        ):
+            continue
+        fresh = [
+            sample.model_copy(update={"forward": 0, "backward": 0})
+            for sample in record.samples
+            if sample.id not in known and (sample.robust or not sample.clean_correct)
+        ]
+        known.update((sample.id, sample) for sample in fresh)
+        if count := sum(sample.robust for sample in fresh):
+            stood.append(f"{count} stood at {facts.eps}")
+    notes = [f"Samples that were not attacked again: {', '.join(stood)}."] if stood else []
+    return known, notes
+
+
+def follows(record: Record, known: Mapping[str, Sample]) -> bool:
+    """Whether a finished record took over just what is ``known`` from larger radii.
+
+    It did not if one of those was made again since, with a verdict that rounding changed.
+    """
+    if not known:
+        return True
+    samples = {sample.id: sample for sample in record.samples}
+    taken = {sample.id for sample in record.samples if sample.robust and not sample.forward}
+    return taken <= known.keys() and known.items() <= samples.items()

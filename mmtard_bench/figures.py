@@ -1,0 +1,255 @@
+"""Figures of records: accuracy against eps, and against passes spent. Imports without torch."""
+
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mmtard_bench.errors import InputError
+from mmtard_bench.markdown import printable, slug
+from mmtard_bench.records import Record, write_atomically
+
+_LONGEST = 40
+"""Characters of a name in a legend."""
+
+
+class Point(NamedTuple):
+    """Robust accuracy at a radius, with Wilson's 95% interval; at "0" it is the clean accuracy."""
+
+    eps: str
+    accuracy: float
+    interval: tuple[float, float]
+
+
+def eps_curves(records: Iterable[Record]) -> dict[str, dict[str, list[Point]]]:
+    """Accuracy against eps, radii ascending, of one task: points by threat model and model.
+
+    Threat models go by attack, norm and surface; only models with two finished radii count. Each
+    curve begins with the clean accuracy.
+    """
+    groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record.results is not None:
+            threat = record.threat
+            where = f"{threat.attack} {threat.norm}{' model' * (threat.surface == 'model')}"
+            groups[where][record.model.name].append(record)
+    curves = {
+        where: {
+            model: _points(group)
+            for model, group in models.items()
+            if len({Fraction(record.threat.eps) for record in group}) > 1
+        }
+        for where, models in groups.items()
+    }
+    return {where: models for where, models in curves.items() if models}
+
+
+def _points(records: Iterable[Record]) -> list[Point]:
+    ordered = sorted(records, key=lambda record: Fraction(record.threat.eps))
+    results = [(record.threat.eps, record.results) for record in ordered if record.results]
+    clean = results[0][1]
+    return [
+        Point("0", clean.clean_accuracy, clean.clean_interval),
+        *(Point(eps, r.robust_accuracy, r.robust_interval) for eps, r in results),
+    ]
+
+
+def standing(record: Record) -> list[tuple[int, float]]:
+    """Share of samples that still stand after so many passes, forward and backward, a sample.
+
+    Begins with the clean accuracy after none, and ends with the robust accuracy after the most
+    that was spent on a sample.
+    """
+    spent = {s.id: s.forward + s.backward for s in record.samples}
+    falls = Counter(spent[s.id] for s in record.samples if s.broken_by is not None)
+    places = sorted(falls)
+    clean, n = sum(s.clean_correct for s in record.samples), len(record.samples)
+    left = accumulate((falls[p] for p in places), lambda count, fell: count - fell, initial=clean)
+    points = [(p, count / n) for p, count in zip([0, *places], left, strict=True)]
+    most = max(spent.values())
+    return points if most == points[-1][0] else [*points, (most, points[-1][1])]
+
+
+def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
+    """Finished records by suite, its digest and task; in each, by model, attack and radius.
+
+    Of two records for one place the newer one counts, as on the leaderboard. Models that share a
+    name are told apart by their weights.
+    """
+    places: dict[tuple[str, str, str], dict[tuple[str, str], Record]] = defaultdict(dict)
+    named = _names(records)
+    for record in sorted(records, key=lambda r: (r.created, r.identity)):
+        suite, model = record.suite, record.model
+        on = (suite.name, suite.digest) if suite else ("no-suite", record.sample_ids_digest)
+        if record.results is not None:
+            facts = model.model_copy(update={"name": named[model.name, model.digest]})
+            found = record.model_copy(update={"model": facts})
+            places[(*on, record.task.name)][facts.name, record.threat.name] = found
+    return {where: sorted(places[where].values(), key=_order) for where in sorted(places)}
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Draw the figures of each suite and task as PNG files; returns their paths.
+
+    Raises InputError if no record is finished, and StorageError if a file cannot be written.
+    """
+    groups = by_task(records)
+    if not groups:
+        raise InputError("No record is finished, so there is nothing to draw.")
+    written = []
+    for (suite, digest, task), group in groups.items():
+        curves = eps_curves(group)
+        figures = {"eps": _eps_figure(curves)} if curves else {}
+        figures["passes"] = _passes_figure(group)
+        for what, figure in figures.items():
+            title = f"{task} on {suite}, {len(group[0].samples)} samples"
+            figure.suptitle(_label(title, longest=120))
+            written.append(folder / f"{slug(suite)}-{digest[:8]}--{slug(task)}--{what}.png")
+            _save(figure, written[-1])
+    return written
+
+
+def _order(record: Record) -> tuple[str, str, str, Fraction, str]:
+    threat = record.threat
+    eps = Fraction(threat.eps)
+    return record.model.name, threat.attack, threat.norm, eps, threat.surface
+
+
+def _names(records: Iterable[Record]) -> dict[tuple[str, str], str]:
+    """What models are called: by name, and by their weights where two share one."""
+    models = sorted({(record.model.name, record.model.digest) for record in records})
+    shared = Counter(name for name, _ in models)
+    return {
+        (name, digest): f"{name} ({digest[:8]})" if shared[name] > 1 else name
+        for name, digest in models
+    }
+
+
+def _eps_figure(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> Figure:
+    figure, panels = _panels(list(curves), width=5.5, height=4)
+    styles = _styles(model for models in curves.values() for model in models)
+    for axes, models in zip(panels, curves.values(), strict=True):
+        for model, points in models.items():
+            radii = [float(Fraction(point.eps)) for point in points]
+            axes.plot(radii, [100 * p.accuracy for p in points], marker="o", **styles[model])
+            bounds = zip(*(point.interval for point in points), strict=True)
+            low, high = ([100 * bound for bound in side] for side in bounds)
+            axes.fill_between(radii, low, high, color=styles[model]["color"], alpha=0.13, lw=0)
+        _label_radii(axes, {point.eps for points in models.values() for point in points})
+        axes.set_xlabel("eps (at 0: clean accuracy); bands: Wilson's 95% interval")
+    for axes in panels[:: _columns(len(panels))]:
+        axes.set_ylabel("robust accuracy, %")
+    _legend(figure, panels)
+    return figure
+
+
+def _label_radii(axes: Axes, radii: Iterable[str]) -> None:
+    """Exact fractions as ticks; of crowded ones the larger are left out, never the largest."""
+    ordered = sorted(radii, key=Fraction)
+    gap = Fraction(ordered[-1]) / 10
+    kept = [ordered[-1]]
+    for eps in ordered[:-1]:
+        if all(abs(Fraction(eps) - Fraction(other)) >= gap for other in kept):
+            kept.append(eps)
+    axes.set_xticks([float(Fraction(eps)) for eps in kept], kept)
+
+
+def _passes_figure(records: Sequence[Record]) -> Figure:
+    models: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        models[record.model.name].append(record)
+    figure, panels = _panels(list(models), width=4.6, height=3.4)
+    styles = _styles(record.threat.name for record in records)
+    # A logarithm has no zero: what stands before the attack is drawn left of where the first falls.
+    start = max(1, min(map(_first_fall, records)) / 2)
+    for axes, group in zip(panels, models.values(), strict=True):
+        for number, record in enumerate(group):
+            points = standing(record)
+            passes = [max(p, start) for p, _ in points]
+            shares = [100 * share for _, share in points]
+            style = styles[record.threat.name]
+            # Thinner and thinner: of lines that lie on each other each can be seen.
+            width = 1.2 + 2 * (len(group) - number - 1) / len(group)
+            axes.plot(passes, shares, drawstyle="steps-post", linewidth=width, **style)
+            axes.plot(passes[-1], shares[-1], "o", markersize=4 + width, color=style["color"])
+        axes.set_xscale("log")
+    columns = _columns(len(panels))
+    for axes in panels[-columns:]:
+        axes.set_xlabel("passes spent on a sample (forward + backward)")
+    for axes in panels[::columns]:
+        axes.set_ylabel("samples that stand, %")
+    _legend(figure, panels)
+    return figure
+
+
+def _first_fall(record: Record) -> float:
+    spent = (s.forward + s.backward for s in record.samples if s.broken_by is not None)
+    return min(spent, default=math.inf)
+
+
+def _columns(panels: int) -> int:
+    return min(panels, 4 if panels > 6 else 3)
+
+
+def _panels(titles: Sequence[str], *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A grid of panels with one scale in percent, and room for a legend on the right."""
+    columns = _columns(len(titles))
+    rows = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(columns * width + 2.5, rows * height), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    every: list[Axes] = list(grid.flat)
+    for axes in every[len(titles) :]:
+        axes.set_axis_off()
+    panels = every[: len(titles)]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(_label(title), fontsize=10)
+        axes.set_ylim(-2, 102)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelbottom=True)
+    return figure, panels
+
+
+def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A line for each name: ten colours, then the same dashed, and so on."""
+    dashes = ("-", "--", ":", "-.")
+    return {
+        name: {
+            "color": f"C{number % 10}",
+            "linestyle": dashes[number // 10 % len(dashes)],
+            "label": _label(name),
+            "markersize": 4,
+        }
+        for number, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all panels, beside them."""
+    lines = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=8)
+
+
+def _label(text: str, *, longest: int = _LONGEST) -> str:
+    """Text from a record in a figure: one line, its end if it is long, and no formulas."""
+    line = " ".join(printable(text).split())
+    if len(line) > longest:
+        line = f"...{line[3 - longest :]}"
+    # Matplotlib leaves labels that begin with an underscore out of legends.
+    return line.lstrip("_").replace("$", r"\$") or "-"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_atomically(path, picture.getvalue())
