@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable, slug
@@ -180,6 +181,9 @@ def _passes_figure(records: Sequence[Record]) -> Figure:
             axes.plot(passes, shares, drawstyle="steps-post", linewidth=width, **style)
             axes.plot(passes[-1], shares[-1], "o", markersize=4 + width, color=style["color"])
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     columns = _columns(len(panels))
     for axes in panels[-columns:]:
         axes.set_xlabel("passes spent on a sample (forward + backward)")
