@@ -14,6 +14,7 @@ from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, requir
 from mmtard_bench.data.workers import in_chunks
 from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.job import Job
+from mmtard_bench.processes import Processes
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Sample
 from mmtard_bench.tasks.retrieval import RetrievalScorer
@@ -30,8 +31,9 @@ Embeddings = tuple[str, str]
 class Batch:
     """Samples that are settled: what a run keeps so that it can go on from there.
 
-    In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked once
-    all images are there.
+    ``seconds`` is its part of the time that passed: with two processes at work, half of what it
+    took. In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked
+    once all images are there.
     """
 
     samples: list[Sample]
@@ -60,8 +62,10 @@ class Evaluation:
         device: torch.device,
         workers: int,
         embeddings: dict[str, Embeddings],
+        processes: Processes,
     ) -> None:
         self.job = job
+        self.processes = processes
         self.embeddings = embeddings
         self.batch_size = batch_size
         self.workers = workers
@@ -87,23 +91,48 @@ class Evaluation:
 
     def run(
         self,
-        done: dict[str, Sample],
-        notes: list[str],
+        done: Mapping[str, Sample],
         keep: Callable[[Batch], None],
         report: Callable[[Progress], None],
-    ) -> tuple[list[Sample], list[str]]:
-        """Settle every sample that ``done`` lacks. Returns all of them, in order, and notes."""
+    ) -> list[Batch]:
+        """Settle this process's share of the samples that ``done`` lacks, batch by batch.
+
+        It may be cut short where another process failed.
+        """
         started = time.monotonic()
-        notes = list(dict.fromkeys(notes))
+        here = dict(done)
+        batches: list[Batch] = []
         with closing(in_chunks(self._chunks(done), self._image, workers=self.workers)) as chunks:
             for rows, images in chunks:
                 batch = torch.stack(images).to(self.device)
-                settled = self._settle(rows, batch, done, report, started=started)
-                done.update((sample.id, sample) for sample in settled.samples)
-                notes = list(dict.fromkeys([*notes, *settled.notes]))
+                settled = self._settle(rows, batch, here, report, started=started)
+                here.update((sample.id, sample) for sample in settled.samples)
+                batches.append(settled)
                 keep(settled)
+                self._tell(done, here)
                 started = time.monotonic()
-        return [done[sample] for sample in self.job.data.manifest.ids], notes
+                if self.processes.stopping:
+                    break
+        return batches
+
+    def _tell(self, done: Mapping[str, Sample], here: Mapping[str, Sample]) -> None:
+        new = [sample.robust for name, sample in here.items() if name not in done]
+        self.processes.tell(len(new), sum(new))
+
+    def collect(
+        self, done: Mapping[str, Sample], own: list[Batch]
+    ) -> tuple[list[Sample], list[str]]:
+        """All samples in order, once every process has settled its share, and their notes."""
+        ids = self.job.data.manifest.ids
+        places = {sample: place for place, sample in enumerate(ids)}
+        every = [batch for part in self.processes.gather(own, list[Batch]) for batch in part]
+        every.sort(key=lambda batch: places[batch.samples[0].id])
+        samples = dict(done)
+        for batch in every:
+            names = [sample.id for sample in batch.samples]
+            samples.update(zip(names, batch.samples, strict=True))
+            self.embeddings.update(zip(names, batch.embeddings, strict=False))
+        return [samples[name] for name in ids], [note for batch in every for note in batch.notes]
 
     def _settle(
         self,
@@ -141,8 +170,8 @@ class Evaluation:
             for row, v in zip(rows, verdicts, strict=True)
             if v.embedding
         ]
-        self.embeddings.update(zip((s.id for s in samples), found, strict=False))
-        return Batch(samples, result.notes, time.monotonic() - started, found)
+        seconds = (time.monotonic() - started) / self.processes.world
+        return Batch(samples, result.notes, seconds, found)
 
     def rank_captions(self, samples: list[Sample]) -> list[Sample]:
         """In retrieval, the samples with the ranks of their captions among all images."""
@@ -161,15 +190,17 @@ class Evaluation:
         """Rows of the manifest that go to the attack together.
 
         Blocks of reference attacks are fixed by the manifest; other attacks treat samples alone.
+        Of several processes each has its share, of whole blocks or of samples.
         """
         ids = self.job.data.manifest.ids
         block = self.job.attack.block
         size = block or self.batch_size
         rows = list(range(len(ids)))
         if block is None:
-            rows = [row for row in rows if ids[row] not in done]
+            rows = [*self.processes.share([row for row in rows if ids[row] not in done])]
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
+        chunks = [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
+        return chunks if block is None else [*self.processes.share(chunks)]
 
     def _attack(
         self, images: Tensor, rows: list[int], decided: Callable[[int, int], None]

@@ -179,8 +179,11 @@ class Flag(Strict):
     detail: str
 
 
-class Environment(Strict):
-    """Where a record was made: recorded, not part of its identity."""
+class Environment(_Sparse):
+    """Where a record was made: recorded, not part of its identity.
+
+    Device, threads and batch size are those of each of the ``processes``, where there were several.
+    """
 
     versions: dict[str, str]
     python: str
@@ -189,6 +192,7 @@ class Environment(Strict):
     threads: Count
     batch_size: Count
     git_revision: str | None
+    processes: Annotated[int, Field(ge=2)] | None = None
 
 
 class Record(Strict):
