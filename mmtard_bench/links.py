@@ -54,6 +54,7 @@ class Link:
 
     def close(self) -> None:
         """End the connection."""
+        self._lines.close()
         self._connection.close()
 
 
