@@ -61,7 +61,7 @@ class Processes:
         self._links = links or {}
         self._round = 0
         self._failed = -1
-        self._settled: dict[int, tuple[int, int, int]] = {}
+        self._settled = dict.fromkeys(self._links, (-1, 0, 0))
         self._cause: BaseException | None = None
         self._over = False
 
@@ -136,10 +136,10 @@ class Processes:
 
     def listen(self) -> None:
         """Begin to hear the others; from now on a signal ends this process with a sentence."""
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGTERM, self._stop)
         for rank, link in self._links.items():
             threading.Thread(target=self._listen, args=(rank, link), daemon=True).start()
-            signal.signal(signal.SIGINT, self._stop)
-            signal.signal(signal.SIGTERM, self._stop)
 
     def finish(self) -> None:
         """Wait until all are finished: launchers stop the others once one has ended."""
@@ -180,7 +180,7 @@ class Processes:
                 if kind == "value":
                     link.values.put(body)
                 elif kind == "progress":
-                    self._settled[rank] = body
+                    self._settled[rank] = tuple(body)
                 elif kind == "failed":
                     if self.first:
                         self._fail(body, but=rank)

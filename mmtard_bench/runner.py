@@ -116,7 +116,7 @@ def _run_record(
     identity = processes.agree(lambda: job.identity)
     if len(set(processes.gather(identity, str))) > 1:
         raise InputError(
-            f"The processes of this run do not see the same model, data or packages for "
+            f"The processes of this run do not see the same model, or not the same data, for "
             f"{job.clip.name} on {job.data.task.name}; all machines need the same files."
         )
     path = folder / _file_name(job.data.task.name, job.threat, identity)

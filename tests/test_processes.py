@@ -143,7 +143,9 @@ def assert_same(found: dict[str, Record], expected: dict[str, Record]) -> None:
         assert content(record) == content(expected[name])
 
 
-@pytest.mark.parametrize("task", ["digits/digit", "digits/retrieval"])
+@pytest.mark.parametrize(
+    "task", ["digits/digit", pytest.param("digits/retrieval", marks=pytest.mark.slow)]
+)
 def test_two_processes_make_the_records_of_one(tmp_path, task):
     suite = write_suite(tmp_path, "both", [task], ["pgd-1", "apgd-pair"], 10)
     first, second = finish(start(tmp_path, suite, *TINY, "--batch-size", "2"))
@@ -158,6 +160,7 @@ def test_two_processes_make_the_records_of_one(tmp_path, task):
     assert not list(tmp_path.rglob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_is_the_error_of_the_record(tmp_path):
     suite = write_suite(tmp_path, "long", ["digits/digit"], ["pgd-20"], 64)
     words = [suite, "--model", "doubles:slow", "--batch-size", "4"]
