@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,6 +39,8 @@ threats = [{threats}]
 """
 EPS = 'norm = "linf", eps = "8/255"'
 
+Child = subprocess.Popen[str]
+Start = Callable[..., list[Child]]
 TINY = ("--model", "tiny-clip")
 COMMON = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
 
@@ -87,25 +90,51 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(folder: Path, *words: str, world: int = 2, **env: str) -> list[subprocess.Popen[str]]:
-    """Start ``mmtard-bench run`` as so many processes, as a launcher would."""
-    port = str(free_port())
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
-    places = [{**meeting, "RANK": str(k), "LOCAL_RANK": str(k)} for k in range(world)]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "mmtard_bench", "run", *words],
-            cwd=folder,
-            env={**os.environ, **COMMON, **env, **(place if world > 1 else {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for place in places
-    ]
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start ``mmtard-bench run`` as so many processes, as a launcher would, or by torchrun.
+
+    They work in one folder, or each in its own. None outlives the test.
+    """
+    started: list[Child] = []
+
+    def run(
+        folders: Path | list[Path], *words: str, world: int = 2, torchrun: bool = False, **env: str
+    ) -> list[Child]:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        command = [sys.executable, "-m", "mmtard_bench", "run", *words]
+        places = [
+            {**meeting, "WORLD_SIZE": str(world), "RANK": str(k), "LOCAL_RANK": str(k)}
+            for k in range(world)
+        ]
+        if torchrun:
+            launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+            command[2:2] = [*launcher, "-m"]
+        if torchrun or world == 1:
+            places = [{}]
+        wheres = folders if isinstance(folders, list) else [folders] * len(places)
+        new = [
+            subprocess.Popen(
+                command,
+                cwd=where,
+                env={**os.environ, **COMMON, **env, **place},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for where, place in zip(wheres, places, strict=True)
+        ]
+        started.extend(new)
+        return new
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
 
 
-def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish(started: list[Child]) -> list[tuple[int, str, str]]:
     """The exit status of each, and what it said on stdout and stderr."""
     said = [process.communicate(timeout=240) for process in started]
     for _, errors in said:
@@ -146,7 +175,7 @@ def assert_same(found: dict[str, Record], expected: dict[str, Record]) -> None:
 @pytest.mark.parametrize(
     "task", ["digits/digit", pytest.param("digits/retrieval", marks=pytest.mark.slow)]
 )
-def test_two_processes_make_the_records_of_one(tmp_path, task):
+def test_two_processes_make_the_records_of_one(start, tmp_path, task):
     suite = write_suite(tmp_path, "both", [task], ["pgd-1", "apgd-pair"], 10)
     first, second = finish(start(tmp_path, suite, *TINY, "--batch-size", "2"))
     assert first[0] == second[0] == 0, first[2] + second[2]
@@ -161,7 +190,7 @@ def test_two_processes_make_the_records_of_one(tmp_path, task):
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_is_the_error_of_the_record(tmp_path):
+def test_an_error_in_one_process_is_the_error_of_the_record(start, tmp_path):
     suite = write_suite(tmp_path, "long", ["digits/digit"], ["pgd-20"], 64)
     words = [suite, "--model", "doubles:slow", "--batch-size", "4"]
     # The first would need a minute for its share.
@@ -179,7 +208,7 @@ def test_an_error_in_one_process_is_the_error_of_the_record(tmp_path):
     assert record.status == "ok"
 
 
-def test_what_one_process_lacks_is_said_once(tmp_path):
+def test_what_one_process_lacks_is_said_once(start, tmp_path):
     suite = write_suite(tmp_path, "short", ["digits/digit"], ["pgd-1"], 4)
     first, second = finish(start(tmp_path, suite, "--model", "doubles:picky"))
     assert first == (2, "", "mmtard-bench: Process 2 does not find its weights.\n")
@@ -189,11 +218,13 @@ def test_what_one_process_lacks_is_said_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("attack", ["pgd-20", "apgd-pair"])
-def test_a_process_that_is_killed_ends_the_run_and_any_number_goes_on(tmp_path, victim, attack):
+def test_killed_and_gone_on_with_by_any_number(start, tmp_path, victim, attack):
     suite = write_suite(tmp_path, "killed", ["digits/digit"], ["pgd-1", attack], 48)
     words = [suite, "--model", "doubles:slow", "--batch-size", "8"]
     processes = start(tmp_path, *words, NAP="0.02")
-    wait_for(f"*{attack}*.partial-{victim + 1}of2", tmp_path / "runs", processes[victim])
+    wait_for(
+        f"*{attack}*.partial-{victim + 1}of2", tmp_path / "runs", processes[victim], seconds=240
+    )
     processes[victim].kill()
     ended = finish(processes)
     assert ended[victim][0] == -signal.SIGKILL
@@ -230,10 +261,38 @@ def test_a_process_that_is_killed_ends_the_run_and_any_number_goes_on(tmp_path, 
 
 
 @pytest.mark.slow
-def test_an_interruption_of_one_process_is_one_of_all(tmp_path):
+def test_machines_need_no_common_disk(start, tmp_path):
+    suite = write_suite(tmp_path, "apart", ["digits/digit"], ["pgd-20"], 48)
+    words = [str(tmp_path / suite), "--model", "doubles:slow", "--batch-size", "4"]
+    disks = [tmp_path / "a", tmp_path / "b"]
+    for disk in disks:
+        disk.mkdir()
+        (disk / "doubles.py").write_text(MODEL)
+    processes = start(disks, *words, NAP="0.02")
+    for disk, process in zip(disks, processes, strict=True):
+        wait_for("*.partial-?of2", disk, process, seconds=240)
+    processes[0].kill()
+    finish(processes)
+    kept = settled_in(tmp_path)
+    again = start(disks, *words, NAP="0.02")
+    wait_for_more(tmp_path, kept, again)
+    again[1].kill()
+    finish(again)
+    more = settled_in(tmp_path)
+    assert set(kept) < set(more)
+    assert len(more) == len(set(more))
+    first, second = finish(start(disks, *words))
+    assert first[0] == second[0] == 0
+    assert not list(tmp_path.rglob("*.partial*"))
+    assert_same(records_in(disks[0]), by_one(tmp_path, suite))
+    assert not records_in(disks[1])
+
+
+@pytest.mark.slow
+def test_an_interruption_of_one_process_is_one_of_all(start, tmp_path):
     suite = write_suite(tmp_path, "stopped", ["digits/digit"], ["pgd-20"], 64)
     processes = start(tmp_path, suite, "--model", "doubles:slow", "--batch-size", "4", NAP="0.05")
-    wait_for("*.partial-2of2", tmp_path / "runs", processes[1])
+    wait_for("*.partial-2of2", tmp_path / "runs", processes[1], seconds=240)
     processes[1].send_signal(signal.SIGINT)
     first, second = finish(processes)
     assert first[0] == second[0] == 130
@@ -241,38 +300,25 @@ def test_an_interruption_of_one_process_is_one_of_all(tmp_path):
     assert second[1:] == ("", "")
 
 
-def launched(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
-    """Start two processes by torchrun."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.Popen(
-        [*launcher, "--nproc_per_node", "2", "-m", "mmtard_bench", "run", *words],
-        cwd=folder,
-        env={**os.environ, **COMMON, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_torchrun_ends_all_with_a_sentence_and_goes_on(tmp_path, how):
+def test_torchrun_ends_all_with_a_sentence_and_goes_on(start, tmp_path, how):
     suite = write_suite(tmp_path, "launched", ["digits/digit"], ["pgd-20"], 48)
     words = [suite, "--model", "doubles:slow", "--batch-size", "4"]
-    launcher = launched(tmp_path, *words, NAP="0.05")
-    wait_for("*.partial-2of2", tmp_path / "runs", launcher)
+    (launcher,) = start(tmp_path, *words, torchrun=True, NAP="0.05")
+    wait_for("*.partial-2of2", tmp_path / "runs", launcher, seconds=240)
     if how == signal.SIGKILL:
         os.kill(int((tmp_path / "pid-1").read_text()), how)
     else:
         launcher.send_signal(how)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=240)
     assert launcher.returncode != 0
     said = [line for line in errors.splitlines() if line.startswith("mmtard-bench:")]
     expected = "Process 2 of 2 ended" if how == signal.SIGKILL else "Stopped."
     assert len(said) == 1
     assert expected in said[0]
     kept = settled_in(tmp_path)
-    again = launched(tmp_path, *words, NAP="0.05")
+    (again,) = start(tmp_path, *words, torchrun=True, NAP="0.05")
     wait_for_more(tmp_path, kept, [again])
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
@@ -348,7 +394,7 @@ def test_the_first_process_hears_how_far_the_others_are(pair):
 
 
 def wait_until(true):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -410,7 +456,7 @@ def settled_in(folder: Path) -> list[str]:
     return [sample["id"] for line in lines for sample in json.loads(line)["samples"]]
 
 
-def wait_for_more(folder: Path, kept: list[str], running: list[subprocess.Popen[str]]) -> None:
+def wait_for_more(folder: Path, kept: list[str], running: list[Child]) -> None:
     def more() -> bool:
         assert all(process.poll() is None for process in running)
         return len(settled_in(folder)) > len(kept)
