@@ -1,21 +1,23 @@
 """The samples of one job, batch by batch: judge, attack, confirm, settle."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import AttackResult, joined
+from mmtard_bench.attacks.base import AttackResult, Part, joined
 from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
 from mmtard_bench.attacks.fast.batch_size import find_batch_size
 from mmtard_bench.data.workers import in_chunks
 from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.job import Job
+from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.folding import fold, using
+from mmtard_bench.processes import Processes
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Sample
 from mmtard_bench.tasks.retrieval import RetrievalScorer
@@ -25,7 +27,7 @@ PROBES = 32
 """Samples that the checks of the model look at."""
 
 REFILLS = 4
-"""Batches of samples that an attack gets at once if it refills its batches."""
+"""Batches of samples that an attack gets at once if it streams."""
 
 Embeddings = tuple[str, str]
 """A sample's image embeddings, clean and adversarial; see ``Verdict``."""
@@ -35,14 +37,16 @@ Embeddings = tuple[str, str]
 class Batch:
     """Samples that are settled: what a run keeps so that it can go on from there.
 
-    In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked once
-    all images are there.
+    ``seconds`` is its part of the time that passed: with two processes at work, half of what it
+    took. In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked
+    once all images are there.
     """
 
     samples: list[Sample]
     notes: list[str]
     seconds: float
     embeddings: list[Embeddings] = field(default_factory=list)
+    model_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,11 @@ class Evaluation:
         batch_size: int | None,
         device: torch.device,
         workers: int,
-        embeddings: dict[str, Embeddings],
         known: Mapping[str, Sample],
+        processes: Processes,
     ) -> None:
         self.job = job
-        self.embeddings = embeddings
+        self.processes = processes
         self.known = known
         self.workers = workers
         self.device = device
@@ -78,8 +82,7 @@ class Evaluation:
         rows = range(min(PROBES, len(self.scorer.labels)))
         self.probes = torch.stack([self._image(row) for row in rows]).to(device)
         self.batch_size = batch_size or self._find_batch_size()
-        self.tower = fold(job.clip, self.probes) if job.attack.refills else None
-        self.model_seconds = 0.0
+        self.tower = fold(job.clip, self.probes) if job.attack.stream else None
 
     def _find_batch_size(self) -> int:
         """Once a model and size of images: looking costs some passes."""
@@ -105,69 +108,56 @@ class Evaluation:
 
     def run(
         self,
-        done: dict[str, Sample],
-        notes: list[str],
+        earlier: Sequence[Batch],
         keep: Callable[[Batch], None],
         report: Callable[[Progress], None],
-    ) -> tuple[list[Sample], list[str]]:
-        """Settle every sample that ``done`` lacks. Returns all of them, in order, and notes."""
+    ) -> list[Batch]:
+        """Settle this process's share of the samples that earlier batches lack, batch by batch.
+
+        It may be cut short where another process failed.
+        """
         started = time.monotonic()
-        done = {**done, **self.known}
-        notes = list(dict.fromkeys(notes))
+        settled = {sample.id: sample for batch in earlier for sample in batch.samples}
+        done = {**settled, **self.known}
+        here = dict(done)
+        batches: list[Batch] = []
         with closing(in_chunks(self._chunks(done), self._image, workers=self.workers)) as chunks:
             for rows, images in chunks:
                 batch = torch.stack(images).to(self.device)
-                settled = self._settle(rows, batch, done, report, started=started)
-                done.update((sample.id, sample) for sample in settled.samples)
-                notes = list(dict.fromkeys([*notes, *settled.notes]))
-                keep(settled)
-                started = time.monotonic()
-        return [done[sample] for sample in self.job.data.manifest.ids], notes
+                for new in self._settle(rows, batch, here, report):
+                    now = time.monotonic()
+                    kept = replace(new, seconds=(now - started) / self.processes.world)
+                    started = now
+                    here.update((sample.id, sample) for sample in kept.samples)
+                    batches.append(kept)
+                    keep(kept)
+                    self._tell(done, here)
+                if self.processes.stopping:
+                    break
+        return batches
 
-    def _settle(
-        self,
-        rows: Sequence[int],
-        images: Tensor,
-        done: Mapping[str, Sample],
-        report: Callable[[Progress], None],
-        *,
-        started: float,
-    ) -> Batch:
-        """Attack the samples of a chunk; its seconds count from ``started``."""
-        ids = self.job.data.manifest.ids
-        # In one piece for a block: who is attacked together must not follow the batch size.
-        size = self.job.attack.block or self.batch_size
-        verdicts = self.scorer.judge(images, rows, size=size)
-        right = [verdict.right for verdict in verdicts]
-        # Of a block that was cut short and is done again, some samples are in ``done``.
-        here = {ids[row] for row in rows}
-        others = [sample for name, sample in done.items() if name not in here]
-        settled = len(others) + right.count(False)
-        standing = sum(sample.robust for sample in others) + right.count(True)
-        seen = len(others) + len(rows)
+    def _tell(self, done: Mapping[str, Sample], here: Mapping[str, Sample]) -> None:
+        new = [sample.robust for name, sample in here.items() if name not in done]
+        self.processes.tell(len(new), sum(new))
 
-        def decided(count: int, broken: int) -> None:
-            report(Progress(settled + count, standing - broken, seen, len(ids)))
+    def collect(self, own: list[Batch]) -> list[Batch]:
+        """The batches of all processes, once every one has settled its share, in order."""
+        places = {sample: place for place, sample in enumerate(self.job.data.manifest.ids)}
+        every = [batch for part in self.processes.gather(own, list[Batch]) for batch in part]
+        return sorted(every, key=lambda batch: places[batch.samples[0].id])
 
-        decided(0, 0)
-        attacked = [row for row, ok in zip(rows, right, strict=True) if ok]
-        clean = images[torch.tensor(right, device=images.device)]
-        result = self._attack(clean, attacked, decided)
-        after = self._confirm(attacked, clean, result)
-        samples = self._samples(dict(zip(rows, verdicts, strict=True)), attacked, after, result)
-        found = [
-            (v.embedding, after.get(row, v).embedding)
-            for row, v in zip(rows, verdicts, strict=True)
-            if v.embedding
-        ]
-        self.embeddings.update(zip((s.id for s in samples), found, strict=False))
-        return Batch(samples, result.notes, time.monotonic() - started, found)
-
-    def rank_captions(self, samples: list[Sample]) -> list[Sample]:
-        """In retrieval, the samples with the ranks of their captions among all images."""
+    def in_order(self, batches: Sequence[Batch]) -> list[Sample]:
+        """All samples, those of later batches before earlier ones; in retrieval with all ranks."""
+        found = dict(self.known)
+        embeddings: dict[str, Embeddings] = {}
+        for batch in batches:
+            names = [sample.id for sample in batch.samples]
+            found.update(zip(names, batch.samples, strict=True))
+            embeddings.update(zip(names, batch.embeddings, strict=False))
+        samples = [found[name] for name in self.job.data.manifest.ids]
         if not isinstance(self.scorer, RetrievalScorer):
             return samples
-        captions = self.scorer.caption_ranks(self.embeddings)
+        captions = self.scorer.caption_ranks(embeddings)
         return [
             sample.model_copy(
                 update={"ranks": Ranks(image=sample.ranks.image, captions=captions[sample.id])}
@@ -176,49 +166,106 @@ class Evaluation:
             if sample.ranks is not None
         ]
 
+    def _settle(
+        self,
+        rows: Sequence[int],
+        images: Tensor,
+        done: Mapping[str, Sample],
+        report: Callable[[Progress], None],
+    ) -> Iterator[Batch]:
+        """Attack the samples of a chunk; they come in one batch, or as the attack settles them."""
+        ids = self.job.data.manifest.ids
+        # In one piece for a block: who is attacked together must not follow the batch size.
+        size = self.job.attack.block or self.batch_size
+        verdicts = dict(zip(rows, self.scorer.judge(images, rows, size=size), strict=True))
+        wrong = [row for row, verdict in verdicts.items() if not verdict.right]
+        # Of a block that was cut short and is done again, some samples are in ``done``.
+        here = {ids[row] for row in rows}
+        others = [sample for name, sample in done.items() if name not in here]
+        settled = len(others) + len(wrong)
+        standing = sum(sample.robust for sample in others) + len(rows) - len(wrong)
+        seen = len(others) + len(rows)
+
+        def decided(count: int, broken: int) -> None:
+            report(Progress(settled + count, standing - broken, seen, len(ids)))
+
+        decided(0, 0)
+        attacked = [row for row, verdict in verdicts.items() if verdict.right]
+        clean = images[[verdict.right for verdict in verdicts.values()]]
+        for places, result in self._attack(clean, attacked, decided):
+            now = [attacked[place] for place in places]
+            after = self._confirm(now, clean[places], result)
+            yield self._batch({row: verdicts[row] for row in (*wrong, *now)}, now, after, result)
+            wrong = []
+        if wrong:
+            nothing = AttackResult(images[:0], [], [], [])
+            yield self._batch({row: verdicts[row] for row in wrong}, [], {}, nothing)
+
+    def _batch(
+        self,
+        before: Mapping[int, Verdict],
+        attacked: Sequence[int],
+        after: Mapping[int, Verdict],
+        result: AttackResult,
+    ) -> Batch:
+        samples = self._samples(before, attacked, after, result)
+        found = [
+            (verdict.embedding, after.get(row, verdict).embedding)
+            for row, verdict in before.items()
+            if verdict.embedding
+        ]
+        return Batch(samples, result.notes, 0.0, found, result.model_seconds)
+
     def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
         """Rows of the manifest that go to the attack together.
 
         Blocks of reference attacks are fixed by the manifest and what is known from other records;
-        other attacks treat samples alone.
+        other attacks treat samples alone. Of several processes each has its share, of whole blocks
+        or of samples.
         """
         ids = self.job.data.manifest.ids
         block = self.job.attack.block
-        size = block or self.batch_size * (REFILLS if self.job.attack.refills else 1)
+        size = block or self.batch_size * (REFILLS if self.job.attack.stream else 1)
         rows = [row for row in range(len(ids)) if ids[row] not in self.known]
         if block is None:
-            rows = [row for row in rows if ids[row] not in done]
+            rows = [*self.processes.share([row for row in rows if ids[row] not in done])]
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
+        chunks = [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
+        return chunks if block is None else [*self.processes.share(chunks)]
 
     def _attack(
         self, images: Tensor, rows: list[int], decided: Callable[[int, int], None]
-    ) -> AttackResult:
-        if not rows:
-            return AttackResult(images, [], [], [])
+    ) -> Iterator[Part]:
+        """What the attack finds on images of some rows, by their places there."""
         ids = self.job.data.manifest.ids
+        attack = self.job.attack
 
         def behind(settled: int, broken: int, count: int, lost: int) -> None:
             decided(settled + count, broken + lost)
 
-        found: list[tuple[Sequence[int], AttackResult]] = []
-        for aim in self.scorer.aims(rows):
+        found: list[Part] = []
+        for aim in self.scorer.aims(rows) if rows else []:
             before = [claim for _, result in found for claim in result.broken_by]
             settled, broken = len(before), len(before) - before.count(None)
-            with using(self.job.clip, self.tower):
-                result = self.job.attack.run(
-                    aim.classifier,
-                    images[aim.places],
-                    aim.labels,
-                    ids=[ids[rows[place]] for place in aim.places],
-                    seed=self.job.seed,
-                    batch_size=self.batch_size,
-                    decided=partial(behind, settled, broken),
-                )
-            aim.classifier.require_finite()
-            self.model_seconds += result.model_seconds
-            found.append((aim.places, result))
-        return joined(found)
+            parts = (attack.stream or attack.whole)(
+                aim.classifier,
+                images[aim.places],
+                aim.labels,
+                ids=[ids[rows[place]] for place in aim.places],
+                seed=self.job.seed,
+                batch_size=self.batch_size,
+                decided=partial(behind, settled, broken),
+            )
+            # Only the attack sees the folded tower: what it found is judged by the model's own.
+            while part := _next(parts, self.job.clip, self.tower):
+                aim.classifier.require_finite()
+                places, result = part
+                found.append(([aim.places[place] for place in places], result))
+                if attack.stream:
+                    yield found.pop()
+        if found:
+            whole = joined(found)
+            yield range(len(whole.broken_by)), whole
 
     def _samples(
         self,
@@ -295,6 +342,11 @@ class Evaluation:
     def _edit(self, row: int, name: str) -> NameEdit:
         data = self.job.data
         return NameEdit(original=data.classes[data.labels[row]], adversarial=name)
+
+
+def _next(parts: Iterator[Part], clip: Clip, tower: nn.Module | None) -> Part | None:
+    with using(clip, tower):
+        return next(parts, None)
 
 
 def _image_ranks(clean: Verdict, last: Verdict) -> Ranks | None:

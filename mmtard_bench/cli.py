@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,21 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
 
 if TYPE_CHECKING:
+    from mmtard_bench.processes import Processes
     from mmtard_bench.records import Record
 
 KINDS = ("models", "datasets", "tasks", "threats", "protocols", "suites", "recipes")
 STATUS_STALE = 1
 STATUS_INPUT = 2
+STATUS_LOST = 3
 STATUS_INTERRUPT = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status: 2 for bad input, 130 when it was interrupted."""
+    """Run a command; returns its exit status.
+
+    It is 2 for bad input, 3 where another process of the run ended, 130 when it was interrupted.
+    """
     parsed = _parser().parse_args(arguments)
     warnings.showwarning = _warn
     run: Callable[[argparse.Namespace], int] = parsed.run
@@ -192,10 +198,42 @@ def _error(message: str) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.processes import ALONE, ProcessLost, joined
+
+    processes = ALONE
+    try:
+        with joined() as processes:
+            if not processes.first:
+                warnings.showwarning = _say_nothing
+            try:
+                return _run_suite(arguments, processes)
+            except InputError as error:  # the same on all processes
+                _error_of(processes)(str(error))
+                return STATUS_INPUT
+    except ProcessLost as error:
+        if str(error):
+            _error(str(error))
+        return STATUS_LOST
+    except KeyboardInterrupt:
+        if processes.first:
+            raise
+        return STATUS_INTERRUPT
+
+
+def _error_of(processes: "Processes") -> Callable[[str], None]:
+    """How to say what all processes know: the first speaks for them."""
+    return _error if processes.first else _say_nothing
+
+
+def _say_nothing(*_: object, **__: object) -> None:
+    pass
+
+
+def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
     from mmtard_bench.suites import load_suite
 
     # Before the slow imports: a slip in the suite's name should not take seconds to hear of.
-    suite = load_suite(arguments.suite)
+    suite = processes.agree(lambda: load_suite(arguments.suite))
     specs: list[str] = arguments.model
     if arguments.visual is not None:
         if len(specs) > 1:
@@ -211,19 +249,23 @@ def _run(arguments: argparse.Namespace) -> int:
     from mmtard_bench.evaluation import find_device
     from mmtard_bench.hub import told
     from mmtard_bench.models.loading import load_model
+    from mmtard_bench.processes import local_rank
     from mmtard_bench.progress import RunProgress
     from mmtard_bench.runner import run_folder, run_model, with_overrides
     from mmtard_bench.summary import table_of
 
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
-    device = find_device(arguments.device)
+    place = local_rank() if processes.world > 1 else None
+    device = processes.agree(lambda: find_device(arguments.device, place))
     status = 0
-    with RunProgress(Console(highlight=False)) as progress, told(progress.say):
+    say_error = _error_of(processes)
+    progress = RunProgress(Console(highlight=False), quiet=not processes.first)
+    with progress, told(progress.say):
         for spec in specs:
             # What is wrong with one model or task must not cost the others their turn.
             records: list[Record] = []
             try:
-                clip = load_model(spec)
+                clip = processes.agree(partial(load_model, spec))
                 for record in run_model(
                     clip,
                     suite,
@@ -233,10 +275,11 @@ def _run(arguments: argparse.Namespace) -> int:
                     progress=progress,
                     workers=arguments.workers,
                     engine=Engine(arguments.engine, arguments.precision),
+                    processes=processes,
                 ):
                     records.append(record)
             except InputError as error:
-                _error(str(error))
+                say_error(str(error))
                 status = STATUS_INPUT
             if not records:
                 continue
@@ -245,7 +288,7 @@ def _run(arguments: argparse.Namespace) -> int:
             progress.say(text)
             for record in records:
                 if record.error is not None:
-                    _error(record.error)
+                    say_error(record.error)
                     status = STATUS_INPUT
     return status
 

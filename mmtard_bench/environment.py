@@ -13,8 +13,8 @@ from mmtard_bench.records import Environment
 _PACKAGES = ("mmtard-bench", "torch", "open_clip_torch", "pyautoattack", "torchattacks", "datasets")
 
 
-def describe(device: torch.device, batch_size: int) -> Environment:
-    """The environment of this process, for a record."""
+def describe(device: torch.device, batch_size: int, processes: int = 1) -> Environment:
+    """The environment of this process, one of ``processes`` that are alike, for a record."""
     return Environment(
         versions={name: _version(name) for name in _PACKAGES},
         python=platform.python_version(),
@@ -23,6 +23,7 @@ def describe(device: torch.device, batch_size: int) -> Environment:
         threads=torch.get_num_threads(),
         batch_size=batch_size,
         git_revision=_git_revision(),
+        processes=processes if processes > 1 else None,
     )
 
 

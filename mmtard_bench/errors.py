@@ -38,3 +38,11 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 240 else text[:237] + "..."
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, for a record: a sentence as it is, of other errors kind and line."""
+    if isinstance(error, InputError):
+        return str(error)
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -9,13 +9,14 @@ import torch
 
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
 from mmtard_bench.attacks.checks import Doubt, check_square
-from mmtard_bench.batches import Batch, Embeddings, Evaluation, Progress
+from mmtard_bench.batches import Batch, Evaluation, Progress
 from mmtard_bench.data.workers import worker_count
 from mmtard_bench.environment import describe
-from mmtard_bench.errors import InputError, StorageError
+from mmtard_bench.errors import InputError, StorageError, reason
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
+from mmtard_bench.processes import ALONE, Processes
 from mmtard_bench.records import Flag, Record, Sample, aggregate
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import NOTE
@@ -28,43 +29,49 @@ def execute(
     batch_size: int | None,
     device: torch.device,
     workers: int | None = None,
-    done: Mapping[str, Sample] | None = None,
+    earlier: Sequence[Batch] = (),
     known: Mapping[str, Sample] | None = None,
-    spent: float = 0.0,
     notes: Sequence[str] = (),
-    embeddings: Mapping[str, Embeddings] | None = None,
     keep: Callable[[Batch], None] = lambda _: None,
     report: Callable[[Progress], None] = lambda _: None,
+    processes: Processes = ALONE,
 ) -> Record:
     """Attack every correctly classified sample and confirm what was found.
 
-    ``done`` holds samples settled by an interrupted evaluation of the same identity, ``spent``
-    its seconds, ``notes`` its notes and ``embeddings`` those of its batches; ``keep`` is called
-    with every batch that is settled. ``known`` holds samples whose verdicts follow from records at
-    larger radii. ``workers`` threads decode images while the attack runs (as many as fit if None,
-    none for 0). Whatever the model or the attack does wrong, and images that cannot be used,
-    become a record with status "error": a failure never counts as robust. Raises what ``keep``
-    raises if that is a StorageError.
+    ``earlier`` holds the batches of an interrupted evaluation of the same identity; ``keep`` is
+    called with every batch that is settled. ``known`` holds samples whose verdicts follow from
+    records at larger radii, and ``notes`` say so. ``workers`` threads decode images while the
+    attack runs (as many as fit if None, none for 0); without a ``batch_size`` a good one is looked
+    for. Of several ``processes`` each settles its share, and all return the record. Whatever the
+    model or the attack does wrong, and images that cannot be used, become a record with status
+    "error": a failure never counts as robust. Raises what ``keep`` raises if that is a
+    StorageError.
     """
     started = time.monotonic()
-    evaluation: Evaluation | None = None
-    try:
+    spent = sum(batch.seconds for batch in earlier)
+    used = batch_size or 0
+
+    def settle() -> tuple[Evaluation, list[Doubt], list[Batch]]:
+        nonlocal used
         job.data.require_images(job.threat.surface, workers=workers)
+        evaluation = Evaluation(
+            job, batch_size, device, worker_count(workers), known or {}, processes
+        )
+        used = evaluation.batch_size
+        return evaluation, evaluation.inspect(), evaluation.run(earlier, keep, report)
+
+    try:
         with _full_float32():
-            evaluation = Evaluation(
-                job, batch_size, device, worker_count(workers), dict(embeddings or {}), known or {}
-            )
-            doubts = evaluation.inspect()
-            samples, said = evaluation.run(
-                dict(done or {}), [*job.data.notes, *notes], keep, report
-            )
-            samples = evaluation.rank_captions(samples)
+            evaluation, doubts, own = processes.agree(settle)
+            every = [*earlier, *evaluation.collect(own)]
+            samples = evaluation.in_order(every)
+        said = [*job.data.notes, *notes, *(note for batch in every for note in batch.notes)]
+        said = list(dict.fromkeys(said))
     except StorageError:
         raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust
-        reason = str(error) if isinstance(error, InputError) else _describe(error)
-        used = evaluation.batch_size if evaluation else batch_size or 0
-        return _record(job, used, device, error=reason, seconds=_since(started, spent))
+        seconds = _since(started, spent)
+        return _record(job, used, device, processes, error=reason(error), seconds=seconds)
     if job.data.task.metric == "retrieval":
         said.append(NOTE)
     square = check_square([sample.broken_by for sample in samples])
@@ -78,12 +85,14 @@ def execute(
         doubts.append(Doubt("unconfirmed-adversarials", detail))
     return _record(
         job,
-        evaluation.batch_size,
+        used,
         device,
+        processes,
         samples=samples,
         doubts=doubts,
         notes=said,
         seconds=_since(started, spent),
+        model_seconds=sum(batch.model_seconds for batch in every),
     )
 
 
@@ -125,16 +134,21 @@ def evaluate(
     return execute(job, batch_size=batch_size, device=find_device(device))
 
 
-def find_device(name: str) -> torch.device:
-    """A device by name; "auto" is a CUDA device if there is one. Raises InputError."""
+def find_device(name: str, place: int | None = None) -> torch.device:
+    """A device by name; "auto" is a CUDA device if there is one. Raises InputError.
+
+    ``place`` counts the processes of this machine where there are several: each has its GPU.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and place is not None and torch.cuda.is_available():
+        name = f"cuda:{place % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except Exception as error:  # unknown names and absent devices raise various errors
         raise InputError(
-            f"The device '{name}' cannot be used: {_describe(error)}; expected auto, cpu or cuda."
+            f"The device '{name}' cannot be used: {reason(error)}; expected auto, cpu or cuda."
         ) from error
     return device
 
@@ -155,17 +169,14 @@ def _since(started: float, spent: float) -> float:
     return round(spent + time.monotonic() - started, 3)
 
 
-def _describe(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def _record(
     job: Job,
     batch_size: int,
     device: torch.device,
+    processes: Processes,
     *,
     seconds: float,
+    model_seconds: float = 0.0,
     samples: list[Sample] | None = None,
     error: str | None = None,
     doubts: Sequence[Doubt] = (),
@@ -187,8 +198,9 @@ def _record(
         results=aggregate(samples) if samples else None,
         flags=[Flag(code=doubt.code, detail=doubt.detail) for doubt in doubts],
         notes=list(notes),
-        environment=describe(device, batch_size),
+        environment=describe(device, batch_size, processes.world),
         seconds=seconds,
+        model_seconds=round(model_seconds, 3) if job.attack.stream else None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         samples=samples or [],
     )

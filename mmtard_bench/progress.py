@@ -56,7 +56,7 @@ class Live:
 class RunProgress(Live):
     """Progress of one record at a time: samples settled, robust accuracy so far, time left."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
         super().__init__(
             console,
             # At most 80 columns, with "autoattack-standard linf 8/255" and 9,999 samples.
@@ -66,6 +66,7 @@ class RunProgress(Live):
             TextColumn("robust {task.fields[robust]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
+            quiet=quiet,
         )
         self._bar: TaskID | None = None
         self._name = ""
@@ -84,7 +85,8 @@ class RunProgress(Live):
 
     def say(self, line: str) -> None:
         """Print lines above the bar."""
-        self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        if not self.quiet:
+            self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         """End the record: its bar goes."""

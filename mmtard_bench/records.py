@@ -179,8 +179,11 @@ class Flag(Strict):
     detail: str
 
 
-class Environment(Strict):
-    """Where a record was made: recorded, not part of its identity."""
+class Environment(_Sparse):
+    """Where a record was made: recorded, not part of its identity.
+
+    Device, threads and batch size are those of each of the ``processes``, where there were several.
+    """
 
     versions: dict[str, str]
     python: str
@@ -189,10 +192,15 @@ class Environment(Strict):
     threads: Count
     batch_size: Count
     git_revision: str | None
+    processes: Annotated[int, Field(ge=2)] | None = None
 
 
-class Record(Strict):
-    """The result of one (model, task, threat model). No ``results`` unless ``status`` is ok."""
+class Record(_Sparse):
+    """The result of one (model, task, threat model). No ``results`` unless ``status`` is ok.
+
+    ``seconds`` are those of the whole evaluation, ``model_seconds`` those of the attack's passes
+    through the model, where the attack measures them; of several processes, their sum.
+    """
 
     schema_version: Literal[1]
     identity: Digest
@@ -210,6 +218,7 @@ class Record(Strict):
     notes: list[str]
     environment: Environment
     seconds: float = Field(ge=0)
+    model_seconds: float | None = Field(default=None, ge=0)
     created: str
     samples: list[Sample]
 

@@ -1,30 +1,30 @@
 """Walk a suite: one model at a time, one record at a time, resumable at any moment."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmtard_bench.attacks.base import Engine
-from mmtard_bench.batches import Batch, Embeddings
+from mmtard_bench.batches import Batch, Progress
 from mmtard_bench.curve import follows, known_from_above
-from mmtard_bench.errors import InputError, StorageError
+from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import FAST, Job, prepare
 from mmtard_bench.markdown import slug
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.partial import Partial
+from mmtard_bench.processes import ALONE, Processes
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import (
     Record,
     Sample,
     digest_of,
     read_record,
-    write_atomically,
     write_record,
 )
 from mmtard_bench.summary import percent
@@ -63,8 +63,12 @@ def run_model(
     progress: RunProgress,
     workers: int | None = None,
     engine: Engine = FAST,
+    processes: Processes = ALONE,
 ) -> Iterator[Record]:
     """Evaluate one model on a suite; yields every record as soon as it is on disk.
+
+    Of several ``processes`` each attacks its share of a record's samples; the first alone holds
+    the directory's lock and writes records, which all of them yield.
 
     Records of this very configuration that are finished are read, not made again; failed ones
     are tried again. Raises InputError if another process works in the same run directory, if a
@@ -73,10 +77,19 @@ def run_model(
     """
     folder = run_folder(out, suite, clip)
     missing: list[InputError] = []
-    with only_process(folder):
+    with ExitStack() as stack:
+        processes.agree(lambda: stack.enter_context(_claimed(folder, processes)))
         for task, threats in suite.plan:
             try:
-                data = load_task(task, n=suite.n, seed=suite.seed, skip_damaged=suite.skip_damaged)
+                data = processes.agree(
+                    partial(
+                        load_task,
+                        task,
+                        n=suite.n,
+                        seed=suite.seed,
+                        skip_damaged=suite.skip_damaged,
+                    )
+                )
             except InputError as error:
                 missing.append(error)
                 progress.say(f"{clip.name} {task.name}: FAILED, see below")
@@ -84,12 +97,24 @@ def run_model(
             above: list[Record] = []
             for threat in threats:
                 try:
-                    job = prepare(clip, data, threat, seed=suite.seed, suite=suite, engine=engine)
+                    job = processes.agree(
+                        partial(
+                            prepare,
+                            clip,
+                            data,
+                            threat,
+                            seed=suite.seed,
+                            suite=suite,
+                            engine=engine,
+                        )
+                    )
                 except InputError as error:
                     missing.append(error)
                     progress.say(f"{clip.name} {task.name} {threat.name}: FAILED, see below")
                     continue
-                record = _run_record(job, folder, batch_size, device, progress, workers, above)
+                record = _run_record(
+                    job, folder, batch_size, device, progress, workers, above, processes
+                )
                 if suite.curve:
                     above.append(record)
                 yield record
@@ -105,45 +130,77 @@ def _run_record(
     progress: RunProgress,
     workers: int | None,
     above: Sequence[Record],
+    processes: Processes,
 ) -> Record:
     """Make or read one record; samples that stood in ``above`` are taken over from there."""
-    identity = job.identity
+    identity = processes.agree(lambda: job.identity)
+    if len(set(processes.gather(identity, str))) > 1:
+        raise InputError(
+            f"The processes of this run do not see the same model, or not the same data, for "
+            f"{job.clip.name} on {job.data.task.name}; all machines need the same files."
+        )
     path = folder / _file_name(job.data.task.name, job.threat, identity)
     name = f"{job.clip.name} {job.data.task.name} {job.threat.name}"
     known, notes = known_from_above(job.threat, above)
-    if path.exists():
-        record = read_record(path)
-        if record.identity == identity and record.status == "ok" and follows(record, known):
-            _say(progress, name, record, "already there")
-            return record
-    partial = Partial(path.with_suffix(".partial"), identity)
-    done = partial.read()
-    settled = {sample.id: sample for batch in done for sample in batch.samples}
-    embeddings = {
-        sample.id: pair
-        for batch in done
-        for sample, pair in zip(batch.samples, batch.embeddings, strict=False)
-    }
-    progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled | known))
+    finished = processes.lead(lambda: _finished(path, identity, known), Record)
+    if finished is not None:
+        _say(progress, name, finished, "already there")
+        return finished
+    kept = Partial(path.with_suffix(".partial"), identity, processes)
+    done = _settled(job, processes.gather(processes.agree(kept.read), list[Batch]))
+    settled = {sample.id for batch in done for sample in batch.samples} | known.keys()
+    progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled))
+
+    def report(here: Progress) -> None:
+        count, standing = processes.elsewhere()
+        progress.update(
+            replace(
+                here,
+                settled=here.settled + count,
+                standing=here.standing + standing,
+                seen=here.seen + count,
+            )
+        )
+
     record = execute(
         job,
         batch_size=batch_size,
         device=device,
         workers=workers,
-        done=settled,
+        earlier=done,
         known=known,
-        spent=sum(batch.seconds for batch in done),
-        notes=[*notes, *(note for batch in done for note in batch.notes)],
-        embeddings=embeddings,
-        keep=partial.append,
-        report=progress.update,
+        notes=notes,
+        keep=kept.append,
+        report=report,
+        processes=processes,
     )
     progress.stop()
-    write_record(path, record)
+    record = processes.lead(lambda: _written(path, record), Record)
     if record.status == "ok":
-        partial.remove()
+        kept.remove()
     _say(progress, name, record, f"{record.seconds:.1f} s")
     return record
+
+
+def _finished(path: Path, identity: str, known: Mapping[str, Sample]) -> Record | None:
+    record = read_record(path) if path.exists() else None
+    if record is None or record.identity != identity or record.status != "ok":
+        return None
+    return record if follows(record, known) else None
+
+
+def _written(path: Path, record: Record) -> Record:
+    write_record(path, record)
+    return record
+
+
+def _settled(job: Job, found: Sequence[Sequence[Batch]]) -> list[Batch]:
+    """The batches that any process found on its disk, each once, as the manifest has them."""
+    places = {sample: place for place, sample in enumerate(job.data.manifest.ids)}
+    batches: dict[tuple[str, ...], Batch] = {}
+    for batch in (batch for several in found for batch in several if batch.samples):
+        batches.setdefault(tuple(sample.id for sample in batch.samples), batch)
+    return sorted(batches.values(), key=lambda batch: places[batch.samples[0].id])
 
 
 def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:
@@ -156,6 +213,20 @@ def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:
             f"robust {percent(results.robust_accuracy)}% ({how})"
         )
     progress.say(text)
+
+
+@contextmanager
+def _claimed(folder: Path, processes: Processes) -> Iterator[None]:
+    """The run's directory, whose lock is the first process's; others may be on other disks."""
+    if processes.first:
+        with only_process(folder):
+            yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    yield
 
 
 @contextmanager
@@ -173,75 +244,17 @@ def only_process(folder: Path) -> Iterator[None]:
             f"Another process is working in {folder}; wait for it, or give another --out."
         ) from error
     except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written: {error.strerror or error}. Choose another --out."
-        ) from error
+        raise _unwritable(folder, error) from error
     try:
         yield
     finally:
         lock.release()
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-    identity: str
-    seconds: float
-    notes: list[str]
-    samples: list[Sample]
-    embeddings: list[Embeddings] = []
-
-
-class Partial:
-    """Batches of an unfinished record, one JSON line each, so that little is lost."""
-
-    def __init__(self, path: Path, identity: str) -> None:
-        self.path = path
-        self.identity = identity
-
-    def read(self) -> list[Batch]:
-        """The batches that are whole and of this identity; a line cut short ends them."""
-        if not self.path.exists():
-            return []
-        batches = []
-        lines = self.path.read_bytes().decode("utf-8", errors="replace").split("\n")
-        for text in lines[:-1]:
-            try:
-                line = _Line.model_validate_json(text)
-            except ValidationError:
-                break
-            if line.identity == self.identity:
-                batches.append(Batch(line.samples, line.notes, line.seconds, line.embeddings))
-        if len(batches) != len(lines) - 1 or lines[-1]:
-            # A line cut short by a crash must not run into the next one.
-            write_atomically(self.path, "".join(map(self._line, batches)))
-        return batches
-
-    def append(self, batch: Batch) -> None:
-        """Add a batch. Raises StorageError if the disk does not take it."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(self._line(batch))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StorageError(
-                f"{self.path} could not be written: {error.strerror or error}. Finished records "
-                "are kept; free space or choose another --out, and run the same command again."
-            ) from error
-
-    def remove(self) -> None:
-        """Forget the batches, once the whole record is on disk."""
-        self.path.unlink(missing_ok=True)
-
-    def _line(self, batch: Batch) -> str:
-        line = _Line(
-            identity=self.identity,
-            seconds=batch.seconds,
-            notes=batch.notes,
-            samples=batch.samples,
-            embeddings=batch.embeddings,
-        )
-        return line.model_dump_json() + "\n"
+def _unwritable(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{folder} cannot be written: {error.strerror or error}. Choose another --out."
+    )
 
 
 def _file_name(task: str, threat: ThreatModel, identity: str) -> str:

@@ -11,8 +11,8 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "mmtard_bench"
 # Who may import whom, lowest first; a module may import from its own layer and from lower ones.
 LAYERS = [
-    {"strict", "errors", "edits", "recall"},
-    {"types"},
+    {"strict", "errors", "edits", "recall", "links"},
+    {"types", "processes"},
     {"registry", "hub"},
     {"records"},
     {"curve"},
@@ -22,6 +22,7 @@ LAYERS = [
     {"markdown", "reported", "summary", "leaderboard", "figures", "environment"},
     {"job"},
     {"batches"},
+    {"partial"},
     {"evaluation"},
     {"progress"},
     {"runner", "fetch"},

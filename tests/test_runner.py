@@ -18,10 +18,11 @@ from mmtard_bench.batches import Batch
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
+from mmtard_bench.partial import Partial
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, read_record
 from mmtard_bench.registry import protocols
-from mmtard_bench.runner import Partial, run_folder, run_model, with_overrides
+from mmtard_bench.runner import run_folder, run_model, with_overrides
 from mmtard_bench.suites import list_suites, load_suite
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel

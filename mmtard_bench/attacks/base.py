@@ -1,7 +1,7 @@
 """What an attack is to the rest of the package, and the pieces that all attacks share."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol as Interface, TypeVar
 
@@ -55,8 +55,22 @@ class AttackResult:
     names: list[str | None] = field(default_factory=list)
     model_seconds: float = 0.0
 
+    def of(self, places: Sequence[int]) -> "AttackResult":
+        """What was found on some of the samples; its seconds stay with the whole."""
+        return AttackResult(
+            adversarial=self.adversarial[places],
+            broken_by=[self.broken_by[place] for place in places],
+            forward=[self.forward[place] for place in places],
+            backward=[self.backward[place] for place in places],
+            notes=list(self.notes),
+        )
 
-def joined(parts: Sequence[tuple[Sequence[int], AttackResult]]) -> AttackResult:
+
+Part = tuple[Sequence[int], AttackResult]
+"""The places of some samples of a batch, and what was found on them."""
+
+
+def joined(parts: Sequence[Part]) -> AttackResult:
     """One result for a batch, from parts of it: the places of their samples, what was found."""
     places = [place for where, _ in parts for place in where]
     order = sorted(range(len(places)), key=places.__getitem__)
@@ -99,6 +113,23 @@ class Run(Interface):
     ) -> AttackResult: ...
 
 
+class Stream(Interface):
+    """As ``Run``, in parts: samples come as soon as they are settled, each once."""
+
+    def __call__(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        batch_size: int,
+        decided: Callable[[int, int], None],
+    ) -> Iterator[Part]: ...
+
+
 @dataclass(frozen=True)
 class Attack:
     """An attack with everything that changes its output fixed.
@@ -107,7 +138,7 @@ class Attack:
     independent of each other; reference attacks draw randomness per batch, so they run on fixed
     blocks of that many consecutive samples of the manifest. ``edits`` is the most characters of a
     class name that it changes, None for an attack that leaves the text alone and needs none. An
-    attack that ``refills`` its batches keeps them full if it gets many samples at once.
+    attack with a ``stream`` keeps its batches full if it gets many samples at once.
     """
 
     name: str
@@ -115,7 +146,27 @@ class Attack:
     run: Run
     block: int | None = None
     edits: int | None = None
-    refills: bool = False
+    stream: Stream | None = None
+
+    def whole(
+        self,
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        batch_size: int,
+        decided: Callable[[int, int], None],
+    ) -> Iterator[Part]:
+        """``run`` as a ``Stream`` of one part."""
+        yield (
+            range(len(ids)),
+            self.run(
+                model, images, labels, ids=ids, seed=seed, batch_size=batch_size, decided=decided
+            ),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """The attacks of the fast engine: stages in order of cost, each on the samples that are left."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, Precision
+from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, Part, Precision, joined
 from mmtard_bench.attacks.fast import losses
 from mmtard_bench.attacks.fast.apgd import Apgd
 from mmtard_bench.attacks.fast.fab import Fab
@@ -16,13 +15,81 @@ from mmtard_bench.attacks.fast.pgd import Pgd
 from mmtard_bench.attacks.fast.rows import Samples, Search, search_all
 from mmtard_bench.attacks.fast.square import Square
 from mmtard_bench.attacks.pgd import budget_of, require_linf, steps_of
-from mmtard_bench.attacks.reference import class_notes, target_count
+from mmtard_bench.attacks.reference import target_count
 from mmtard_bench.types import Norm, ThreatModel
 
 VERSION = "mmtard_bench fast 1"
 """Goes into the identity of records: a change of any verdict is a new number."""
 
 Build = Callable[[ThreatModel, int, Precision], Attack]
+
+
+class _Samples:
+    """The samples of one call, stage after stage; ``result`` has what was found on them so far."""
+
+    def __init__(
+        self,
+        passes: Passes,
+        samples: Samples,
+        *,
+        seed: int,
+        batch_size: int,
+        decided: Callable[[int, int], None],
+    ) -> None:
+        self.passes, self.samples = passes, samples
+        self.seed, self.batch_size, self.decided = seed, batch_size, decided
+        count = len(samples.ids)
+        self.result = AttackResult(samples.images.clone(), [None] * count, [0] * count, [0] * count)
+        self.settled = self.broken = 0
+
+    def stage(self, search: Search, left: Sequence[int]) -> list[int]:
+        """Search for adversarial images of the samples ``left``; returns those that stand."""
+        if search.targeted:
+            self._find_targets(left, search.variants)
+        found = search_all(
+            search,
+            self.samples,
+            left,
+            self.passes,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            broke=lambda count: self.decided(self.settled + count, self.broken + count),
+        )
+        result = self.result
+        for place in left:
+            result.forward[place] += found.forward[place]
+            result.backward[place] += found.backward[place]
+        for place, image in found.adversarial.items():
+            result.adversarial[place] = image
+            result.broken_by[place] = search.name
+        self.settled += len(found.adversarial)
+        self.broken += len(found.adversarial)
+        return [place for place in left if place not in found.adversarial]
+
+    def stand(self, count: int) -> None:
+        """So many samples are through all stages."""
+        self.settled += count
+        self.decided(self.settled, self.broken)
+
+    def part(self, places: Sequence[int]) -> Part:
+        """Samples that are settled, with the seconds in the model since the last part."""
+        part = self.result.of(places)
+        part.model_seconds = self.passes.take_seconds()
+        return places, part
+
+    def _find_targets(self, left: Sequence[int], count: int) -> None:
+        """The likeliest other classes of samples, from one look at the clean images."""
+        targets = self.samples.targets
+        for part in torch.tensor(left, device=targets.device).split(self.batch_size):
+            new = part[targets[part, 0] < 0]
+            if not len(new):
+                continue
+            logits = self.passes.logits(self.samples.images[new])
+            # A prediction that flickers must not make a sample's own class its target.
+            logits = logits.scatter(1, self.samples.labels[new, None], float("-inf"))
+            targets[new, :count] = logits.topk(count, dim=1).indices
+            for place in new.tolist():
+                self.result.forward[place] += 1
 
 
 def _attack(
@@ -32,8 +99,47 @@ def _attack(
     precision: Precision,
     notes: Sequence[str] = (),
 ) -> Attack:
-    """Stages one after the other, each on the samples that the earlier ones left."""
-    targets = max((search.variants for search in stages if search.targeted), default=0)
+    """Stages one after the other, each on the samples that the earlier ones left.
+
+    All samples go through the first stage together, where most of a weak model's break; what is
+    left goes on in groups of a batch, so that samples of a strong model are settled in between.
+    """
+    targets = max((search.variants for search in stages if search.targeted), default=1)
+
+    def stream(
+        model: Classifier,
+        images: Tensor,
+        labels: Tensor,
+        /,
+        *,
+        ids: Sequence[str],
+        seed: int,
+        batch_size: int,
+        decided: Callable[[int, int], None],
+    ) -> Iterator[Part]:
+        unknown = labels.new_full((len(ids), targets), -1)
+        work = _Samples(
+            Passes(model, images.device, precision),
+            Samples(images, labels, unknown, ids),
+            seed=seed,
+            batch_size=batch_size,
+            decided=decided,
+        )
+        work.result.notes.extend(notes)
+        first, *others = stages
+        standing = work.stage(first, range(len(ids)))
+        groups = [standing[i : i + batch_size] for i in range(0, len(standing), batch_size)]
+        if not others:
+            work.stand(len(standing))
+            groups = []
+        through = {place for group in groups for place in group}
+        yield work.part([place for place in range(len(ids)) if place not in through])
+        for group in groups:
+            left = group
+            for search in others:
+                left = work.stage(search, left)
+            work.stand(len(left))
+            yield work.part(group)
 
     def run(
         model: Classifier,
@@ -46,76 +152,13 @@ def _attack(
         batch_size: int,
         decided: Callable[[int, int], None],
     ) -> AttackResult:
-        passes = Passes(model, images.device, precision)
-        samples = Samples(images, labels, labels[:, None], ids)
-        result = AttackResult(
-            images.clone(), [None] * len(ids), [0] * len(ids), [0] * len(ids), list(notes)
+        parts = stream(
+            model, images, labels, ids=ids, seed=seed, batch_size=batch_size, decided=decided
         )
-        left = list(range(len(ids)))
-        for search in stages:
-            if not left:
-                break
-            if search.targeted and samples.targets.shape[1] != targets:
-                samples = _with_targets(samples, left, passes, targets, batch_size)
-                for place in left:
-                    result.forward[place] += 1
-            found = search_all(
-                search,
-                samples,
-                left,
-                passes,
-                seed=seed,
-                batch_size=batch_size,
-                broke=partial(_say, decided, len(ids) - len(left)),
-            )
-            for place in left:
-                result.forward[place] += found.forward[place]
-                result.backward[place] += found.backward[place]
-            for place, image in found.adversarial.items():
-                result.adversarial[place] = image
-                result.broken_by[place] = search.name
-            left = [place for place in left if place not in found.adversarial]
-        decided(len(ids), len(ids) - len(left))
-        result.model_seconds = passes.total_seconds()
-        return result
+        return joined(list(parts))
 
     lower = {} if precision == "float32" else {"attack_precision": precision}
-    return Attack(threat.attack, {**parameters, **lower}, run, refills=True)
-
-
-def _say(decided: Callable[[int, int], None], before: int, count: int) -> None:
-    decided(before + count, before + count)
-
-
-def _with_targets(
-    samples: Samples, left: Sequence[int], passes: Passes, count: int, batch_size: int
-) -> Samples:
-    """The samples with their likeliest other classes, from a look at the clean images."""
-    places = torch.tensor(left, device=samples.labels.device)
-    targets = samples.labels[:, None].repeat(1, count)
-    for part in torch.split(places, batch_size):
-        logits = passes.logits(samples.images[part])
-        # A prediction that flickers must not make a sample's own class its target.
-        logits = logits.scatter(1, samples.labels[part, None], float("-inf"))
-        targets[part] = logits.topk(count, dim=1).indices
-    return Samples(samples.images, samples.labels, targets, samples.ids)
-
-
-def _ensemble(
-    threat: ThreatModel,
-    n_classes: int,
-    precision: Precision,
-    stages: Sequence[Search],
-    **budget: str | int | float,
-) -> Attack:
-    names = [search.name for search in stages]
-    parameters = {
-        "code": VERSION,
-        "stages": " ".join(names),
-        "targets": target_count(n_classes),
-        **budget,
-    }
-    return _attack(threat, stages, parameters, precision, class_notes(names, n_classes))
+    return Attack(threat.attack, {**parameters, **lower}, run, stream=stream)
 
 
 class _Ball(TypedDict):
@@ -135,6 +178,23 @@ def _apgd_targeted(threat: ThreatModel, n_classes: int) -> Apgd:
     loss = losses.dlr_targeted if n_classes >= 4 else losses.target_gap
     variants = target_count(n_classes)
     return Apgd(name="apgd-t", loss=loss, variants=variants, targeted=True, **_ball(threat))
+
+
+def _ensemble(
+    threat: ThreatModel,
+    n_classes: int,
+    precision: Precision,
+    stages: Sequence[Search],
+    **budget: str | int | float,
+) -> Attack:
+    names = [search.name for search in stages]
+    parameters = {
+        "code": VERSION,
+        "stages": " ".join(names),
+        "targets": target_count(n_classes),
+        **budget,
+    }
+    return _attack(threat, stages, parameters, precision, class_notes(names, n_classes))
 
 
 def _pgd(threat: ThreatModel, family: str, loss: losses.Loss, precision: Precision) -> Attack:

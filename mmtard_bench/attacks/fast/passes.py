@@ -19,7 +19,7 @@ class Passes:
         self.model = model
         self.device = device
         self.lower = precision != "float32"
-        self.seconds = 0.0
+        self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @torch.no_grad()
@@ -47,13 +47,14 @@ class Passes:
         """Whether the classifier in float32 agrees that points are misclassified, (N,)."""
         return self._timed(lambda: self.model(points).argmax(1) != labels)
 
-    def total_seconds(self) -> float:
-        """Seconds in the model so far; on a GPU those of the GPU."""
+    def take_seconds(self) -> float:
+        """Seconds in the model since the last call; on a GPU those of the GPU."""
         if self._events:
             torch.cuda.synchronize(self.device)
-            self.seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
+            self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
             self._events.clear()
-        return self.seconds
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
     def _model(self, points: Tensor) -> Tensor:
         if not self.lower:
@@ -72,7 +73,7 @@ class Passes:
             return result
         started = time.perf_counter()
         result = work()
-        self.seconds += time.perf_counter() - started
+        self._seconds += time.perf_counter() - started
         return result
 
 
