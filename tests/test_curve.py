@@ -11,7 +11,7 @@ from rich.console import Console
 import mmtard_bench as mb
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
-from mmtard_bench.job import prepare
+from mmtard_bench.job import REFERENCE, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, aggregate, from_text, to_text, write_record
@@ -54,7 +54,7 @@ def suite_of(
 
 def run(suite: Suite, clip: Clip, out: Path) -> list[Record]:
     progress = RunProgress(Console(quiet=True))
-    return list(run_model(clip, suite, out=out, batch_size=16, device=CPU, progress=progress))
+    return list(run_model(clip, suite, out=out, batch_size=4, device=CPU, progress=progress))
 
 
 def by_eps(records: list[Record]) -> dict[str, dict[str, Sample]]:
@@ -151,7 +151,8 @@ def test_a_curve_is_another_suite_whose_records_are_never_mixed_with_a_plain_one
 def test_blocks_hold_only_those_who_are_attacked():
     data = load_task(find_task("digits/digit"), n=12, seed=0)
     clip = mb.load_model("tiny-clip")
-    job = prepare(clip, data, ThreatModel("pgd-1", "linf", Eps.parse("1/255")), seed=0)
+    threat = ThreatModel("pgd-1", "linf", Eps.parse("1/255"))
+    job = prepare(clip, data, threat, seed=0, engine=REFERENCE)
     whole = execute(job, batch_size=4, device=CPU)
     right = [sample.id for sample in whole.samples if sample.clean_correct]
     assert len(right) >= 8
@@ -178,7 +179,7 @@ def test_an_interrupted_curve_goes_on_where_it_was(tmp_path, monkeypatch, curves
     def stopped(self, batch):
         append(self, batch)
         calls.append(batch)
-        if len(calls) == 4:  # the first of the second radius: 40 samples are three batches
+        if len(calls) == 4:  # the first of the second radius: 16 samples are a batch
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Partial, "append", stopped)

@@ -17,7 +17,7 @@ import mmtard_bench as mb
 from mmtard_bench.batches import Batch
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
-from mmtard_bench.job import prepare
+from mmtard_bench.job import FAST, REFERENCE, prepare
 from mmtard_bench.partial import Partial
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, read_record
@@ -36,34 +36,78 @@ def truth(record: Record) -> list[tuple[object, ...]]:
     return [(s.id, s.prediction, s.robust, s.broken_by) for s in record.samples]
 
 
-def score(threat: str, *, batch_size: int, n: int = 70, norm: str = "linf") -> Record:
+def score(
+    threat: str,
+    *,
+    batch_size: int | None,
+    n: int = 70,
+    norm: str = "linf",
+    engine: str = "fast",
+    model: str = "teacher-robust",
+) -> Record:
     return mb.evaluate(
-        "teacher-robust",
+        model,
         task="digits/digit",
         threat=threat,
         eps="8/255" if norm == "linf" else "60/255",
         n=n,
         batch_size=batch_size,
+        engine=engine,
     )
 
 
+@pytest.mark.parametrize("engine", ["fast", "reference"])
 @pytest.mark.parametrize("threat", ["pgd-10", "cw-linf-10", "apgd-pair"])
-def test_the_batch_size_never_changes_a_verdict(threat):
-    n = 70 if threat != "apgd-pair" else 24
-    small, large = score(threat, batch_size=7, n=n), score(threat, batch_size=64, n=n)
-    assert small.status == large.status == "ok"
-    assert truth(small) == truth(large)
-    assert small.identity == large.identity
-    assert 0 < large.robust_accuracy < large.clean_accuracy
+def test_the_batch_size_never_changes_a_verdict(threat, engine):
+    steps = threat.endswith("10")
+    records = [
+        score(threat, batch_size=size, n=60 if steps else 20, engine=engine, model="student-tecoa")
+        for size in ([1, 7, 64] if steps else [7, 64])
+    ]
+    assert {record.status for record in records} == {"ok"}
+    assert all(truth(record) == truth(records[0]) for record in records)
+    assert len({record.identity for record in records}) == 1
+    assert 0 < records[0].robust_accuracy < records[0].clean_accuracy
 
 
 def test_a_record_accounts_for_every_sample():
-    record = score("pgd-10", batch_size=16, n=40)
-    assert len(record.samples) == 40
-    for sample in record.samples:
+    fast, whole = (score("pgd-10", batch_size=16, n=40, engine=e) for e in ("fast", "reference"))
+    assert truth(fast) == truth(whole)
+    # It is the same attack: to stop at the first success changes what it costs.
+    assert fast.identity == whole.identity
+    assert len(whole.samples) == 40
+    for sample, other in zip(fast.samples, whole.samples, strict=True):
         expected = (11, 10) if sample.clean_correct else (0, 0)
-        assert (sample.forward, sample.backward) == expected
-    assert record.results.forward_per_sample == pytest.approx(11 * record.clean_accuracy)
+        assert (other.forward, other.backward) == expected
+        if sample.robust or not sample.clean_correct:
+            assert (sample.forward, sample.backward) == expected
+        else:
+            assert 1 <= sample.forward <= 11
+            assert sample.backward == min(sample.forward, 10)
+    assert whole.results.forward_per_sample == pytest.approx(11 * whole.clean_accuracy)
+    assert fast.results.forward_per_sample < whole.results.forward_per_sample
+    assert 0 < fast.model_seconds < fast.seconds
+    assert whole.model_seconds is None
+
+
+def test_the_engine_of_an_attack_that_draws_otherwise_is_part_of_the_identity():
+    fast, reference = (
+        score("apgd-pair", batch_size=8, n=2, engine=engine, model="student-tecoa")
+        for engine in ("fast", "reference")
+    )
+    assert fast.identity != reference.identity
+    assert fast.threat.parameters["code"] == "mmtard_bench fast 1"
+    assert fast.threat.block is None
+
+
+def test_a_batch_size_is_found_once_a_model_and_size_of_images():
+    clip = mb.load_model("tiny-clip-small")
+    first, second = (
+        mb.evaluate(clip, task="digits/digit", threat="pgd-1", eps="8/255", n=4) for _ in range(2)
+    )
+    (found,) = clip.batch_sizes.values()
+    assert found in (16, 32, 64, 128)
+    assert first.environment.batch_size == second.environment.batch_size == found
 
 
 def test_what_changes_verdicts_changes_the_identity_and_nothing_else_does():
@@ -129,9 +173,11 @@ def test_the_meaning_of_the_suites_that_ship_is_pinned():
     assert {name: load_suite(name).digest for name in list_suites()} == PINNED
 
 
-def run(suite, clip, out):
+def run(suite, clip, out, engine=FAST):
     progress = RunProgress(Console(quiet=True))
-    return list(run_model(clip, suite, out=out, batch_size=16, device=CPU, progress=progress))
+    return list(
+        run_model(clip, suite, out=out, batch_size=16, device=CPU, progress=progress, engine=engine)
+    )
 
 
 def test_finished_records_are_read_and_not_made_again(tmp_path):
@@ -203,32 +249,36 @@ def test_what_was_settled_before_a_failure_is_kept(tmp_path):
     suite = with_overrides(load_suite("quick-v1"), n=60, seed=None)
     suite = replace(suite, plan=tuple((task, threats[:1]) for task, threats in suite.plan))
     clip = wrap(Tired())
-    (failed,) = run(suite, clip, tmp_path)
+    (failed,) = run(suite, clip, tmp_path, REFERENCE)
     assert failed.error == "RuntimeError: out of memory"
     (partial,) = tmp_path.rglob("*.partial")
     settled = len(partial.read_text().splitlines())
     assert 1 <= settled < 4
     Tired.calls = 1000
-    (record,) = run(suite, clip, tmp_path)
+    (record,) = run(suite, clip, tmp_path, REFERENCE)
     assert record.status == "ok"
     # 4 batches: each costs a clean pass, 20 steps, a look, and perhaps a confirmation.
     assert Tired.calls - 1000 < 10 + (4 - settled) * 24
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_an_interrupted_record_goes_on_where_it_was():
+@pytest.mark.parametrize("attack", ["pgd-5", "apgd-pair"])
+def test_an_interrupted_record_goes_on_where_it_was(attack):
     data = load_task(find_task("digits/digit"), n=40, seed=0)
-    clip = mb.load_model("teacher-robust")
-    job = prepare(clip, data, ThreatModel("pgd-5", "linf", Eps.parse("8/255")), seed=0)
+    clip = mb.load_model("student-tecoa")
+    job = prepare(clip, data, ThreatModel(attack, "linf", Eps.parse("12/255")), seed=0)
     batches: list[Batch] = []
-    whole = execute(job, batch_size=8, device=CPU, keep=batches.append)
-    assert len(batches) == 5
-    done = {s.id: s for batch in batches[:2] for s in batch.samples}
+    whole = execute(job, batch_size=4, device=CPU, keep=batches.append)
+    # 16 samples at once; of APGD's, those that stood after the cheap stage in fours.
+    assert len(batches) > 3 if attack == "apgd-pair" else len(batches) == 3
+    assert 0 < whole.robust_accuracy < whole.clean_accuracy
+    done = [replace(batch, seconds=9.0) for batch in batches[:2]]
     again: list[Batch] = []
-    resumed = execute(job, batch_size=8, device=CPU, done=done, spent=9.0, keep=again.append)
-    assert sum(len(batch.samples) for batch in again) == 24
+    resumed = execute(job, batch_size=4, device=CPU, earlier=done, keep=again.append)
+    settled = sum(len(batch.samples) for batch in done)
+    assert sum(len(batch.samples) for batch in again) == 40 - settled
     assert truth(resumed) == truth(whole)
-    assert resumed.seconds >= 9.0
+    assert resumed.seconds >= 18.0
 
 
 def test_a_partial_line_cut_short_is_dropped(tmp_path):

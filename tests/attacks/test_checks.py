@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mmtard_bench as mb
+from mmtard_bench.attacks.fast.rows import Search
 from tests.conftest import ToyClip, wrap
 
 
@@ -161,12 +162,10 @@ def test_a_failure_is_an_error_and_never_a_robust_sample(module, reason):
 
 
 def test_an_attack_that_cheats_is_an_error(monkeypatch):
-    from mmtard_bench.attacks.fast import pgd
+    def outside(_, state, points):
+        return (state["images"] + 0.3 + 0 * points).clamp(0, 1)
 
-    def outside(centre, **_):
-        return lambda points: (centre + 0.3).clamp(0, 1)
-
-    monkeypatch.setattr(pgd, "projector", outside)
+    monkeypatch.setattr(Search, "project", outside)
     record = scored(ToyClip())
     assert record.status == "error"
     assert "ball" in record.error

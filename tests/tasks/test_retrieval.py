@@ -291,18 +291,7 @@ def test_batches_and_interruptions_change_nothing():
     batches: list[Batch] = []
     whole = execute(job, batch_size=8, device=CPU, keep=batches.append)
     assert 0 < whole.robust_accuracy < whole.clean_accuracy
-    done = batches[:2]
-    resumed = execute(
-        job,
-        batch_size=8,
-        device=CPU,
-        done={s.id: s for batch in done for s in batch.samples},
-        embeddings={
-            s.id: pair
-            for batch in done
-            for s, pair in zip(batch.samples, batch.embeddings, strict=True)
-        },
-    )
+    resumed = execute(job, batch_size=8, device=CPU, earlier=batches[:2])
     assert resumed.samples == whole.samples
     other = execute(job, batch_size=30, device=CPU)
     assert [s.robust for s in other.samples] == [s.robust for s in whole.samples]

@@ -15,7 +15,7 @@ from mmtard_bench.attacks.fast.pgd import Pgd
 from mmtard_bench.attacks.fast.rows import Samples, Search, search_all
 from mmtard_bench.attacks.fast.square import Square
 from mmtard_bench.attacks.pgd import budget_of, require_linf, steps_of
-from mmtard_bench.attacks.reference import target_count
+from mmtard_bench.attacks.reference import class_notes, target_count
 from mmtard_bench.types import Norm, ThreatModel
 
 VERSION = "mmtard_bench fast 1"
@@ -80,7 +80,8 @@ class _Samples:
     def _find_targets(self, left: Sequence[int], count: int) -> None:
         """The likeliest other classes of samples, from one look at the clean images."""
         targets = self.samples.targets
-        for part in torch.tensor(left, device=targets.device).split(self.batch_size):
+        places = torch.tensor(left, device=targets.device)
+        for part in torch.split(places, self.batch_size):
             new = part[targets[part, 0] < 0]
             if not len(new):
                 continue
