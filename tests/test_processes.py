@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from mmtard_bench.records import Record, read_record
 from mmtard_bench.runner import run_model
 from mmtard_bench.suites import load_suite
 from tests.conftest import REPOSITORY, wait_for
+from tests.forked import Forked
 
 SUITE = """
 name = "{name}-v1"
@@ -39,10 +40,8 @@ threats = [{threats}]
 """
 EPS = 'norm = "linf", eps = "8/255"'
 
-Child = subprocess.Popen[str]
-Start = Callable[..., list[Child]]
+Start = Callable[..., list[Forked]]
 TINY = ("--model", "tiny-clip")
-COMMON = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
 
 # Models that fail, or take their time, in one process or all.
 MODEL = """
@@ -91,41 +90,47 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Start ``mmtard-bench run`` as so many processes, as a launcher would, or by torchrun.
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start ``mmtard-bench run`` as so many processes, told who they are as by a launcher.
 
     They work in one folder, or each in its own. None outlives the test.
     """
-    started: list[Child] = []
+    started: list[Forked] = []
 
-    def run(
-        folders: Path | list[Path], *words: str, world: int = 2, torchrun: bool = False, **env: str
-    ) -> list[Child]:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        command = [sys.executable, "-m", "mmtard_bench", "run", *words]
-        places = [
-            {**meeting, "WORLD_SIZE": str(world), "RANK": str(k), "LOCAL_RANK": str(k)}
-            for k in range(world)
-        ]
-        if torchrun:
-            launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-            command[2:2] = [*launcher, "-m"]
-        if torchrun or world == 1:
-            places = [{}]
-        wheres = folders if isinstance(folders, list) else [folders] * len(places)
-        new = [
+    def run(folders: Path | list[Path], *words: str, world: int = 2, **env: str) -> list[Forked]:
+        wheres = folders if isinstance(folders, list) else [folders] * world
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        for rank, where in enumerate(wheres):
+            place = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+            told = env | (place if world > 1 else {})
+            said = tmp_path_factory.mktemp("said") / str(rank)
+            started.append(Forked(["run", *words], where, told, said))
+        return started[-world:]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start two processes by torchrun, in the test's directory."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*words: str, **env: str) -> subprocess.Popen[str]:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        started.append(
             subprocess.Popen(
-                command,
-                cwd=where,
-                env={**os.environ, **COMMON, **env, **place},
+                [sys.executable, "-m", *launcher, "-m", "mmtard_bench", "run", *words],
+                cwd=tmp_path,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **env},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for where, place in zip(wheres, places, strict=True)
-        ]
-        started.extend(new)
-        return new
+        )
+        return started[-1]
 
     yield run
     for process in started:
@@ -134,7 +139,7 @@ def start() -> Iterator[Start]:
             process.communicate(timeout=60)
 
 
-def finish(started: list[Child]) -> list[tuple[int, str, str]]:
+def finish(started: list[Forked]) -> list[tuple[int, str, str]]:
     """The exit status of each, and what it said on stdout and stderr."""
     said = [process.communicate(timeout=240) for process in started]
     for _, errors in said:
@@ -302,10 +307,10 @@ def test_an_interruption_of_one_process_is_one_of_all(start, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_torchrun_ends_all_with_a_sentence_and_goes_on(start, tmp_path, how):
+def test_torchrun_ends_all_with_a_sentence_and_goes_on(torchrun, tmp_path, how):
     suite = write_suite(tmp_path, "launched", ["digits/digit"], ["pgd-20"], 48)
     words = [suite, "--model", "doubles:slow", "--batch-size", "4"]
-    (launcher,) = start(tmp_path, *words, torchrun=True, NAP="0.05")
+    launcher = torchrun(*words, NAP="0.05")
     wait_for("*.partial-2of2", tmp_path / "runs", launcher, seconds=240)
     if how == signal.SIGKILL:
         os.kill(int((tmp_path / "pid-1").read_text()), how)
@@ -318,7 +323,7 @@ def test_torchrun_ends_all_with_a_sentence_and_goes_on(start, tmp_path, how):
     assert len(said) == 1
     assert expected in said[0]
     kept = settled_in(tmp_path)
-    (again,) = start(tmp_path, *words, torchrun=True, NAP="0.05")
+    again = torchrun(*words, NAP="0.05")
     wait_for_more(tmp_path, kept, [again])
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
@@ -456,7 +461,9 @@ def settled_in(folder: Path) -> list[str]:
     return [sample["id"] for line in lines for sample in json.loads(line)["samples"]]
 
 
-def wait_for_more(folder: Path, kept: list[str], running: list[Child]) -> None:
+def wait_for_more(
+    folder: Path, kept: list[str], running: Sequence[Forked | subprocess.Popen[str]]
+) -> None:
     def more() -> bool:
         assert all(process.poll() is None for process in running)
         return len(settled_in(folder)) > len(kept)
