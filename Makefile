@@ -29,7 +29,7 @@ check: install
 	$(BIN)/mmtard-bench leaderboard --check
 
 bench: install
-	$(BIN)/python benchmarks/attacks.py
+	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/trainer.py
 
 clean:

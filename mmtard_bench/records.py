@@ -27,6 +27,8 @@ from mmtard_bench.recall import Ranks, Recalls, recalls_of, require_ranks
 from mmtard_bench.strict import Strict
 
 SCHEMA_VERSION = 1
+FAST_CODE = "mmtard_bench fast"
+"""How the "code" of a threat model's parameters begins where the fast engine ran the attack."""
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
