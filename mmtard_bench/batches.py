@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from mmtard_bench.attacks.base import AttackResult, Part, joined
 from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
 from mmtard_bench.attacks.fast.batch_size import find_batch_size
-from mmtard_bench.data.workers import in_chunks
+from mmtard_bench.data.workers import in_chunks, worker_count
 from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.job import Job
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.folding import fold, using
-from mmtard_bench.processes import Processes
+from mmtard_bench.models.folding import fast_tower, using
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Sample
+from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict, ZeroShotScorer
 
@@ -60,29 +60,26 @@ class Progress:
 
 
 class Evaluation:
-    """One job on one device: the classifier with its head, and the loop over batches."""
+    """One job on one device: the classifier with its head, and the loop over batches.
 
-    def __init__(
-        self,
-        job: Job,
-        batch_size: int | None,
-        device: torch.device,
-        workers: int,
-        known: Mapping[str, Sample],
-        processes: Processes,
-    ) -> None:
+    ``known`` holds samples whose verdicts follow from other records.
+    """
+
+    def __init__(self, job: Job, resources: Resources, known: Mapping[str, Sample]) -> None:
         self.job = job
-        self.processes = processes
+        self.processes = resources.processes
         self.known = known
-        self.workers = workers
-        self.device = device
-        job.clip.to(device)
+        self.workers = worker_count(resources.workers)
+        self.device = resources.device
+        job.clip.to(self.device)
         scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
-        self.scorer = scorer(job.clip, job.data, device)
+        self.scorer = scorer(job.clip, job.data, self.device)
         rows = range(min(PROBES, len(self.scorer.labels)))
-        self.probes = torch.stack([self._image(row) for row in rows]).to(device)
-        self.batch_size = batch_size or self._find_batch_size()
-        self.tower = fold(job.clip, self.probes) if job.attack.stream else None
+        self.probes = torch.stack([self._image(row) for row in rows]).to(self.device)
+        self.batch_size = resources.batch_size or self._find_batch_size()
+        self.tower = None
+        if job.attack.stream:
+            self.tower = fast_tower(job.clip, self.probes, compiled=resources.compiled)
 
     def _find_batch_size(self) -> int:
         """Once a model and size of images: looking costs some passes."""

@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the fast attacks' passes; float32 confirms what bfloat16 finds",
     )
+    command.add_argument(
+        "--compile", action="store_true", help="torch.compile the image tower for fast attacks"
+    )
     command.add_argument("--limit", type=_positive, help="this many samples a task instead")
     command.add_argument("--seed", type=_seed, help="another seed than the suite's")
     command.add_argument(
@@ -251,12 +254,20 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
     from mmtard_bench.models.loading import load_model
     from mmtard_bench.processes import local_rank
     from mmtard_bench.progress import RunProgress
+    from mmtard_bench.resources import Resources
     from mmtard_bench.runner import run_folder, run_model, with_overrides
     from mmtard_bench.summary import table_of
 
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
     place = local_rank() if processes.world > 1 else None
-    device = processes.agree(lambda: find_device(arguments.device, place))
+    resources = Resources(
+        processes.agree(lambda: find_device(arguments.device, place)),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        compiled=arguments.compile,
+        processes=processes,
+    )
+    engine = Engine(arguments.engine, arguments.precision)
     status = 0
     say_error = _error_of(processes)
     progress = RunProgress(Console(highlight=False), quiet=not processes.first)
@@ -267,15 +278,7 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
             try:
                 clip = processes.agree(partial(load_model, spec))
                 for record in run_model(
-                    clip,
-                    suite,
-                    out=arguments.out,
-                    batch_size=arguments.batch_size,
-                    device=device,
-                    progress=progress,
-                    workers=arguments.workers,
-                    engine=Engine(arguments.engine, arguments.precision),
-                    processes=processes,
+                    clip, suite, resources, out=arguments.out, progress=progress, engine=engine
                 ):
                     records.append(record)
             except InputError as error:

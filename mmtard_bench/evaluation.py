@@ -10,14 +10,13 @@ import torch
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
 from mmtard_bench.attacks.checks import Doubt, check_square
 from mmtard_bench.batches import Batch, Evaluation, Progress
-from mmtard_bench.data.workers import worker_count
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError, reason
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
-from mmtard_bench.processes import ALONE, Processes
 from mmtard_bench.records import Flag, Record, Sample, aggregate
+from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import NOTE
 from mmtard_bench.types import Eps, Surface, Task, ThreatModel, ThreatNorm
@@ -25,38 +24,32 @@ from mmtard_bench.types import Eps, Surface, Task, ThreatModel, ThreatNorm
 
 def execute(
     job: Job,
+    resources: Resources,
     *,
-    batch_size: int | None,
-    device: torch.device,
-    workers: int | None = None,
     earlier: Sequence[Batch] = (),
     known: Mapping[str, Sample] | None = None,
     notes: Sequence[str] = (),
     keep: Callable[[Batch], None] = lambda _: None,
     report: Callable[[Progress], None] = lambda _: None,
-    processes: Processes = ALONE,
 ) -> Record:
     """Attack every correctly classified sample and confirm what was found.
 
     ``earlier`` holds the batches of an interrupted evaluation of the same identity; ``keep`` is
     called with every batch that is settled. ``known`` holds samples whose verdicts follow from
-    records at larger radii, and ``notes`` say so. ``workers`` threads decode images while the
-    attack runs (as many as fit if None, none for 0); without a ``batch_size`` a good one is looked
-    for. Of several ``processes`` each settles its share, and all return the record. Whatever the
-    model or the attack does wrong, and images that cannot be used, become a record with status
-    "error": a failure never counts as robust. Raises what ``keep`` raises if that is a
-    StorageError.
+    records at larger radii, and ``notes`` say so. Of several processes each settles its share, and
+    all return the record. Whatever the model or the attack does wrong, and images that cannot be
+    used, become a record with status "error": a failure never counts as robust. Raises what
+    ``keep`` raises if that is a StorageError.
     """
     started = time.monotonic()
     spent = sum(batch.seconds for batch in earlier)
-    used = batch_size or 0
+    used = resources.batch_size or 0
+    processes = resources.processes
 
     def settle() -> tuple[Evaluation, list[Doubt], list[Batch]]:
         nonlocal used
-        job.data.require_images(job.threat.surface, workers=workers)
-        evaluation = Evaluation(
-            job, batch_size, device, worker_count(workers), known or {}, processes
-        )
+        job.data.require_images(job.threat.surface, workers=resources.workers)
+        evaluation = Evaluation(job, resources, known or {})
         used = evaluation.batch_size
         return evaluation, evaluation.inspect(), evaluation.run(earlier, keep, report)
 
@@ -71,7 +64,7 @@ def execute(
         raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust
         seconds = _since(started, spent)
-        return _record(job, used, device, processes, error=reason(error), seconds=seconds)
+        return _record(job, resources, used, error=reason(error), seconds=seconds)
     if job.data.task.metric == "retrieval":
         said.append(NOTE)
     square = check_square([sample.broken_by for sample in samples])
@@ -85,9 +78,8 @@ def execute(
         doubts.append(Doubt("unconfirmed-adversarials", detail))
     return _record(
         job,
+        resources,
         used,
-        device,
-        processes,
         samples=samples,
         doubts=doubts,
         notes=said,
@@ -131,7 +123,7 @@ def evaluate(
     attacker = ThreatModel(threat, norm, Eps.parse(eps, norm=norm), surface)
     data = load_task(chosen, n=n, seed=seed)
     job = prepare(clip, data, attacker, seed=seed, engine=Engine(engine, precision))
-    return execute(job, batch_size=batch_size, device=find_device(device))
+    return execute(job, Resources(find_device(device), batch_size))
 
 
 def find_device(name: str, place: int | None = None) -> torch.device:
@@ -171,9 +163,8 @@ def _since(started: float, spent: float) -> float:
 
 def _record(
     job: Job,
+    resources: Resources,
     batch_size: int,
-    device: torch.device,
-    processes: Processes,
     *,
     seconds: float,
     model_seconds: float = 0.0,
@@ -198,7 +189,7 @@ def _record(
         results=aggregate(samples) if samples else None,
         flags=[Flag(code=doubt.code, detail=doubt.detail) for doubt in doubts],
         notes=list(notes),
-        environment=describe(device, batch_size, processes.world),
+        environment=describe(resources.device, batch_size, resources.processes.world),
         seconds=seconds,
         model_seconds=round(model_seconds, 3) if job.attack.stream else None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from mmtard_bench.attacks.base import Engine
@@ -18,7 +17,7 @@ from mmtard_bench.job import FAST, Job, prepare
 from mmtard_bench.markdown import slug
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.partial import Partial
-from mmtard_bench.processes import ALONE, Processes
+from mmtard_bench.processes import Processes
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import (
     Record,
@@ -27,6 +26,7 @@ from mmtard_bench.records import (
     read_record,
     write_record,
 )
+from mmtard_bench.resources import Resources
 from mmtard_bench.summary import percent
 from mmtard_bench.tasks.resolve import load_task
 from mmtard_bench.types import Suite, ThreatModel
@@ -56,18 +56,15 @@ def run_folder(out: Path, suite: Suite, clip: Clip) -> Path:
 def run_model(
     clip: Clip,
     suite: Suite,
+    resources: Resources,
     *,
     out: Path,
-    batch_size: int | None,
-    device: torch.device,
     progress: RunProgress,
-    workers: int | None = None,
     engine: Engine = FAST,
-    processes: Processes = ALONE,
 ) -> Iterator[Record]:
     """Evaluate one model on a suite; yields every record as soon as it is on disk.
 
-    Of several ``processes`` each attacks its share of a record's samples; the first alone holds
+    Of several processes each attacks its share of a record's samples; the first alone holds
     the directory's lock and writes records, which all of them yield.
 
     Records of this very configuration that are finished are read, not made again; failed ones
@@ -76,6 +73,7 @@ def run_model(
     turn, if the data of one could not be had or a threat model does not suit it.
     """
     folder = run_folder(out, suite, clip)
+    processes = resources.processes
     missing: list[InputError] = []
     with ExitStack() as stack:
         processes.agree(lambda: stack.enter_context(_claimed(folder, processes)))
@@ -112,9 +110,7 @@ def run_model(
                     missing.append(error)
                     progress.say(f"{clip.name} {task.name} {threat.name}: FAILED, see below")
                     continue
-                record = _run_record(
-                    job, folder, batch_size, device, progress, workers, above, processes
-                )
+                record = _run_record(job, resources, folder, progress, above)
                 if suite.curve:
                     above.append(record)
                 yield record
@@ -124,15 +120,13 @@ def run_model(
 
 def _run_record(
     job: Job,
+    resources: Resources,
     folder: Path,
-    batch_size: int | None,
-    device: torch.device,
     progress: RunProgress,
-    workers: int | None,
     above: Sequence[Record],
-    processes: Processes,
 ) -> Record:
     """Make or read one record; samples that stood in ``above`` are taken over from there."""
+    processes = resources.processes
     identity = processes.agree(lambda: job.identity)
     if len(set(processes.gather(identity, str))) > 1:
         raise InputError(
@@ -164,15 +158,12 @@ def _run_record(
 
     record = execute(
         job,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
+        resources,
         earlier=done,
         known=known,
         notes=notes,
         keep=kept.append,
         report=report,
-        processes=processes,
     )
     progress.stop()
     record = processes.lead(lambda: _written(path, record), Record)

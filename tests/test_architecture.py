@@ -20,7 +20,7 @@ LAYERS = [
     {"data", "models", "tasks", "attacks"},
     {"suites"},
     {"markdown", "reported", "summary", "leaderboard", "figures", "environment"},
-    {"job"},
+    {"job", "resources"},
     {"batches"},
     {"partial"},
     {"evaluation"},

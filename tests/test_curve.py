@@ -15,6 +15,7 @@ from mmtard_bench.job import REFERENCE, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, aggregate, from_text, to_text, write_record
+from mmtard_bench.resources import Resources
 from mmtard_bench.runner import Partial, run_model
 from mmtard_bench.suites import load_suite
 from mmtard_bench.tasks.resolve import find_task, load_task
@@ -54,7 +55,7 @@ def suite_of(
 
 def run(suite: Suite, clip: Clip, out: Path) -> list[Record]:
     progress = RunProgress(Console(quiet=True))
-    return list(run_model(clip, suite, out=out, batch_size=4, device=CPU, progress=progress))
+    return list(run_model(clip, suite, Resources(CPU, 4), out=out, progress=progress))
 
 
 def by_eps(records: list[Record]) -> dict[str, dict[str, Sample]]:
@@ -153,7 +154,7 @@ def test_blocks_hold_only_those_who_are_attacked():
     clip = mb.load_model("tiny-clip")
     threat = ThreatModel("pgd-1", "linf", Eps.parse("1/255"))
     job = prepare(clip, data, threat, seed=0, engine=REFERENCE)
-    whole = execute(job, batch_size=4, device=CPU)
+    whole = execute(job, Resources(CPU, 4))
     right = [sample.id for sample in whole.samples if sample.clean_correct]
     assert len(right) >= 8
     first = whole.samples[[s.id for s in whole.samples].index(right[0])]
@@ -165,7 +166,7 @@ def test_blocks_hold_only_those_who_are_attacked():
         return job.attack.run(*arguments, ids=ids, **options)
 
     blocked = replace(job, attack=replace(job.attack, block=6, run=spy))
-    record = execute(blocked, batch_size=4, device=CPU, known=known)
+    record = execute(blocked, Resources(CPU, 4), known=known)
     rest = [s for s in data.manifest.ids if s not in known]
     expected = [[s for s in rest[i : i + 6] if s in right] for i in (0, 6)]
     assert blocks == [ids for ids in expected if ids]
@@ -223,9 +224,7 @@ def test_after_a_radius_that_failed_the_next_one_starts_afresh(tmp_path):
     suite, clip = suite_of(tmp_path, attack="pgd-2", n=24), wrap(Moody())
     progress = RunProgress(Console(quiet=True))
     found = []
-    for record in run_model(
-        clip, suite, out=tmp_path, batch_size=16, device=CPU, progress=progress
-    ):
+    for record in run_model(clip, suite, Resources(CPU, 16), out=tmp_path, progress=progress):
         found.append(record)
         Moody.broken = False
     assert [record.status for record in found] == ["error"] + ["ok"] * 5

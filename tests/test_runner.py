@@ -22,6 +22,7 @@ from mmtard_bench.partial import Partial
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, read_record
 from mmtard_bench.registry import protocols
+from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_folder, run_model, with_overrides
 from mmtard_bench.suites import list_suites, load_suite
 from mmtard_bench.tasks.resolve import find_task, load_task
@@ -61,7 +62,7 @@ def score(
 def test_the_batch_size_never_changes_a_verdict(threat, engine):
     steps = threat.endswith("10")
     records = [
-        score(threat, batch_size=size, n=60 if steps else 20, engine=engine, model="student-tecoa")
+        score(threat, batch_size=size, n=60 if steps else 12, engine=engine, model="student-tecoa")
         for size in ([1, 7, 64] if steps else [7, 64])
     ]
     assert {record.status for record in records} == {"ok"}
@@ -176,7 +177,7 @@ def test_the_meaning_of_the_suites_that_ship_is_pinned():
 def run(suite, clip, out, engine=FAST):
     progress = RunProgress(Console(quiet=True))
     return list(
-        run_model(clip, suite, out=out, batch_size=16, device=CPU, progress=progress, engine=engine)
+        run_model(clip, suite, Resources(CPU, 16), out=out, progress=progress, engine=engine)
     )
 
 
@@ -264,19 +265,20 @@ def test_what_was_settled_before_a_failure_is_kept(tmp_path):
 
 @pytest.mark.parametrize("attack", ["pgd-5", "apgd-pair"])
 def test_an_interrupted_record_goes_on_where_it_was(attack):
-    data = load_task(find_task("digits/digit"), n=40, seed=0)
+    n = 40 if attack == "pgd-5" else 20
+    data = load_task(find_task("digits/digit"), n=n, seed=0)
     clip = mb.load_model("student-tecoa")
     job = prepare(clip, data, ThreatModel(attack, "linf", Eps.parse("12/255")), seed=0)
     batches: list[Batch] = []
-    whole = execute(job, batch_size=4, device=CPU, keep=batches.append)
+    whole = execute(job, Resources(CPU, 4), keep=batches.append)
     # 16 samples at once; of APGD's, those that stood after the cheap stage in fours.
     assert len(batches) > 3 if attack == "apgd-pair" else len(batches) == 3
     assert 0 < whole.robust_accuracy < whole.clean_accuracy
     done = [replace(batch, seconds=9.0) for batch in batches[:2]]
     again: list[Batch] = []
-    resumed = execute(job, batch_size=4, device=CPU, earlier=done, keep=again.append)
+    resumed = execute(job, Resources(CPU, 4), earlier=done, keep=again.append)
     settled = sum(len(batch.samples) for batch in done)
-    assert sum(len(batch.samples) for batch in again) == 40 - settled
+    assert sum(len(batch.samples) for batch in again) == n - settled
     assert truth(resumed) == truth(whole)
     assert resumed.seconds >= 18.0
 
@@ -447,7 +449,7 @@ def test_a_threat_model_that_does_not_suit_costs_the_others_nothing(tmp_path):
     progress = RunProgress(Console(quiet=True))
     with pytest.raises(mb.InputError, match="text-charmer-k1"):
         for record in run_model(
-            wrap(ToyClip()), suite, out=tmp_path, batch_size=16, device=CPU, progress=progress
+            wrap(ToyClip()), suite, Resources(CPU, 16), out=tmp_path, progress=progress
         ):
             records.append(record)
     assert [(record.threat.attack, record.status) for record in records] == [("pgd-2", "ok")]

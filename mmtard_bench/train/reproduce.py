@@ -14,6 +14,7 @@ from mmtard_bench.models.loading import load_model
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, digest_of
 from mmtard_bench.registry import near_matches
+from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_model
 from mmtard_bench.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
@@ -102,9 +103,8 @@ def _score(study: Study, folder: Path, out: Path, device: torch.device, console:
             (records[suite],) = run_model(
                 clip,
                 load_suite(suite),
+                Resources(device),
                 out=out / "records",
-                batch_size=256,
-                device=device,
                 progress=progress,
             )
     for record in records.values():

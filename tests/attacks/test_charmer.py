@@ -16,6 +16,7 @@ from mmtard_bench.edits import levenshtein, names_another_class
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
 from mmtard_bench.records import from_text, to_text
+from mmtard_bench.resources import Resources
 from mmtard_bench.summary import worst_cases
 from mmtard_bench.tasks import zero_shot
 from mmtard_bench.tasks.resolve import find_task, load_task
@@ -246,7 +247,7 @@ def test_verdicts_do_not_depend_on_the_batch(records):
     data = load_task(find_task("digits/digit"), n=24, seed=0)
     threat = ThreatModel("text-charmer-k2", "levenshtein", Eps.parse("2/1", norm="levenshtein"))
     job = prepare(mb.load_model("tiny-clip"), data, threat, seed=0)
-    other = execute(job, batch_size=7, device=CPU)
+    other = execute(job, Resources(CPU, 7))
     truth = [(s.robust, s.broken_by) for s in records["tiny-clip", 2].samples]
     assert [(s.robust, s.broken_by) for s in other.samples] == truth
 

@@ -5,14 +5,21 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_projections import projection_l2, projection_linf
 from pyautoattack.square import SquareAttack
+from torch import Tensor, nn
 
-from mmtard_bench.attacks.fast import losses
+import mmtard_bench as mb
+from mmtard_bench.attacks.base import CountPasses, Engine, norm_of
+from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.attacks.fast import batch_size, losses
 from mmtard_bench.attacks.fast.apgd import Apgd, checkpoints
+from mmtard_bench.attacks.fast.batch_size import find_batch_size
 from mmtard_bench.attacks.fast.fab import to_plane
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Samples
-from mmtard_bench.attacks.fast.square import pattern
+from mmtard_bench.attacks.fast.square import Square, pattern
+from mmtard_bench.types import Eps, ThreatModel
 from tests.attacks.test_reference import Small
+from tests.conftest import Linear
 
 CPU = torch.device("cpu")
 
@@ -87,3 +94,116 @@ def test_patterns_of_square_are_the_reference_code_s(side):
     assert torch.allclose(pattern(side), theirs, atol=1e-6) or torch.allclose(
         pattern(side).T, theirs, atol=1e-6
     )
+
+
+class Rough(nn.Module):
+    """Under autocast the second class wins, in float32 the first does."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.flatten(1).mean(1, keepdim=True)
+        first = torch.zeros_like(mean) if torch.is_autocast_enabled("cpu") else mean * 0 + 2
+        return torch.cat([first, 1 + 1e-3 * mean, -1 + 0 * mean, -1 + 0 * mean], 1)
+
+
+@pytest.mark.parametrize("name", ["pgd-4", "apgd-pair"])
+def test_what_a_lower_precision_finds_counts_once_float32_agrees(name):
+    images, labels = torch.rand(3, 3, 8, 8), torch.zeros(3, dtype=torch.long)
+    threat = ThreatModel(name, "linf", Eps.parse("8/255"))
+
+    def run(model):
+        attack = build_attack(threat, n_classes=4, engine=Engine("fast", "bfloat16"))
+        assert attack.parameters["attack_precision"] == "bfloat16"
+        return attack.run(
+            model,
+            images,
+            labels,
+            ids=["a", "b", "c"],
+            seed=0,
+            batch_size=64,
+            decided=lambda *_: None,
+        )
+
+    counted = CountPasses(Rough())
+    result = run(counted)
+    # Every claim was looked at again, none was shared, and the search went on to its end.
+    assert result.broken_by == [None] * 3
+    whole = {"pgd-4": (5, 4), "apgd-pair": (101 + 1 + 3 * 101, 100 + 3 * 100)}[name]
+    looks = {"pgd-4": 5, "apgd-pair": 101 + 3 * 101}[name]
+    assert result.forward == [whole[0] + looks] * 3
+    assert result.backward == [whole[1]] * 3
+    assert counted.forward_rows == sum(result.forward)
+    broken = run(Linear(4, shape=(3, 8, 8)))
+    assert any(broken.broken_by)
+
+
+def test_bfloat16_breaks_what_float32_breaks():
+    record, lower = (
+        mb.evaluate(
+            "student-tecoa",
+            task="digits/digit",
+            threat="pgd-10",
+            eps="8/255",
+            n=64,
+            precision=precision,
+        )
+        for precision in ("float32", "bfloat16")
+    )
+    assert record.identity != lower.identity
+    assert lower.flags == record.flags == []
+    differ = sum(a.robust != b.robust for a, b in zip(record.samples, lower.samples, strict=True))
+    assert differ <= 2
+    assert 0 < lower.robust_accuracy < lower.clean_accuracy
+
+
+@pytest.mark.parametrize("name", ["cw-l2", "autoattack-rand"])
+def test_a_precision_is_refused_where_there_is_no_fast_attack(name):
+    threat = ThreatModel(name, "l2", Eps.parse("1/2"))
+    with pytest.raises(mb.InputError, match=r"bfloat16 .* pgd-"):
+        build_attack(threat, n_classes=4, engine=Engine("fast", "bfloat16"))
+
+
+def test_a_batch_grows_while_rows_get_cheaper(monkeypatch):
+    seconds = {16: 1.6, 32: 2.0, 64: 3.9, 128: 7.0}
+    tried = []
+
+    def measured(_, images):
+        tried.append(len(images))
+        return seconds[len(images)]
+
+    monkeypatch.setattr(batch_size, "_seconds", measured)
+    assert find_batch_size(Small(), torch.rand(3, 8, 8)) == 32
+    assert tried == [16, 32, 64]
+
+    def full(_, images):
+        if len(images) > 16:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    monkeypatch.setattr(batch_size, "_seconds", full)
+    assert find_batch_size(Small(), torch.rand(3, 8, 8)) == 16
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("size", [(32, 32), (8, 8), (5, 9), (33, 40)])
+def test_square_stays_in_the_ball_and_reaches_every_pixel(norm, size):
+    class Seen(nn.Module):
+        """Always right; remembers where it was touched."""
+
+        touched = torch.zeros(size, dtype=torch.bool)
+
+        def forward(self, points):
+            self.touched |= ((points - images[0]).abs() > 1e-6).flatten(0, 1).any(0)
+            return torch.tensor([[1.0, 0.0]]).expand(len(points), 2)
+
+    images = torch.full((2, 3, *size), 0.5)
+    labels = torch.zeros(2, dtype=torch.long)
+    search = Square(norm=norm, eps=0.25, steps=60)
+    model = Seen()
+    passes = Passes(model, CPU, "float32")
+    samples = Samples(images, labels, labels[:, None], ["a", "b"])
+    state = search.start(samples, [(0, 0), (1, 0)], 0)
+    for _ in range(60):
+        search.step(state, passes)
+        distance = norm_of(state["points"] - images, norm)
+        assert (distance <= 0.25 * (1 + 1e-5)).all()
+    assert model.touched.all()

@@ -11,6 +11,7 @@ from mmtard_bench.data.workers import in_chunks, in_order
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
+from mmtard_bench.resources import Resources
 from mmtard_bench.suites import load_suite
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
@@ -77,15 +78,15 @@ def truth(record):
 
 def test_workers_and_memory_change_no_verdict(data, monkeypatch):
     job = prepare(wrap(ToyClip()), data, LINF, seed=0)
-    expected = truth(execute(job, batch_size=6, device=CPU, workers=0))
+    expected = truth(execute(job, Resources(CPU, 6, workers=0)))
     assert len({sample["prediction"] for sample in expected[1]}) > 1
     for workers in (1, 4):
         fresh = replace(job, data=data.at(range(20)))
-        assert truth(execute(fresh, batch_size=6, device=CPU, workers=workers)) == expected
+        assert truth(execute(fresh, Resources(CPU, 6, workers=workers))) == expected
     # Nothing is kept: every image is decoded each time that it is needed.
     monkeypatch.setattr(mmtard_bench.tasks.resolve, "KEPT", 0)
     fresh = replace(job, data=data.at(range(20)))
-    assert truth(execute(fresh, batch_size=6, device=CPU, workers=4)) == expected
+    assert truth(execute(fresh, Resources(CPU, 6, workers=4))) == expected
     assert fresh.data._kept.images == {}
 
 

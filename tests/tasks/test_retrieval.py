@@ -20,6 +20,7 @@ from mmtard_bench.job import prepare
 from mmtard_bench.recall import Ranks, recalls_of
 from mmtard_bench.records import from_text, to_text
 from mmtard_bench.registry import tasks
+from mmtard_bench.resources import Resources
 from mmtard_bench.suites import TaskTable, resolve_task
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import (
@@ -249,7 +250,7 @@ def test_clean_ranks_of_a_record_agree_with_brute_force():
         (own,) = sample
         assert data.classes[own] == caption(digits_test().combination(index))
     threat = ThreatModel("pgd-3", "linf", Eps.parse("2/255"))
-    record = execute(prepare(clip, data, threat, seed=0), batch_size=16, device=CPU)
+    record = execute(prepare(clip, data, threat, seed=0), Resources(CPU, 16))
     of_images, of_captions = brute_force(clip, data)
     assert [s.ranks.image[0] for s in record.samples] == of_images
     for sample in record.samples:
@@ -289,11 +290,11 @@ def test_batches_and_interruptions_change_nothing():
     data = load_task(find_task("digits/retrieval"), n=30, seed=0)
     job = prepare(clip, data, ThreatModel("pgd-4", "linf", Eps.parse("16/255")), seed=0)
     batches: list[Batch] = []
-    whole = execute(job, batch_size=8, device=CPU, keep=batches.append)
+    whole = execute(job, Resources(CPU, 8), keep=batches.append)
     assert 0 < whole.robust_accuracy < whole.clean_accuracy
-    resumed = execute(job, batch_size=8, device=CPU, earlier=batches[:2])
+    resumed = execute(job, Resources(CPU, 8), earlier=batches[:2])
     assert resumed.samples == whole.samples
-    other = execute(job, batch_size=30, device=CPU)
+    other = execute(job, Resources(CPU, 30))
     assert [s.robust for s in other.samples] == [s.robust for s in whole.samples]
 
 

@@ -178,6 +178,7 @@ def search_all(
         points, broken = _advance(search, state, passes, together)
         for sample, _ in rows:
             found.spend(sample, search.forward * together, search.backward * together)
+        _require_float32(state, passes, points, broken, rows, found)
         ended = (state["at"] >= search.steps) & ~broken
         _look_again(search, state, passes, points, broken, ended, rows, found)
         before = len(found.adversarial)
@@ -243,14 +244,32 @@ def _look_again(
     rows: Sequence[Row],
     found: Found,
 ) -> None:
-    """The last look of rows that ended, and float32's word where precision was lower, in place."""
+    """The last look of the rows that ended; ``points`` and ``broken`` are changed in place."""
     last = ended.nonzero().squeeze(1)
-    if len(last):
-        ending = {key: values[last] for key, values in state.items()}
-        points[last] = ending["points"]
-        broken[last] = search.found(ending, passes.logits(ending["points"]))
-    claimed = broken.nonzero().squeeze(1) if passes.lower else last[:0]
-    if len(claimed):
-        broken[claimed] = passes.confirm(points[claimed], state["labels"][claimed])
-    for place in [*last.tolist(), *claimed.tolist()]:
+    if not len(last):
+        return
+    ending = {key: values[last] for key, values in state.items()}
+    wrong = search.found(ending, passes.logits(ending["points"]))
+    its = [rows[place] for place in last.tolist()]
+    for sample, _ in its:
+        found.spend(sample, 1, 0)
+    _require_float32(ending, passes, ending["points"], wrong, its, found)
+    points[last] = ending["points"]
+    broken[last] = wrong
+
+
+def _require_float32(
+    state: State,
+    passes: Passes,
+    points: Tensor,
+    broken: Tensor,
+    rows: Sequence[Row],
+    found: Found,
+) -> None:
+    """Where precision was lower, take back in place what float32 does not agree is broken."""
+    claimed = broken.nonzero().squeeze(1) if passes.lower else None
+    if claimed is None or not len(claimed):
+        return
+    broken[claimed] = passes.confirm(points[claimed], state["labels"][claimed])
+    for place in claimed.tolist():
         found.spend(rows[place][0], 1, 0)
