@@ -59,7 +59,7 @@ class Tower(nn.Module):
         if self.twist == "used twice":
             return (self.norm(features) + features).flatten(1)[:, :16]
         if self.twist == "random":
-            return (self.norm(features) * torch.rand(())).flatten(1)[:, :16]
+            return (self.norm(features) + torch.rand(30, 30)).flatten(1)[:, :16]
         return self.norm(features).flatten(1)[:, :16]
 
 
