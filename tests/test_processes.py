@@ -293,7 +293,6 @@ def test_machines_need_no_common_disk(start, tmp_path):
     assert not records_in(disks[1])
 
 
-@pytest.mark.slow
 def test_an_interruption_of_one_process_is_one_of_all(start, tmp_path):
     suite = write_suite(tmp_path, "stopped", ["digits/digit"], ["pgd-20"], 64)
     processes = start(tmp_path, suite, "--model", "doubles:slow", "--batch-size", "4", NAP="0.05")
