@@ -1,7 +1,7 @@
 """Does the fast engine deserve to be the default? Strength, speed and overhead, in tables.
 
 ``make bench`` runs it, about two hours on two cores. What is measured is kept in a file of JSON
-lines, one a cell of a table, and not measured again, so that it can be stopped and go on; ``--fresh``
+lines, one a cell of a table, and not measured again, so that it can be stopped; ``--fresh``
 begins anew. ``--cells docs/engine.jsonl`` prints what we measured, with the samples that stood.
 
 Strength: verdicts of the fast engine and of the reference code on the same samples, and of the

@@ -24,6 +24,7 @@ from mmtard_bench.links import meet
 from mmtard_bench.processes import ALONE, Processes, joined
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, read_record
+from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_model
 from mmtard_bench.suites import load_suite
 from tests.conftest import REPOSITORY, wait_for
@@ -153,7 +154,7 @@ def records_in(folder: Path) -> dict[str, Record]:
 
 def content(record: Record) -> dict[str, object]:
     """A record without when and where it was made."""
-    return record.model_dump(exclude={"seconds", "created", "environment"})
+    return record.model_dump(exclude={"seconds", "model_seconds", "created", "environment"})
 
 
 def by_one(folder: Path, suite: str) -> dict[str, Record]:
@@ -161,9 +162,8 @@ def by_one(folder: Path, suite: str) -> dict[str, Record]:
         run_model(
             mb.load_model("tiny-clip"),
             load_suite(str(folder / suite)),
+            Resources(torch.device("cpu"), batch_size=64),
             out=folder / "one",
-            batch_size=64,
-            device=torch.device("cpu"),
             progress=RunProgress(Console(quiet=True)),
         )
     )
