@@ -70,7 +70,7 @@ def verdicts(folder: Path) -> dict[str, object]:
     found = {}
     for path in folder.rglob("*.json"):
         record = json.loads(path.read_text())
-        for key in ("seconds", "created", "environment", "sha256"):
+        for key in ("seconds", "model_seconds", "created", "environment", "sha256"):
             del record[key]
         found[path.name] = record
     return found
