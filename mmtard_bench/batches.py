@@ -16,7 +16,7 @@ from mmtard_bench.data.workers import in_chunks, worker_count
 from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.job import Job
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.folding import fast_tower, using
+from mmtard_bench.models.folding import fold, using
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Sample
 from mmtard_bench.resources import Resources
@@ -79,7 +79,7 @@ class Evaluation:
         self.batch_size = resources.batch_size or self._find_batch_size()
         self.tower = None
         if job.attack.stream:
-            self.tower = fast_tower(job.clip, self.probes, compiled=resources.compiled)
+            self.tower = fold(job.clip, self.probes)
 
     def _find_batch_size(self) -> int:
         """Once a model and size of images: looking costs some passes."""

@@ -77,9 +77,6 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of the fast attacks' passes; float32 confirms what bfloat16 finds",
     )
-    command.add_argument(
-        "--compile", action="store_true", help="torch.compile the image tower for fast attacks"
-    )
     command.add_argument("--limit", type=_positive, help="this many samples a task instead")
     command.add_argument("--seed", type=_seed, help="another seed than the suite's")
     command.add_argument(
@@ -264,7 +261,6 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
         processes.agree(lambda: find_device(arguments.device, place)),
         batch_size=arguments.batch_size,
         workers=arguments.workers,
-        compiled=arguments.compile,
         processes=processes,
     )
     engine = Engine(arguments.engine, arguments.precision)

@@ -12,13 +12,11 @@ class Resources:
     """A device, and how it is used.
 
     Without a ``batch_size`` a good one is looked for. ``workers`` threads decode images while the
-    attack runs (as many as fit if None, none for 0). ``compiled`` has ``torch.compile`` make the
-    image tower faster for the fast attacks, which takes it a while. Of several ``processes`` each
-    works on its share.
+    attack runs (as many as fit if None, none for 0). Of several ``processes`` each works on its
+    share.
     """
 
     device: torch.device
     batch_size: int | None = None
     workers: int | None = None
-    compiled: bool = False
     processes: Processes = ALONE

@@ -40,22 +40,6 @@ def fold(clip: Clip, probe: Tensor) -> nn.Module | None:
     return folded if difference <= CLOSE * plain.abs().max() else None
 
 
-def fast_tower(clip: Clip, probe: Tensor, *, compiled: bool) -> nn.Module | None:
-    """The image tower that the fast attacks look at, or None if it is the model's own.
-
-    See ``fold``; with ``compiled`` it, or the model's own, goes through ``torch.compile``.
-    """
-    tower = fold(clip, probe)
-    if not compiled:
-        return tower
-    own = getattr(clip.module, "visual", None)
-    if not isinstance(own, nn.Module):
-        return None
-    # Rows leave and come, so the first dimension changes from step to step.
-    whole: nn.Module = torch.compile(tower or own, dynamic=True)  # type: ignore[assignment]
-    return whole
-
-
 @contextmanager
 def using(clip: Clip, tower: nn.Module | None) -> Iterator[None]:
     """Let a CLIP encode images with another tower for a while; with its own for None."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mmtard_bench as mb
-from mmtard_bench.models.folding import fast_tower, fold, using
+from mmtard_bench.models.folding import fold, using
 from tests.conftest import ToyClip, wrap
 
 
@@ -84,7 +84,6 @@ def test_only_what_is_surely_the_same_is_folded(twist, left):
 
 def test_a_model_without_a_tower_or_batch_normalisation_is_left_alone():
     assert fold(wrap(ToyClip()), probe()) is None
-    assert fast_tower(wrap(ToyClip()), probe(), compiled=True) is None
 
 
 def test_the_tower_comes_back_when_an_attack_fails():
