@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import AttackResult, Part, joined
+from mmtard_bench.attacks.base import AttackResult, Part, in_parts, joined
 from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
 from mmtard_bench.attacks.fast.batch_size import find_batch_size
 from mmtard_bench.data.workers import in_chunks, worker_count
@@ -244,7 +244,7 @@ class Evaluation:
         for aim in self.scorer.aims(rows) if rows else []:
             before = [claim for _, result in found for claim in result.broken_by]
             settled, broken = len(before), len(before) - before.count(None)
-            parts = (attack.stream or attack.whole)(
+            parts = (attack.stream or in_parts(attack.run))(
                 aim.classifier,
                 images[aim.places],
                 aim.labels,

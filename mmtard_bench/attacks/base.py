@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol as Interface, TypeVar
+from typing import Literal, ParamSpec, Protocol as Interface, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mmtard_bench.types import Norm
 
 T = TypeVar("T")
+P = ParamSpec("P")
+Out = TypeVar("Out", covariant=True)
 
 EngineName = Literal["fast", "reference"]
 Precision = Literal["float32", "bfloat16"]
@@ -91,12 +93,13 @@ def joined(parts: Sequence[Part]) -> AttackResult:
     )
 
 
-class Run(Interface):
+class Run(Interface[Out]):
     """Attack samples that the model classifies correctly.
 
     ``ids`` name the samples for per-sample randomness; at most ``batch_size`` rows should go
     through the model at once, which may change costs but no verdict; ``decided`` is called with
-    (samples settled so far in this batch, samples broken so far in this batch).
+    (samples settled so far in this batch, samples broken so far in this batch). It gives one
+    result, or parts as soon as their samples are settled, each sample once.
     """
 
     def __call__(
@@ -110,24 +113,26 @@ class Run(Interface):
         seed: int,
         batch_size: int,
         decided: Callable[[int, int], None],
-    ) -> AttackResult: ...
+    ) -> Out: ...
 
 
-class Stream(Interface):
-    """As ``Run``, in parts: samples come as soon as they are settled, each once."""
+def in_one(stream: Callable[P, Iterator[Part]]) -> Callable[P, AttackResult]:
+    """An attack that gives parts as one that gives a result."""
 
-    def __call__(
-        self,
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> Iterator[Part]: ...
+    def run(*arguments: P.args, **options: P.kwargs) -> AttackResult:
+        return joined(list(stream(*arguments, **options)))
+
+    return run
+
+
+def in_parts(run: Callable[P, AttackResult]) -> Callable[P, Iterator[Part]]:
+    """An attack that gives a result as one that gives a single part."""
+
+    def stream(*arguments: P.args, **options: P.kwargs) -> Iterator[Part]:
+        result = run(*arguments, **options)
+        yield range(len(result.broken_by)), result
+
+    return stream
 
 
 @dataclass(frozen=True)
@@ -143,30 +148,10 @@ class Attack:
 
     name: str
     parameters: Mapping[str, str | int | float]
-    run: Run
+    run: Run[AttackResult]
     block: int | None = None
     edits: int | None = None
-    stream: Stream | None = None
-
-    def whole(
-        self,
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> Iterator[Part]:
-        """``run`` as a ``Stream`` of one part."""
-        yield (
-            range(len(ids)),
-            self.run(
-                model, images, labels, ids=ids, seed=seed, batch_size=batch_size, decided=decided
-            ),
-        )
+    stream: Run[Iterator[Part]] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, Part, Precision, joined
+from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, Part, Precision, in_one
 from mmtard_bench.attacks.fast import losses
 from mmtard_bench.attacks.fast.apgd import Apgd
 from mmtard_bench.attacks.fast.fab import Fab
@@ -143,24 +143,8 @@ def _attack(
             work.stand(len(left))
             yield work.part(group)
 
-    def run(
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> AttackResult:
-        parts = stream(
-            model, images, labels, ids=ids, seed=seed, batch_size=batch_size, decided=decided
-        )
-        return joined(list(parts))
-
     lower = {} if precision == "float32" else {"attack_precision": precision}
-    return Attack(threat.attack, {**parameters, **lower}, run, stream=stream)
+    return Attack(threat.attack, {**parameters, **lower}, in_one(stream), stream=stream)
 
 
 class _Ball(TypedDict):
