@@ -3,18 +3,17 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmtard_bench.attacks.base import (
     Attack,
     AttackResult,
     Classifier,
-    margin,
     norm_of,
     projector,
     random_start,
 )
+from mmtard_bench.attacks.fast import losses
 from mmtard_bench.errors import InputError
 from mmtard_bench.registry import register_attack
 from mmtard_bench.types import Norm, ThreatModel
@@ -75,14 +74,6 @@ def unit(gradient: Tensor, norm: Norm) -> Tensor:
     return scaled / norm_of(scaled, norm).clamp_min(1e-12).view(shape)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _negative_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    return -margin(logits, labels)
-
-
 def steps_of(threat: ThreatModel) -> int:
     """The number of steps at the end of an attack's name."""
     return int(threat.attack.rsplit("-", 1)[1])
@@ -104,7 +95,7 @@ def require_linf(threat: ThreatModel) -> None:
         raise InputError(f"{threat.attack} works in the norm linf; '{threat.norm}' was given.")
 
 
-def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Attack:
+def _build(threat: ThreatModel, family: str, loss: losses.Loss) -> Attack:
     steps = steps_of(threat)
     norm, eps = threat.pixel_norm, float(threat.eps)
 
@@ -124,7 +115,7 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
         adversarial, found = pgd(
             model,
             images,
-            loss=lambda logits: loss(logits, labels),
+            loss=lambda logits: loss(logits, labels, labels),
             norm=norm,
             eps=eps,
             steps=steps,
@@ -152,11 +143,11 @@ def _build(threat: ThreatModel, family: str, loss: Callable[[Tensor, Tensor], Te
 @register_attack("pgd-{steps}")
 def build_pgd(threat: ThreatModel, n_classes: int) -> Attack:
     """PGD on the cross-entropy from a uniform random start (Madry et al., 2018)."""
-    return _build(threat, "cross-entropy", _cross_entropy)
+    return _build(threat, "cross-entropy", losses.cross_entropy)
 
 
 @register_attack("cw-linf-{steps}")
 def build_cw_linf(threat: ThreatModel, n_classes: int) -> Attack:
     """PGD on Carlini and Wagner's (2017) margin, the "CW" of zero-shot robustness papers."""
     require_linf(threat)
-    return _build(threat, "margin", _negative_margin)
+    return _build(threat, "margin", losses.negative_margin)

@@ -6,6 +6,7 @@ same points; what is ours is that every row counts its own steps and leaves when
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -112,6 +113,7 @@ class Apgd(Search):
         return choose(halve, best, points), choose(halve, best_gradient, gradient)
 
 
+@lru_cache(maxsize=8)
 def _periods(steps: int, device: torch.device) -> Tensor:
     """For each number of steps made the length of the period that ends there, or 0."""
     found = checkpoints(steps)

@@ -182,7 +182,8 @@ def search_all(
         ended = (state["at"] >= search.steps) & ~broken
         _look_again(search, state, passes, points, broken, ended, rows, found)
         before = len(found.adversarial)
-        verdicts = zip(rows, broken.tolist(), ended.tolist(), strict=True)
+        over = ended.tolist()
+        verdicts = zip(rows, broken.tolist(), over, strict=True)
         for place, (row, won, lost) in enumerate(verdicts):
             if won:
                 found.adversarial.setdefault(row[0], points[place].clone())
@@ -190,9 +191,11 @@ def search_all(
                 queue.failed(row)
         if len(found.adversarial) > before:
             broke(len(found.adversarial))
-        over = (broken | ended).tolist()
+        # With a sample that is broken its other rows leave too.
         leaving = [
-            place for place, row in enumerate(rows) if over[place] or row[0] in found.adversarial
+            place
+            for place, (row, lost) in enumerate(zip(rows, over, strict=True))
+            if lost or row[0] in found.adversarial
         ]
 
 
