@@ -1,7 +1,7 @@
 """The samples of one job, batch by batch: judge, attack, confirm, settle."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +16,7 @@ from mmtard_bench.data.workers import in_chunks, worker_count
 from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.job import Job
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.folding import fold, using
+from mmtard_bench.models.folding import folded, using
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Sample
 from mmtard_bench.resources import Resources
@@ -49,6 +49,12 @@ class Batch:
     model_seconds: float = 0.0
 
 
+def in_manifest_order(job: Job, batches: Iterable[Batch]) -> list[Batch]:
+    """Batches by the place of their first sample in the manifest."""
+    places = {sample: place for place, sample in enumerate(job.data.manifest.ids)}
+    return sorted(batches, key=lambda batch: places[batch.samples[0].id])
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a record is: samples settled, of ``total``; those that stand, of the ``seen``."""
@@ -77,9 +83,7 @@ class Evaluation:
         rows = range(min(PROBES, len(self.scorer.labels)))
         self.probes = torch.stack([self._image(row) for row in rows]).to(self.device)
         self.batch_size = resources.batch_size or self._find_batch_size()
-        self.tower = None
-        if job.attack.stream:
-            self.tower = fold(job.clip, self.probes)
+        self.tower = folded(job.clip, self.probes) if job.attack.stream else None
 
     def _find_batch_size(self) -> int:
         """Once a model and size of images: looking costs some passes."""
@@ -139,9 +143,8 @@ class Evaluation:
 
     def collect(self, own: list[Batch]) -> list[Batch]:
         """The batches of all processes, once every one has settled its share, in order."""
-        places = {sample: place for place, sample in enumerate(self.job.data.manifest.ids)}
-        every = [batch for part in self.processes.gather(own, list[Batch]) for batch in part]
-        return sorted(every, key=lambda batch: places[batch.samples[0].id])
+        parts = self.processes.gather(own, list[Batch])
+        return in_manifest_order(self.job, (batch for part in parts for batch in part))
 
     def in_order(self, batches: Sequence[Batch]) -> list[Sample]:
         """All samples, those of later batches before earlier ones; in retrieval with all ranks."""

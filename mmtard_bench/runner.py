@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mmtard_bench.attacks.base import Engine
-from mmtard_bench.batches import Batch, Progress
+from mmtard_bench.batches import Batch, Progress, in_manifest_order
 from mmtard_bench.curve import follows, known_from_above
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
@@ -187,11 +187,10 @@ def _written(path: Path, record: Record) -> Record:
 
 def _settled(job: Job, found: Sequence[Sequence[Batch]]) -> list[Batch]:
     """The batches that any process found on its disk, each once, as the manifest has them."""
-    places = {sample: place for place, sample in enumerate(job.data.manifest.ids)}
     batches: dict[tuple[str, ...], Batch] = {}
     for batch in (batch for several in found for batch in several if batch.samples):
         batches.setdefault(tuple(sample.id for sample in batch.samples), batch)
-    return sorted(batches.values(), key=lambda batch: places[batch.samples[0].id])
+    return in_manifest_order(job, batches.values())
 
 
 def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:

@@ -59,7 +59,7 @@ class Clip:
 
     The module is put in evaluation mode and its parameters are frozen. Its weights must not change
     afterwards: what is computed from them (the digest, the class embeddings in ``heads``) is kept,
-    as are the ``batch_sizes`` that suit it.
+    as are the ``batch_sizes`` that suit it and the ``towers`` that attacks look at.
     For a module without a ``state_dict``, ``given_digest`` stands in for the hash of its weights;
     it must change when the model's answers do, since it decides which records are reused.
     ``architecture`` is hashed too: whatever decides answers and shows neither in weights nor in
@@ -77,6 +77,9 @@ class Clip:
     config: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
     batch_sizes: dict[tuple[object, ...], int] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    towers: dict[torch.device, nn.Module | None] = field(
         default_factory=dict, repr=False, compare=False
     )
 

@@ -16,6 +16,13 @@ CLOSE = 1e-4
 _LOG = logging.getLogger(__name__)
 
 
+def folded(clip: Clip, probe: Tensor) -> nn.Module | None:
+    """``fold``, once a model and device: a suite has many records."""
+    if probe.device not in clip.towers:
+        clip.towers[probe.device] = fold(clip, probe)
+    return clip.towers[probe.device]
+
+
 def fold(clip: Clip, probe: Tensor) -> nn.Module | None:
     """The image tower with every batch normalisation that follows a convolution folded into it.
 
@@ -28,16 +35,16 @@ def fold(clip: Clip, probe: Tensor) -> nn.Module | None:
     if not any(isinstance(layer, nn.BatchNorm2d) for layer in tower.modules()):
         return None
     try:
-        folded = fuse(tower)
+        fused = fuse(tower)
     except Exception as error:  # tracing runs the model's own code, which may do anything
         _LOG.info("not folded: %s", error)
         return None
-    folded.requires_grad_(False).to(memory_format=torch.channels_last)
+    fused.requires_grad_(False).to(memory_format=torch.channels_last)
     with torch.no_grad():
         plain = clip.image_features(probe)
-        with using(clip, folded):
+        with using(clip, fused):
             difference = (clip.image_features(probe) - plain).abs().max()
-    return folded if difference <= CLOSE * plain.abs().max() else None
+    return fused if difference <= CLOSE * plain.abs().max() else None
 
 
 @contextmanager

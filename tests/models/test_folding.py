@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mmtard_bench as mb
-from mmtard_bench.models.folding import fold, using
+from mmtard_bench.models.folding import fold, folded, using
 from tests.conftest import ToyClip, wrap
 
 
@@ -80,6 +80,13 @@ def test_only_what_is_surely_the_same_is_folded(twist, left):
     tower = fold(clip, probe())
     assert (None if tower is None else norms(tower)) == left
     assert clip.module.visual.norm.training is False
+
+
+def test_a_tower_is_folded_once_a_model():
+    clip = wrap(Convolutional("plain"))
+    tower = folded(clip, probe())
+    assert tower is not None
+    assert folded(clip, probe()[:1]) is tower
 
 
 def test_a_model_without_a_tower_or_batch_normalisation_is_left_alone():
