@@ -13,7 +13,7 @@ from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.attacks.fast import batch_size, losses
 from mmtard_bench.attacks.fast.apgd import Apgd, checkpoints
 from mmtard_bench.attacks.fast.batch_size import find_batch_size
-from mmtard_bench.attacks.fast.fab import to_plane
+from mmtard_bench.attacks.fast.fab import Plane
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Samples
 from mmtard_bench.attacks.fast.square import Square, pattern
@@ -77,7 +77,7 @@ def test_projection_is_the_reference_code_s(norm, far):
     normal[5] *= 1e-4
     normal[6] = 0
     offset = far * torch.randn(40, generator=generator) * normal.flatten(1).norm(dim=1)
-    ours = to_plane(points, normal, offset, norm=norm).flatten(1)
+    ours = Plane(normal, norm).reach(points, offset).flatten(1)
     theirs = {"linf": projection_linf, "l2": projection_l2}[norm](
         points.flatten(1), normal.flatten(1), offset + (normal * points).flatten(1).sum(1)
     )

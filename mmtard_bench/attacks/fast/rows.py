@@ -176,10 +176,11 @@ def search_all(
         if not rows:
             return found
         points, broken = _advance(search, state, passes, together)
-        for sample, _ in rows:
-            found.spend(sample, search.forward * together, search.backward * together)
         _require_float32(state, passes, points, broken, rows, found)
         ended = (state["at"] >= search.steps) & ~broken
+        leaving = []
+        if not bool((broken | ended).any()):
+            continue
         _look_again(search, state, passes, points, broken, ended, rows, found)
         before = len(found.adversarial)
         over = ended.tolist()
@@ -191,12 +192,13 @@ def search_all(
                 queue.failed(row)
         if len(found.adversarial) > before:
             broke(len(found.adversarial))
-        # With a sample that is broken its other rows leave too.
-        leaving = [
-            place
-            for place, (row, lost) in enumerate(zip(rows, over, strict=True))
-            if lost or row[0] in found.adversarial
-        ]
+        made = state["at"].tolist()
+        for place, (row, lost) in enumerate(zip(rows, over, strict=True)):
+            # With a sample that is broken its other rows leave too.
+            if lost or row[0] in found.adversarial:
+                leaving.append(place)
+                steps = made[place]
+                found.spend(row[0], search.forward * steps, search.backward * steps)
 
 
 def _replace(
