@@ -1,0 +1,56 @@
+"""What the commands share: exit statuses, kinds of arguments, how errors are said."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtard_bench.errors import InputError
+from mmtard_bench.markdown import printable
+
+if TYPE_CHECKING:
+    from mmtard_bench.records import Record
+
+Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+STATUS_STALE = 1
+STATUS_INPUT = 2
+STATUS_LOST = 3
+STATUS_INTERRUPT = 130
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number from 0 to 1024."""
+    if not text.isdigit() or int(text) > 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 1024")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A whole number below 2^32."""
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^32 - 1")
+    return int(text)
+
+
+def say_error(message: str) -> None:
+    """What went wrong, as a sentence."""
+    print(printable(f"mmtard-bench: {message}"), file=sys.stderr)
+
+
+def records_at(path: Path) -> "list[Record]":
+    """The records of a file or below a directory. Raises InputError if there are none."""
+    from mmtard_bench.leaderboard import load_records
+    from mmtard_bench.records import read_record
+
+    records = [read_record(path)] if path.is_file() else load_records(path)
+    if not records:
+        raise InputError(f"There are no records below {path}.")
+    return records

@@ -1,0 +1,83 @@
+"""Commands that train."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmtard_bench.cli.common import Commands, positive, seed
+
+
+def add(commands: Commands) -> None:
+    """Add train and reproduce."""
+    command = commands.add_parser("train", help="train a student from a recipe")
+    command.add_argument("recipe", help="a recipe's name, or the path of a .toml file")
+    command.add_argument("--out", type=Path, required=True, help="the checkpoint's directory")
+    command.add_argument("--seed", type=seed, default=0)
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    command.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    command.add_argument(
+        "--tracker", action="append", default=[], help="tensorboard, wandb; may be repeated"
+    )
+    command.add_argument("--adapter", action="store_true", help="save LoRA adapters on their own")
+    command.set_defaults(run=_train, again="the same command with --resume")
+
+    command = commands.add_parser(
+        "reproduce", help="train every method with several seeds and compare them"
+    )
+    command.add_argument("study", help="digits")
+    command.add_argument("--seeds", type=positive, default=5)
+    command.add_argument("--out", type=Path, help="default: runs/reproduce-STUDY")
+    command.add_argument("--method", action="append", help="only this one; may be repeated")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change every recipe"
+    )
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    command.set_defaults(run=_reproduce)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.train.recipe import load_recipe
+
+    named = load_recipe(arguments.recipe, arguments.set)
+
+    from rich.console import Console
+
+    from mmtard_bench.train.session import Place, train
+
+    place = Place(
+        folder=arguments.out,
+        seed=arguments.seed,
+        resume=arguments.resume,
+        cpu=arguments.device == "cpu",
+        trackers=arguments.tracker,
+        adapter=arguments.adapter,
+    )
+    card = train(named, place, Console(highlight=False))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        shares = ", ".join(f"{name} {value:.1%}" for name, value in card.metrics.items())
+        print(
+            f"{named.name}: {named.recipe.steps} steps in {card.seconds:.0f} s, {shares}\n"
+            f"{arguments.out}: mmtard-bench run SUITE --model local-dir:{arguments.out}"
+        )
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mmtard_bench.train.reproduce import reproduce
+
+    report = reproduce(
+        arguments.study,
+        out=arguments.out or Path("runs") / f"reproduce-{arguments.study}",
+        seeds=arguments.seeds,
+        methods=arguments.method,
+        overrides=arguments.set,
+        device=arguments.device,
+        console=Console(highlight=False),
+    )
+    print(f"written to {report}")
+    return 0
