@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
@@ -11,7 +11,7 @@ from mmtard_bench.markdown import printable
 if TYPE_CHECKING:
     from mmtard_bench.records import Record
 
-Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 STATUS_STALE = 1
 STATUS_INPUT = 2
