@@ -81,7 +81,7 @@ class Evaluation:
         scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
         self.scorer = scorer(job.clip, job.data, self.device)
         rows = range(min(PROBES, len(self.scorer.labels)))
-        self.probes = torch.stack([self._image(row) for row in rows]).to(self.device)
+        self.probes = torch.stack([self.image(row) for row in rows]).to(self.device)
         self.batch_size = resources.batch_size or self._find_batch_size()
         self.tower = folded(job.clip, self.probes) if job.attack.stream else None
 
@@ -93,7 +93,8 @@ class Evaluation:
             found[key] = find_batch_size(self.scorer.classifier, self.probes[0])
         return found[key]
 
-    def _image(self, row: int) -> Tensor:
+    def image(self, row: int) -> Tensor:
+        """The clean image of a row of the manifest, (3, H, W)."""
         job = self.job
         return job.data.image(row, surface=job.threat.surface, preprocess=job.clip.preprocess)
 
@@ -122,7 +123,7 @@ class Evaluation:
         done = {**settled, **self.known}
         here = dict(done)
         batches: list[Batch] = []
-        with closing(in_chunks(self._chunks(done), self._image, workers=self.workers)) as chunks:
+        with closing(in_chunks(self._chunks(done), self.image, workers=self.workers)) as chunks:
             for rows, images in chunks:
                 batch = torch.stack(images).to(self.device)
                 for new in self._settle(rows, batch, here, report):
@@ -192,9 +193,9 @@ class Evaluation:
         decided(0, 0)
         attacked = [row for row, verdict in verdicts.items() if verdict.right]
         clean = images[[verdict.right for verdict in verdicts.values()]]
-        for places, result in self._attack(clean, attacked, decided):
+        for places, result in self.attack(clean, attacked, decided):
             now = [attacked[place] for place in places]
-            after = self._confirm(now, clean[places], result)
+            after = self.confirm(now, clean[places], result)
             yield self._batch({row: verdicts[row] for row in (*wrong, *now)}, now, after, result)
             wrong = []
         if wrong:
@@ -233,7 +234,7 @@ class Evaluation:
         chunks = [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
         return chunks if block is None else [*self.processes.share(chunks)]
 
-    def _attack(
+    def attack(
         self, images: Tensor, rows: list[int], decided: Callable[[int, int], None]
     ) -> Iterator[Part]:
         """What the attack finds on images of some rows, by their places there."""
@@ -305,7 +306,7 @@ class Evaluation:
             )
         return samples
 
-    def _confirm(
+    def confirm(
         self, attacked: Sequence[int], images: Tensor, result: AttackResult
     ) -> dict[int, Verdict]:
         """What a fresh pass says about adversarial images, in ball and box, of the rows attacked.

@@ -9,10 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import mean
 
+from mmtard_bench.entries.board import Board
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import escape, table
 from mmtard_bench.records import FAST_CODE, Record, find_records, read_record
-from mmtard_bench.reported import Reported, reported_section
+from mmtard_bench.reported import reported_section
 from mmtard_bench.summary import (
     RECALL_HEADERS,
     WorstCase,
@@ -72,17 +73,17 @@ def load_records(root: Path) -> list[Record]:
     return [read_record(path) for path in find_records(root)]
 
 
-def render(records: Sequence[Record], reported: Sequence[Reported] = ()) -> str:
+def render(board: Board) -> str:
     """The leaderboard as markdown: a section a suite, models by their worst case.
 
-    What others ``reported`` stands below, in tables of its own.
+    What others reported stands below, in tables of its own.
     """
     suites: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
+    for record in board.records:
         if record.suite is not None:
             suites[record.suite.name, record.suite.digest].append(record)
     sections = [_section(name, group) for (name, _), group in sorted(suites.items())]
-    parts = [_INTRODUCTION, *sections, reported_section(reported)]
+    parts = [_INTRODUCTION, *sections, reported_section(board.reported)]
     return "\n".join(part for part in parts if part)
 
 

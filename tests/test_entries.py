@@ -4,9 +4,9 @@ import pytest
 
 import mmtard_bench as mb
 from mmtard_bench import registry
-from mmtard_bench.leaderboard import load_records, render
+from mmtard_bench.entries.board import read_board
+from mmtard_bench.leaderboard import render
 from mmtard_bench.models.tiny import WEIGHTS
-from mmtard_bench.reported import read_reported
 from mmtard_bench.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from tests.conftest import REPOSITORY
@@ -16,12 +16,12 @@ LEADERBOARD = REPOSITORY / "leaderboard"
 
 @pytest.fixture(scope="module")
 def records():
-    return load_records(LEADERBOARD / "entries")
+    return read_board(LEADERBOARD / "entries").records
 
 
-def test_the_page_follows_from_the_records(records):
-    reported = read_reported(LEADERBOARD / "reported.csv")
-    assert (LEADERBOARD / "README.md").read_text("utf-8") == render(records, reported)
+def test_the_page_follows_from_the_records():
+    board = read_board(LEADERBOARD / "entries")
+    assert (LEADERBOARD / "README.md").read_text("utf-8") == render(board)
 
 
 def test_the_records_are_of_the_suites_and_weights_that_ship(records):

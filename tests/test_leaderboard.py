@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
+from mmtard_bench.entries.board import Board
 from mmtard_bench.leaderboard import render
 from mmtard_bench.records import Record, SuiteFacts, from_text, identity, to_text
 from mmtard_bench.summary import table_of, worst_cases
@@ -38,7 +39,7 @@ def test_models_are_sorted_by_their_worst_case():
     strong = [made("rrrb", "strong", f"pgd-{i}", records=2) for i in (1, 2)]
     # Better on every single threat model it has, but one is missing.
     partial = [made("rrrr", "partial", "pgd-1", records=2)]
-    text = render([*weak, *partial, *strong])
+    text = render(Board(loose=[*weak, *partial, *strong]))
     overview = [line for line in text.splitlines() if line.startswith("| ")][:4]
     assert [line.split("|")[2].strip() for line in overview] == [
         "model",
@@ -53,7 +54,7 @@ def test_models_are_sorted_by_their_worst_case():
 def test_an_entry_that_leaves_out_a_threat_model_has_no_worst_case():
     """Alone in its suite, too: what is complete follows from the suite, not from the others."""
     alone = made("rrrr", "alone", records=2)
-    text = render([alone])
+    text = render(Board(loose=[alone]))
     assert "| -  | alone" in text
     assert "incomplete" in text
     assert "100.0 [" in text
@@ -68,8 +69,10 @@ def test_two_surfaces_are_two_columns():
         )
         threat = record.threat.model_copy(update={"surface": surface})
         records.append(in_suite(record, records=2, threat=threat))
-    (row,) = [line for line in render(records).splitlines() if line.startswith("| m ")]
-    header = next(line for line in render(records).splitlines() if line.startswith("| model "))
+    (row,) = [line for line in render(Board(loose=records)).splitlines() if line.startswith("| m ")]
+    header = next(
+        line for line in render(Board(loose=records)).splitlines() if line.startswith("| model ")
+    )
     cells = dict(zip(header.split("|"), row.split("|"), strict=True))
     by_name = {name.strip(): cell.strip() for name, cell in cells.items()}
     assert by_name["pgd-5 linf 8/255"].startswith("25.0 ")
@@ -79,7 +82,7 @@ def test_two_surfaces_are_two_columns():
 def test_a_failed_record_is_shown_and_never_counts():
     good = made("rrrb", "good")
     failed = made("rrrb", "bad", status="error", error="it broke | badly", results=None, samples=[])
-    text = render([good, failed])
+    text = render(Board(loose=[good, failed]))
     assert "failed" in text
     assert "it broke \\| badly" in text
     assert text.index("good") < text.index("bad")
@@ -89,7 +92,7 @@ def test_a_failed_record_is_shown_and_never_counts():
 
 def test_suites_never_share_a_table():
     other = SuiteFacts(name="quick-v1+n4", protocol=None, digest="2" * 64, records=1)
-    text = render([made("rrrb", "one"), made("rrrb", "two", suite=other)])
+    text = render(Board(loose=[made("rrrb", "one"), made("rrrb", "two", suite=other)]))
     assert text.count("\n## ") == 2
 
 
@@ -97,7 +100,7 @@ def test_suites_never_share_a_table():
     "name", ["a|b", "<script>alert(1)</script>", "[x](y)", "a\nb", "`x`", "# h"]
 )
 def test_names_cannot_format_the_page(name):
-    text = render([made("rb", name)])
+    text = render(Board(loose=[made("rb", name)]))
     row = next(line for line in text.splitlines() if line.startswith("| 1 "))
     # Inside the code block with the command nothing formats.
     prose = [line for line in text.splitlines() if not line.startswith("    ")]
@@ -107,12 +110,12 @@ def test_names_cannot_format_the_page(name):
 
 
 def test_without_records_there_is_still_a_page():
-    assert render([]).startswith("# Leaderboard")
+    assert render(Board(loose=[])).startswith("# Leaderboard")
 
 
 def test_recalls_have_their_own_table():
     record = in_suite(retrieval_record([(1, 2, 1, 2), (3, 3, 1, 1), (1, 1, 2, 2), (1, 1, 1, 1)]))
-    page = render([record])
+    page = render(Board(loose=[record]))
     assert "recall at 1" in page
     assert "zero-shot average" not in page
     rows = [
@@ -125,7 +128,7 @@ def test_recalls_have_their_own_table():
     ]
     assert "attacked R@10" in table_of([record])
     assert "attacked R@10" not in table_of([made("rb")])
-    assert "attacked R@10" not in render([made("rb")])
+    assert "attacked R@10" not in render(Board(loose=[made("rb")]))
 
 
 def test_balls_of_text_and_pixels_stand_apart():
@@ -137,7 +140,7 @@ def test_balls_of_text_and_pixels_stand_apart():
     joint = made("bb", records=3, threat=both)
     balls = {w.ball: w.accuracy for w in worst_cases([text, pixels, joint])}
     assert balls == {"levenshtein 1/1": 0.5, "linf 8/255": 0.5, "linf 8/255 + 1 edit": 0.0}
-    page = render([text, pixels, joint])
+    page = render(Board(loose=[text, pixels, joint]))
     assert "worst case linf 8/255 + 1 edit" in page
 
 
@@ -149,7 +152,7 @@ def test_a_curve_has_a_column_an_eps_in_the_order_of_radii():
         records.append(in_suite(record, 3, threat=threat))
     overview, table = (
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in render(records).splitlines()
+        for line in render(Board(loose=records)).splitlines()
         if "model " in line and line.startswith("|")
     )
     radii = ["linf 2/255", "linf 8/255", "linf 16/255"]
@@ -167,10 +170,10 @@ def on(surface: str, task: str, outcomes: str) -> Record:
 
 def test_an_average_is_over_all_tasks_whatever_their_surface():
     small, large = on("native", "cifar10", "rrrr"), on("model", "cars", "rrbb")
-    text = render([small, large])
+    text = render(Board(loose=[small, large]))
     assert "worst case linf 8/255 model" not in text
     overview = next(line for line in text.splitlines() if line.startswith("| 1 "))
     assert overview.split("|")[4].strip() == "75.0"
     # One task at both surfaces: two threat models, two balls.
-    text = render([small, on("model", "cifar10", "rrbb")])
+    text = render(Board(loose=[small, on("model", "cifar10", "rrbb")]))
     assert "worst case linf 8/255 model" in text

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmtard_bench.entries.board import Board
 from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard import render
 from mmtard_bench.reported import read_reported, reported_section
@@ -25,9 +26,9 @@ def written(folder: Path, *lines: str) -> Path:
 
 def test_figures_stand_below_the_records_and_out_of_the_ranking(tmp_path):
     reported = read_reported(written(tmp_path, CLEAN, ROBUST))
-    text = render([made("rrbb")], reported)
+    text = render(Board(loose=[made("rrbb")], reported=reported))
     ours, _, theirs = text.partition("## Reported by others")
-    assert ours == render([made("rrbb")]) + "\n"
+    assert ours == render(Board(loose=[made("rrbb")])) + "\n"
     row = next(line for line in theirs.splitlines() if line.startswith("| m "))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[4:8] == ["1/255", "reported", "60.0", "38.18"]

@@ -1,0 +1,76 @@
+"""All that a leaderboard is made of, as it lies in its directory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmtard_bench.entries.checked import (
+    LEVELS,
+    Break,
+    Verification,
+    read_breaks,
+    read_verifications,
+)
+from mmtard_bench.entries.folder import Entry, Run, read_entries
+from mmtard_bench.errors import InputError
+from mmtard_bench.records import Record, find_records, read_record
+from mmtard_bench.reported import Reported, read_reported
+
+
+@dataclass(frozen=True)
+class Board:
+    """Entries with what was found out about them, records of runs, figures of others.
+
+    ``loose`` are records that belong to no entry: a leaderboard of one's own runs has only those.
+    """
+
+    entries: Sequence[Entry] = ()
+    loose: Sequence[Record] = ()
+    verifications: Sequence[Verification] = ()
+    breaks: Sequence[Break] = ()
+    reported: Sequence[Reported] = ()
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record, of entries and others."""
+        return [*(record for entry in self.entries for record in entry.records), *self.loose]
+
+    def run_of(self, record: Record) -> tuple[Entry, Run] | None:
+        """The entry and the run that a record is from; None for a loose one."""
+        for entry in self.entries:
+            for run in entry.runs:
+                if record in run.records:
+                    return entry, run
+        return None
+
+    def verified(self, entry: Entry, run: Run) -> Verification | None:
+        """The highest level of a run's very file that somebody verified, the newest of that."""
+        found = [
+            v for v in self.verifications if v.entry == entry.card.name and v.records == run.digest
+        ]
+        return max(found, key=lambda v: (LEVELS.index(v.level), v.date), default=None)
+
+    def breaks_of(self, entry: Entry, run: Run) -> list[Break]:
+        """The stronger attacks on a run's very file."""
+        name = entry.card.name
+        return [b for b in self.breaks if b.entry == name and b.records == run.digest]
+
+
+def read_board(root: Path, reported: Path | None = None) -> Board:
+    """Read the leaderboard whose entries lie in ``root``, or records of runs below it.
+
+    Beside ``root`` lie ``verification.json``, ``breaks/`` and, unless ``reported`` names another
+    file, ``reported.csv``. Raises InputError for anything that is not as it must be.
+    """
+    if not root.is_dir():
+        raise InputError(f"There is no directory {root}; expected entries, or records of runs.")
+    beside = reported or root.parent / "reported.csv"
+    figures = read_reported(beside) if reported or beside.is_file() else []
+    if not any(root.glob("*/card.json")):
+        return Board(loose=[read_record(path) for path in find_records(root)], reported=figures)
+    return Board(
+        entries=read_entries(root),
+        verifications=read_verifications(root.parent / "verification.json"),
+        breaks=read_breaks(root.parent / "breaks"),
+        reported=figures,
+    )

@@ -1,0 +1,144 @@
+"""An entry is a directory: ``card.json``, and a file of records a suite."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from mmtard_bench.entries.card import Card, card_from_text
+from mmtard_bench.entries.pack import unpack
+from mmtard_bench.entries.text import EntryName, SuiteName, skeleton
+from mmtard_bench.errors import InputError
+from mmtard_bench.records import Record
+
+LARGEST = 16 * 2**20
+"""Bytes of a file of an entry: the largest suite that ships needs two million."""
+MOST_FILES = 64
+
+_NAME = TypeAdapter(EntryName)
+_SUITE = TypeAdapter(SuiteName)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of an entry on one suite; ``digest`` is the SHA-256 of their file."""
+
+    suite: str
+    digest: str
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model's card with its runs. ``place`` is its directory."""
+
+    card: Card
+    runs: tuple[Run, ...]
+    place: Path
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, suite after suite."""
+        return [record for run in self.runs for record in run.records]
+
+
+def read_entry(folder: Path) -> Entry:
+    """Read an entry. Raises InputError if anything in it is not as it must be.
+
+    Names and sizes are looked at before contents.
+    """
+    name = require_name(folder.resolve().name)
+    files = _files(folder)
+    card = card_from_text(_text(folder / "card.json"), str(folder / "card.json"))
+    if card.name != name:
+        raise InputError(f"The card in {folder} is of '{card.name}'; expected '{name}'.")
+    runs = [_read_run(path, card) for path in files if path.name != "card.json"]
+    if not runs:
+        raise InputError(f"The entry {folder} has no records; expected SUITE.json beside its card.")
+    return Entry(card, tuple(runs), folder)
+
+
+def read_entries(root: Path) -> list[Entry]:
+    """Every entry below a directory, by name. Raises InputError, also for names that look alike."""
+    if not root.is_dir():
+        raise InputError(f"There is no directory {root}; expected a directory of entries.")
+    folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    known: dict[str, str] = {}
+    for folder in folders:
+        if folder.is_symlink() or not folder.is_dir():
+            raise InputError(f"{folder} is not an entry's directory; remove it.")
+        other = known.setdefault(skeleton(require_name(folder.name)), folder.name)
+        if other != folder.name:
+            raise InputError(
+                f"The entries '{other}' and '{folder.name}' look alike; choose another name."
+            )
+    return [read_entry(folder) for folder in folders]
+
+
+def require_name(name: str) -> str:
+    """The name of an entry. Raises InputError for one that is a path, or not plain ASCII."""
+    try:
+        return _NAME.validate_python(name)
+    except ValidationError as error:
+        raise InputError(
+            f"{name[:100]!r} cannot be the name of an entry; expected at most 64 lower-case ASCII "
+            "letters and digits, with single '.', '_' or '-' between them."
+        ) from error
+
+
+def file_digest(data: bytes) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _files(folder: Path) -> Sequence[Path]:
+    """The files of an entry, once their names and sizes are in order."""
+    if not folder.is_dir():
+        raise InputError(f"There is no directory {folder}; expected an entry's.")
+    files = sorted(folder.iterdir())
+    if len(files) > MOST_FILES:
+        raise InputError(f"The entry {folder} has {len(files)} files; at most {MOST_FILES} are.")
+    for path in files:
+        if path.is_symlink() or not path.is_file():
+            raise InputError(f"{path} is not a plain file; an entry has nothing else.")
+        if path.stat().st_size > LARGEST:
+            raise InputError(
+                f"{path} has {path.stat().st_size:,} bytes; an entry's files have at most "
+                f"{LARGEST:,}. Adversarial images do not belong into an entry."
+            )
+        if path.name != "card.json":
+            try:
+                _SUITE.validate_python(path.name.removesuffix(".json"))
+            except ValidationError:
+                raise InputError(
+                    f"{path} does not belong into an entry; expected card.json and SUITE.json."
+                ) from None
+    return files
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+def _read_run(path: Path, card: Card) -> Run:
+    text = _text(path)
+    suite = path.stem
+    records = unpack(text, str(path))
+    places = {(record.task.name, record.threat.name) for record in records}
+    if len(places) < len(records):
+        raise InputError(f"{path} has two records for one task and threat model.")
+    for record in records:
+        if record.suite is None or record.suite.name != suite:
+            raise InputError(f"{path} has a record of another suite than {suite}.")
+        model = record.model
+        facts = (model.name, model.source, model.digest, model.parameters)
+        if facts != (card.name, card.weights, card.digest, card.parameters):
+            raise InputError(
+                f"{path} has a record of another model than its card: {', '.join(map(str, facts))}."
+            )
+    return Run(suite, file_digest(text.encode()), tuple(records))

@@ -1,0 +1,89 @@
+"""From the records of a run to an entry."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mmtard_bench.entries.card import Card, card_from_text, card_to_text
+from mmtard_bench.entries.folder import Entry, read_entries, read_entry, require_name
+from mmtard_bench.entries.pack import pack
+from mmtard_bench.errors import InputError, explain
+from mmtard_bench.records import Record, write_atomically
+from mmtard_bench.summary import is_complete
+
+LISTS = ("authors",)
+"""Fields of a card that are lists; their values are separated by semicolons."""
+
+
+def submit(
+    records: Sequence[Record], *, name: str, facts: Mapping[str, str], root: Path
+) -> tuple[Entry, list[Path]]:
+    """Write the records of a model as the entry ``name`` below ``root``.
+
+    ``facts`` are fields of its card; those of an entry that is there already stay, unless the
+    weights are others. In the records the model takes the entry's name, and where its weights are.
+    Returns the entry and the files that were written. Raises InputError.
+    """
+    require_name(name)
+    runs = _runs(records)
+    folder = root / name
+    card = _card(next(iter(runs.values()))[0], name, facts, folder / "card.json")
+    written = [folder / "card.json"]
+    for suite, found in runs.items():
+        written.append(folder / f"{suite}.json")
+        write_atomically(written[-1], pack([_named(record, card) for record in found]))
+    write_atomically(written[0], card_to_text(card))
+    entry = read_entry(folder)
+    read_entries(root)  # no other entry's name looks like this one
+    return entry, written
+
+
+def _runs(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each suite, the newest of each place, in order."""
+    models = {record.model.digest for record in records}
+    if len(models) != 1:
+        raise InputError(
+            f"The records are of {len(models)} models; an entry has one. Name its directory, "
+            "such as runs/digits-v1/my-clip-1a2b3c4d."
+        )
+    runs: dict[str, dict[tuple[str, str], Record]] = defaultdict(dict)
+    for record in sorted(records, key=lambda record: (record.created, record.identity)):
+        suite = record.suite.name if record.suite else ""
+        if not suite or "+" in suite:
+            raise InputError(
+                f"A record is of {suite or 'no suite'}; an entry has whole suites, without --limit "
+                "and --seed."
+            )
+        runs[suite][record.task.name, record.threat.name] = record
+    for suite, places in runs.items():
+        if not is_complete(list(places.values())):
+            raise InputError(
+                f"The run of {suite} lacks records or has failed ones; run the suite again with "
+                "the same command, which goes on from there."
+            )
+    return {
+        suite: [places[place] for place in sorted(places)] for suite, places in sorted(runs.items())
+    }
+
+
+def _card(record: Record, name: str, facts: Mapping[str, str], path: Path) -> Card:
+    model = record.model
+    body: dict[str, object] = {"weights": model.source}
+    if path.is_file():
+        before = card_from_text(path.read_text("utf-8"), str(path))
+        if before.digest == model.digest:
+            body = before.model_dump()
+    for key, value in facts.items():
+        body[key] = [v.strip() for v in value.split(";")] if key in LISTS else value
+    body.update(name=name, digest=model.digest, parameters=model.parameters)
+    try:
+        return Card.model_validate(body)
+    except ValidationError as error:
+        raise InputError(f"The model card of '{name}' is not valid: {explain(error)}") from error
+
+
+def _named(record: Record, card: Card) -> Record:
+    facts = record.model.model_copy(update={"name": card.name, "source": card.weights})
+    return record.model_copy(update={"model": facts})

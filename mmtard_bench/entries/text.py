@@ -1,0 +1,46 @@
+"""Text from strangers: what a name, a sentence and an address may be."""
+
+import re
+import unicodedata
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+_FORMATTING = set("<>|`[]\\")
+_LOOK_ALIKES = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "2": "z", "8": "b"})
+
+
+def _plain(text: str) -> str:
+    for character in text:
+        # Control and format characters hide text or turn its direction.
+        hidden = unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
+        if hidden or character in _FORMATTING:
+            raise ValueError(
+                f"U+{ord(character):04X} is not allowed; expected a line of plain text without "
+                "< > | ` [ ] \\ and invisible characters"
+            )
+    if text != text.strip():
+        raise ValueError("expected no space at its ends")
+    return text
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]{2,}(/[A-Za-z0-9._~/%?=&+:@,;-]*)?", text):
+        raise ValueError("expected an https:// address without characters that format")
+    return text
+
+
+Plain = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_plain)]
+"""A line of text that formats nothing, in markdown, HTML or a terminal."""
+
+Url = Annotated[str, Field(max_length=300), AfterValidator(_address)]
+
+EntryName = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_length=64)]
+"""An entry's name is its directory's: no letter case, nothing but ASCII, no path."""
+
+SuiteName = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*-v[0-9]+$", max_length=64)]
+
+
+def skeleton(name: str) -> str:
+    """What is left of an entry's name when characters that look alike are one; see UTS 39."""
+    return re.sub(r"[._-]", "", name).translate(_LOOK_ALIKES).replace("rn", "m").replace("vv", "w")
