@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import AttackResult, CountPasses, Engine, EngineName
+from mmtard_bench.attacks.base import AttackResult, CountPasses, Engine, EngineName, Work
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.cli import main
 from mmtard_bench.models.clip import Clip, Preprocess
@@ -78,13 +78,14 @@ def attack(
     with torch.no_grad():
         width = classes or model(images[:1]).shape[1]
     return build_attack(threat, n_classes=width, engine=Engine(engine)).run(
-        model,
-        images,
-        labels,
-        ids=[f"sample-{i}" for i in range(len(images))],
-        seed=seed,
-        batch_size=batch_size,
-        decided=lambda *_: None,
+        Work(
+            model=model,
+            images=images,
+            labels=labels,
+            ids=[f"sample-{i}" for i in range(len(images))],
+            seed=seed,
+            batch_size=batch_size,
+        )
     )
 
 
