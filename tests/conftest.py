@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from mmtard_bench.attacks.base import AttackResult, CountPasses, Engine, EngineName, Work
@@ -24,6 +25,10 @@ from mmtard_bench.types import Eps, Norm, ThreatModel
 torch.set_num_threads(1)
 # A shell has background jobs ignore Ctrl-C, which processes started here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A slow machine is no mistake of the code.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
