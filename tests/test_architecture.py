@@ -21,7 +21,7 @@ LAYERS = [
     {"suites"},
     {"markdown", "reported", "summary", "figures", "environment"},
     {"entries"},
-    {"leaderboard"},
+    {"leaderboard", "page"},
     {"job", "resources"},
     {"batches"},
     {"partial"},
