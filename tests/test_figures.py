@@ -4,7 +4,8 @@ import shutil
 
 from PIL import Image
 
-from mmtard_bench.figures import by_task, draw, eps_curves, standing
+from mmtard_bench.curve import eps_curves
+from mmtard_bench.figures import by_task, draw, standing
 from mmtard_bench.records import Record, aggregate, digest_of, wilson, write_record
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.test_leaderboard import in_suite, made
