@@ -21,7 +21,7 @@ LAYERS = [
     {"suites"},
     {"markdown", "reported", "summary", "paired", "figures", "environment"},
     {"entries"},
-    {"standings"},
+    {"badges", "standings"},
     {"leaderboard", "page"},
     {"job", "resources"},
     {"batches"},
@@ -90,7 +90,8 @@ def test_nothing_but_the_command_line_imports_train():
 
 def test_the_leaderboard_imports_without_torch():
     code = (
-        "import sys, mmtard_bench.leaderboard, mmtard_bench.figures, mmtard_bench.cli; "
+        "import sys, mmtard_bench.leaderboard, mmtard_bench.figures, mmtard_bench.page; "
+        "import mmtard_bench.cli; "
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -36,15 +36,13 @@ _FIELDS = {
 def page_facts(board: Board) -> Facts:
     """Everything that the page shows; texts are as the records and cards have them."""
     suites = standings(board)
+    # In records of one's own runs there may be two suites of one name.
     named = Counter(suite.name for suite in suites)
+    names = [f"{s.name} {s.digest[:8]}" if named[s.name] > 1 else s.name for s in suites]
     return {
         "shapes": SHAPES,
         "recall_headers": ["task", "threat model", *RECALL_HEADERS],
-        "suites": [
-            # Of one name there may be two, in records of one's own runs.
-            _suite(suite, f"{suite.name} {suite.digest[:8]}" if named[suite.name] > 1 else suite.name)
-            for suite in suites
-        ],
+        "suites": [_suite(suite, name) for suite, name in zip(suites, names, strict=True)],
         "models": {entry.card.name: _model(entry, board) for entry in board.entries},
         "reported": [
             {"title": f"{title} (reported)", "headers": headers, "rows": rows}

@@ -74,9 +74,8 @@ def _panel(rows: Sequence[Row], ball: str, average: str, left: float) -> Iterabl
         yield f'<path class="grid" d="M{left:g} {y:.1f}H{left + _SIZE:g}"/>'
         yield _words(left - 8, y + 4, f"{tick:g}", "end")
     for number, clean, worst in known:
-        x, y = left + _along(100 * clean.value, x_scale), bottom - _along(100 * worst.value, y_scale)
-        low, high = (left + _along(100 * bound, x_scale) for bound in clean.interval)
-        down, up = (bottom - _along(100 * bound, y_scale) for bound in worst.interval)
+        x, low, high = (left + _along(100 * v, x_scale) for v in (clean.value, *clean.interval))
+        y, down, up = (bottom - _along(100 * v, y_scale) for v in (worst.value, *worst.interval))
         line = f"M{low:.1f} {y:.1f}H{high:.1f}M{x:.1f} {down:.1f}V{up:.1f}"
         yield f'<path class="whisker s{number % COLOURS}" d="{line}"/>'
         yield _mark(number, x, y)
@@ -122,6 +121,7 @@ def _ticks(scale: Scale) -> Iterable[int]:
 
 
 def _along(percent: float, scale: Scale) -> float:
+    """How far along an axis, in the units of the drawing."""
     return (percent - scale[0]) / (scale[1] - scale[0]) * _SIZE
 
 

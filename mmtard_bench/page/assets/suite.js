@@ -97,8 +97,8 @@ function suiteView(suite) {
   filter.apply();
   return [
     heading(1, suite.name), quiet(suite.about), filter.node, table.node, 
-    quiet("A place is one more than the number of models that are significantly better in the first worst case; " +
-      "where the difference is not significant, models share one (=)."),
+    quiet("A place is one more than the number of models that are significantly better in the first worst " +
+      "case (McNemar's exact test on the same samples, 5% after Holm's correction); others share one (=)."),
     balls.length > 0 && [
       heading(2, "Clean against robust"),
       balls.length > 1 && html("p", {class: "controls"},
