@@ -1,7 +1,7 @@
 """What a leaderboard shows, as facts; markdown and pages only format them. Imports without torch.
 
-A sample that a stronger attack broke since (``Break``) counts as broken in the worst cases of its
-task, in every ball that holds the image that broke it, and never in the columns of single records.
+What a stronger attack broke since lowers worst cases (``lowered``), and never the columns of single
+records.
 """
 
 import math
@@ -14,11 +14,14 @@ from fractions import Fraction
 from statistics import mean
 from typing import NamedTuple
 
+import numpy as np
+
 from mmtard_bench.badges import Badge, badges, newest
 from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.entries.board import Board
 from mmtard_bench.entries.card import Card
-from mmtard_bench.entries.checked import Break, Fallen, Verification
+from mmtard_bench.entries.checked import Verification
+from mmtard_bench.lowered import Credit, lowered
 from mmtard_bench.paired import all_pairs
 from mmtard_bench.recall import Recalls
 from mmtard_bench.records import FAST_CODE, Record, SuiteFacts
@@ -31,16 +34,6 @@ class Remark(NamedTuple):
     code: str
     detail: str
     where: str
-
-
-@dataclass(frozen=True)
-class Credit:
-    """A stronger attack, and how many samples of a row's worst cases it was the first to break."""
-
-    by: str
-    paper: str | None
-    date: str
-    samples: int
 
 
 @dataclass(frozen=True)
@@ -111,15 +104,14 @@ class SuiteStandings:
 
 @dataclass(frozen=True)
 class _Raw:
-    """What a row is made from: a record a place, worst cases without what fell since."""
+    """What a row is made from: a record a place, and the worst cases with what fell since."""
 
     records: tuple[Record, ...]
-    worst: tuple[WorstCase, ...]
+    worst: Sequence[WorstCase]
     complete: bool
     card: Card | None = None
     verified: Verification | None = None
-    breaks: Sequence[Break] = ()
-    credits: tuple[Credit, ...] = ()
+    credits: Sequence[Credit] = ()
 
 
 def standings(board: Board) -> list[SuiteStandings]:
@@ -129,7 +121,10 @@ def standings(board: Board) -> list[SuiteStandings]:
         for run in entry.runs:
             verified, breaks = board.verified(entry, run), board.breaks_of(entry, run)
             for suite, raw in _grouped(run.records):
-                found = replace(raw, card=entry.card, verified=verified, breaks=breaks)
+                worst, credits = lowered(raw.worst, breaks)
+                found = replace(
+                    raw, worst=worst, card=entry.card, verified=verified, credits=credits
+                )
                 suites[suite.name, suite.digest].append(found)
     for suite, raw in _grouped(board.loose):
         suites[suite.name, suite.digest].append(raw)
@@ -160,11 +155,11 @@ def _grouped(records: Iterable[Record]) -> Iterable[tuple[SuiteFacts, _Raw]]:
     for places in models.values():
         found = tuple(places[place] for place in sorted(places))
         assert found[0].suite is not None
-        yield found[0].suite, _Raw(found, tuple(worst_cases(found)), is_complete(found))
+        yield found[0].suite, _Raw(found, worst_cases(found), is_complete(found))
 
 
-def _suite(raws: Sequence[_Raw]) -> SuiteStandings:
-    raws = _one_surface_a_task([_lowered(raw) for raw in raws])
+def _suite(raws: list[_Raw]) -> SuiteStandings:
+    raws = _one_surface_a_task(raws)
     records = [record for raw in raws for record in raw.records]
     suite = records[0].suite
     assert suite is not None
@@ -200,10 +195,7 @@ def _threats(records: Iterable[Record], task: str) -> list[str]:
 
 def _joint(raws: Iterable[_Raw], task: str, balls: Iterable[str]) -> list[str]:
     joint = {
-        w.ball
-        for raw in raws
-        for w in raw.worst
-        if w.task == task and (w.threats > 1 or raw.credits)
+        w.ball for raw in raws for w in raw.worst if w.task == task and (w.threats > 1 or w.fell)
     }
     return [ball for ball in balls if ball in joint]
 
@@ -220,8 +212,7 @@ def _one_surface_a_task(raws: list[_Raw]) -> list[_Raw]:
     if len({(task, _pixels(ball)) for task, ball in every}) < len(every):
         return raws
     return [
-        replace(raw, worst=tuple(replace(w, ball=_pixels(w.ball)) for w in raw.worst))
-        for raw in raws
+        replace(raw, worst=[replace(w, ball=_pixels(w.ball)) for w in raw.worst]) for raw in raws
     ]
 
 
@@ -233,29 +224,6 @@ def _by_radius(ball: str) -> tuple[bool, str, Fraction, str]:
     """The order of columns, for what begins with norm and eps: L-inf first, radii ascending."""
     norm, eps = ball.split()[:2]
     return norm != "linf", norm, Fraction(eps), ball
-
-
-def _lowered(raw: _Raw) -> _Raw:
-    """The worst cases after what stronger attacks broke, oldest first, with credits."""
-    worst, credits = list(raw.worst), []
-    for found in sorted(raw.breaks, key=lambda found: (found.date, found.by)):
-        fell = set()
-        for fallen in found.fallen:
-            for i, case in enumerate(worst):
-                ids = {x for x in fallen.ids if case.stands.get(x) and _inside(fallen, case)}
-                fell |= {(case.task, x) for x in ids}
-                stands = {x: stood and x not in ids for x, stood in case.stands.items()}
-                worst[i] = replace(case, stands=stands)
-        if fell:
-            credits.append(Credit(found.by, found.paper, found.date, len(fell)))
-    return replace(raw, worst=tuple(worst), credits=tuple(credits))
-
-
-def _inside(fallen: Fallen, case: WorstCase) -> bool:
-    """Whether the images of a break lie in the ball of a worst case."""
-    threat = case.threat
-    same = (fallen.task, fallen.norm, fallen.surface) == (case.task, threat.norm, threat.surface)
-    return same and Fraction(fallen.eps) <= Fraction(threat.eps)
 
 
 def _row(raw: _Raw, samples: Mapping[str, int], balls: Sequence[str]) -> Row:
@@ -288,7 +256,7 @@ def _row(raw: _Raw, samples: Mapping[str, int], balls: Sequence[str]) -> Row:
         seconds=sum(record.seconds for record in raw.records),
         created=newest(raw.records),
         verified=raw.verified,
-        credits=raw.credits,
+        credits=tuple(raw.credits),
         reproduce=_command(first, engine),
     )
 
@@ -354,23 +322,18 @@ def _places(rows: Sequence[Row], raws: Sequence[_Raw], balls: Sequence[str]) -> 
     their figures. None for rows that are not complete.
     """
     complete = [i for i, raw in enumerate(raws) if raw.complete]
-    places: list[int | None] = [None] * len(rows)
     stands = [
         {
             (w.task, x): stood
             for w in raws[i].worst
-            if w.ball in balls[:1]
+            if w.ball == balls[0]
             for x, stood in w.stands.items()
         }
         for i in complete
     ]
+    worst = [rows[i].worst[balls[0]] for i in complete]
+    figures = np.array([accuracy.value if accuracy else 0.0 for accuracy in worst])
     better, compared = all_pairs(stands)
-    figures = [rows[i].worst[ball] for i in complete for ball in balls[:1]]
-    for j, index in enumerate(complete):
-        ahead = 0
-        for i in range(len(complete)):
-            mine, other = figures[j], figures[i]
-            further = mine is not None and other is not None and other.value > mine.value
-            ahead += bool(better[i, j]) if compared[i, j] else further
-        places[index] = 1 + ahead
-    return places
+    ahead = np.where(compared, better, figures[:, None] > figures[None, :]).sum(0)
+    places = dict(zip(complete, ahead.tolist(), strict=True))
+    return [1 + places[i] if i in places else None for i in range(len(rows))]

@@ -35,6 +35,7 @@ class WorstCase:
     threat: ThreatFacts
     threats: int
     stands: Mapping[str, bool]
+    fell: int = 0
 
     @property
     def accuracy(self) -> float:

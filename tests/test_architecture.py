@@ -21,7 +21,7 @@ LAYERS = [
     {"suites"},
     {"markdown", "reported", "summary", "paired", "figures", "environment"},
     {"entries"},
-    {"badges", "standings"},
+    {"badges", "lowered", "standings"},
     {"leaderboard", "page"},
     {"job", "resources"},
     {"batches"},

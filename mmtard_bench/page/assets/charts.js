@@ -1,7 +1,7 @@
 /* Clean against robust, and robust accuracy against eps. */
 
 const COLOURS = 6;
-const MARGIN = {left: 46, right: 14, top: 12, bottom: 46};
+const MARGIN = {left: 36, right: 26, top: 30, bottom: 46};
 
 /* A shape and whether it is filled tell rows apart without their colour. */
 function mark(number, x, y) {
@@ -53,8 +53,7 @@ function axes(width, x, y, label) {
       svg("text", {x: MARGIN.left - 7, y: at.y(value) + 4, "text-anchor": "end"}, text),
     ]).flat(),
     svg("text", {x: right, y: height - 8, "text-anchor": "end"}, x.title),
-    svg("text", {x: 12, y: MARGIN.top, "text-anchor": "end", transform: `rotate(-90 12 ${MARGIN.top})`},
-      y.title),
+    svg("text", {x: 0, y: 12}, y.title),
   );
   return {root, at};
 }
