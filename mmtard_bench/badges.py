@@ -87,8 +87,8 @@ def _deviations(records: Sequence[Record], samples: Mapping[str, int]) -> Iterab
 
 def _lowered(counts: Sequence[int]) -> Iterable[Badge]:
     if counts:
-        text = f"lowered by {sum(counts)} samples"
-        yield Badge("lowered", text, "a stronger attack broke them since")
+        text = f"lowered by {sum(counts)} sample{'s' * (sum(counts) > 1)}"
+        yield Badge("lowered", text, "broken since by a stronger attack, in the worst case alone")
 
 
 def _level(verified: Verification | None) -> Badge:
@@ -99,8 +99,7 @@ def _level(verified: Verification | None) -> Badge:
 
 
 def _age(records: Sequence[Record]) -> Badge:
-    day = newest(records)
-    return Badge("age", f"of {day}", "the day of the newest record")
+    return Badge("age", f"made {newest(records)}", "the day of the newest record")
 
 
 def newest(records: Iterable[Record]) -> str:

@@ -31,8 +31,10 @@ def lowered(
         fell: set[tuple[str, str]] = set()
         for fallen in found.fallen:
             for i, case in enumerate(cases):
-                ids = {x for x in fallen.ids if _inside(fallen, case) and case.stands.get(x)}
-                stands = {x: stood and x not in ids for x, stood in case.stands.items()}
+                if not _inside(fallen, case):
+                    continue
+                ids = {x for x in fallen.ids if case.stands.get(x)}
+                stands = {**case.stands, **dict.fromkeys(ids, False)}
                 cases[i] = replace(case, stands=stands, fell=case.fell + len(ids))
                 fell |= {(case.task, x) for x in ids}
         if fell:

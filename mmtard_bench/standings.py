@@ -4,7 +4,6 @@ What a stronger attack broke since lowers worst cases (``lowered``), and never t
 records.
 """
 
-import math
 import re
 import shlex
 from collections import defaultdict
@@ -24,7 +23,7 @@ from mmtard_bench.entries.checked import Verification
 from mmtard_bench.lowered import Credit, lowered
 from mmtard_bench.paired import all_pairs
 from mmtard_bench.recall import Recalls
-from mmtard_bench.records import FAST_CODE, Record, SuiteFacts
+from mmtard_bench.records import FAST_CODE, Record, SuiteFacts, wilson
 from mmtard_bench.summary import Accuracy, WorstCase, is_complete, worst_cases
 
 
@@ -38,12 +37,13 @@ class Remark(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """A row on one task.
+    """A row on one task, of whose samples it has ``n``.
 
     ``robust`` is by threat model, None where it failed; ``worst`` by ball, empty in a row that is
     not complete; ``curves`` by attack, norm and surface, of attacks with two radii or more.
     """
 
+    n: int
     clean: Accuracy | None
     robust: Mapping[str, Accuracy | None]
     worst: Mapping[str, Accuracy]
@@ -131,17 +131,20 @@ def standings(board: Board) -> list[SuiteStandings]:
     return [_suite(rows) for _, rows in sorted(suites.items(), key=lambda item: item[0])]
 
 
-def mean_accuracy(parts: Sequence[Accuracy]) -> Accuracy:
+def mean_accuracy(shares: Sequence[float], sizes: Sequence[int]) -> Accuracy:
     """The mean over tasks with a 95% interval, for samples that are drawn for each task alone.
 
-    The tasks are taken as they are, not as drawn from others. The distances of each task's Wilson
-    bounds are squared and added: "MOVER" for a sum of proportions (Zou and Donner, 2008, after
-    Newcombe, 1998). Of one task it is Wilson's interval; tasks need not have equally many samples.
+    The tasks are taken as they are, not as drawn from others. Wilson's interval of all samples
+    pooled: where tasks have equally many it is conservative, the more so the more they differ. For
+    others the size is what gives the mean its variance, pooled or stratified, whichever is larger
+    (an effective sample size: Korn and Graubard, 1998). Of one task it is Wilson's interval.
     """
-    value = mean(part.value for part in parts)
-    down = math.hypot(*(part.value - part.interval[0] for part in parts)) / len(parts)
-    up = math.hypot(*(part.interval[1] - part.value for part in parts)) / len(parts)
-    return Accuracy(value, (max(value - down, 0.0), min(value + up, 1.0)))
+    value, tasks = mean(shares), len(shares)
+    size = tasks**2 / sum(1 / n for n in sizes)
+    spread = sum(p * (1 - p) / n for p, n in zip(shares, sizes, strict=True)) / tasks**2
+    if spread * size > value * (1 - value):
+        size = value * (1 - value) / spread
+    return Accuracy(value, wilson(value * size, size))
 
 
 def _grouped(records: Iterable[Record]) -> Iterable[tuple[SuiteFacts, _Raw]]:
@@ -231,7 +234,7 @@ def _row(raw: _Raw, samples: Mapping[str, int], balls: Sequence[str]) -> Row:
     engine = _engine(raw.records)
     done = [record.results for record in raw.records if record.results is not None]
     cells = {task: _cells(raw, task) for task in samples}
-    clean = [of.clean for of in cells.values() if of.clean is not None]
+    whole = all(of.clean for of in cells.values())
     return Row(
         model=first.model.name,
         digest=first.model.digest,
@@ -239,8 +242,10 @@ def _row(raw: _Raw, samples: Mapping[str, int], balls: Sequence[str]) -> Row:
         card=raw.card,
         place=None,
         complete=raw.complete,
-        clean=mean_accuracy(clean) if len(clean) == len(samples) else None,
-        worst={ball: _average(cells.values(), ball) for ball in balls},
+        clean=_average([(of.clean, of.n) for of in cells.values()]) if whole else None,
+        worst={
+            ball: _average([(of.worst.get(ball), of.n) for of in cells.values()]) for ball in balls
+        },
         tasks=cells,
         remarks=tuple(_remarks(raw.records)),
         badges=badges(
@@ -261,10 +266,10 @@ def _row(raw: _Raw, samples: Mapping[str, int], balls: Sequence[str]) -> Row:
     )
 
 
-def _average(cells: Iterable[Cells], ball: str) -> Accuracy | None:
-    """Over the tasks that have this ball; only complete rows have any."""
-    parts = [of.worst[ball] for of in cells if ball in of.worst]
-    return mean_accuracy(parts) if parts else None
+def _average(parts: Iterable[tuple[Accuracy | None, int]]) -> Accuracy | None:
+    """Over the tasks that have a figure; None if there are none."""
+    known = [(accuracy.value, n) for accuracy, n in parts if accuracy is not None]
+    return mean_accuracy(*zip(*known, strict=True)) if known else None
 
 
 def _cells(raw: _Raw, task: str) -> Cells:
@@ -276,6 +281,7 @@ def _cells(raw: _Raw, task: str) -> Cells:
         for name, results in done.items()
     }
     return Cells(
+        n=first.n if first else 0,
         clean=Accuracy(first.clean_accuracy, first.clean_interval) if first else None,
         robust={record.threat.name: robust.get(record.threat.name) for record in records},
         worst={

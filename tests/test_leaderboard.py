@@ -55,7 +55,7 @@ def test_an_entry_that_leaves_out_a_threat_model_has_no_worst_case():
     """Alone in its suite, too: what is complete follows from the suite, not from the others."""
     alone = made("rrrr", "alone", records=2)
     text = render(Board(loose=[alone]))
-    assert "| -  | alone" in text
+    assert "| -       | alone" in text
     assert "incomplete" in text
     assert "100.0 [" in text
     assert "worst case" not in table_of([alone])

@@ -201,7 +201,9 @@ def test_better_is_who_stands_alone_more_often_and_p_is_corrected():
 
 
 def test_what_only_one_has_is_left_out():
-    failed = made("rrbb", "a", "pgd-2", records=2, status="error", error="x", results=None, samples=[])
+    failed = made(
+        "rrbb", "a", "pgd-2", records=2, status="error", error="x", results=None, samples=[]
+    )
     a = [*shared("a", "rrbb"), failed]
     rows = compare(a, shared("b", "rbbb", "bbbb"))
     # The worst case over one shared threat model is that threat model.
