@@ -1,6 +1,9 @@
-"""Robustness curves over eps: what a larger radius says about a smaller one."""
+"""Robustness curves over eps: their points, and what a larger radius says about a smaller one."""
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
 from mmtard_bench.records import Record, Sample
 from mmtard_bench.types import ThreatModel
@@ -48,3 +51,44 @@ def follows(record: Record, known: Mapping[str, Sample]) -> bool:
     samples = {sample.id: sample for sample in record.samples}
     taken = {sample.id for sample in record.samples if sample.robust and not sample.forward}
     return taken <= known.keys() and known.items() <= samples.items()
+
+
+class Point(NamedTuple):
+    """Robust accuracy at a radius, with Wilson's 95% interval; at "0" it is the clean accuracy."""
+
+    eps: str
+    accuracy: float
+    interval: tuple[float, float]
+
+
+def eps_curves(records: Iterable[Record]) -> dict[str, dict[str, list[Point]]]:
+    """Accuracy against eps, radii ascending, of one task: points by threat model and model.
+
+    Threat models go by attack, norm and surface; only models with two finished radii count. Each
+    curve begins with the clean accuracy.
+    """
+    groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record.results is not None:
+            threat = record.threat
+            where = f"{threat.attack} {threat.norm}{' model' * (threat.surface == 'model')}"
+            groups[where][record.model.name].append(record)
+    curves = {
+        where: {
+            model: _points(group)
+            for model, group in models.items()
+            if len({Fraction(record.threat.eps) for record in group}) > 1
+        }
+        for where, models in groups.items()
+    }
+    return {where: models for where, models in curves.items() if models}
+
+
+def _points(records: Iterable[Record]) -> list[Point]:
+    ordered = sorted(records, key=lambda record: Fraction(record.threat.eps))
+    results = [(record.threat.eps, record.results) for record in ordered if record.results]
+    clean = results[0][1]
+    return [
+        Point("0", clean.clean_accuracy, clean.clean_interval),
+        *(Point(eps, r.robust_accuracy, r.robust_interval) for eps, r in results),
+    ]

@@ -7,59 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable, slug
 from mmtard_bench.records import Record, write_atomically
 
 _LONGEST = 40
 """Characters of a name in a legend."""
-
-
-class Point(NamedTuple):
-    """Robust accuracy at a radius, with Wilson's 95% interval; at "0" it is the clean accuracy."""
-
-    eps: str
-    accuracy: float
-    interval: tuple[float, float]
-
-
-def eps_curves(records: Iterable[Record]) -> dict[str, dict[str, list[Point]]]:
-    """Accuracy against eps, radii ascending, of one task: points by threat model and model.
-
-    Threat models go by attack, norm and surface; only models with two finished radii count. Each
-    curve begins with the clean accuracy.
-    """
-    groups: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        if record.results is not None:
-            threat = record.threat
-            where = f"{threat.attack} {threat.norm}{' model' * (threat.surface == 'model')}"
-            groups[where][record.model.name].append(record)
-    curves = {
-        where: {
-            model: _points(group)
-            for model, group in models.items()
-            if len({Fraction(record.threat.eps) for record in group}) > 1
-        }
-        for where, models in groups.items()
-    }
-    return {where: models for where, models in curves.items() if models}
-
-
-def _points(records: Iterable[Record]) -> list[Point]:
-    ordered = sorted(records, key=lambda record: Fraction(record.threat.eps))
-    results = [(record.threat.eps, record.results) for record in ordered if record.results]
-    clean = results[0][1]
-    return [
-        Point("0", clean.clean_accuracy, clean.clean_interval),
-        *(Point(eps, r.robust_accuracy, r.robust_interval) for eps, r in results),
-    ]
 
 
 def standing(record: Record) -> list[tuple[int, float]]:

@@ -331,7 +331,7 @@ def identity(
     )
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: float) -> tuple[float, float]:
     """Wilson's 95% score interval of a proportion (Wilson, 1927)."""
     z = 1.959963984540054
     centre = (successes + z * z / 2) / (n + z * z)

@@ -81,28 +81,36 @@ def read_reported(path: Path) -> list[Reported]:
     return list(rows.values())
 
 
-def reported_section(rows: Sequence[Reported]) -> str:
-    """The published figures as markdown: a table a protocol and metric, nothing if there are none.
+def reported_tables(rows: Sequence[Reported]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The published figures as (title, headers, rows), a table a protocol and metric.
 
     Models are ordered as the file has them, not by their figures: they are not ranked.
     """
-    if not rows:
-        return ""
     tables: dict[tuple[str, str], list[Reported]] = defaultdict(list)
     for row in rows:
         tables[row.protocol, row.metric].append(row)
+    return [
+        (f"{protocol}, {metric}", *_table(group)) for (protocol, metric), group in tables.items()
+    ]
+
+
+def reported_section(rows: Sequence[Reported]) -> str:
+    """The published figures as markdown, nothing if there are none."""
+    if not rows:
+        return ""
     parts = [
         "## Reported by others",
         "Accuracies in percent as their authors published them, **not made or checked here**: "
         "without samples, seeds or intervals. They are not ranked among the records above, and "
         "figures of different protocols do not compare.",
     ]
-    for (protocol, metric), group in tables.items():
-        parts.append(f"### {escape(protocol)}, {escape(metric)} (reported)\n\n{_table(group)}")
+    for title, headers, lines in reported_tables(rows):
+        cells = [[escape(cell) for cell in line] for line in lines]
+        parts.append(f"### {escape(title)} (reported)\n\n{table(cells, headers)}")
     return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Reported]) -> str:
+def _table(rows: Sequence[Reported]) -> tuple[list[str], list[list[str]]]:
     columns = sorted({r.column for r in rows}, key=lambda c: (c != "clean", c))
     models: dict[str, dict[str, Reported]] = defaultdict(dict)
     for row in rows:
@@ -113,6 +121,6 @@ def _table(rows: Sequence[Reported]) -> str:
         sources = dict.fromkeys(row.source for row in cells.values())
         facts = [name, first.hub, first.backbone, first.method, first.train_eps]
         values = [str(cells[c].value) if c in cells else "" for c in columns]
-        lines.append([*map(escape, facts), "reported", *values, escape("; ".join(sources))])
+        lines.append([*facts, "reported", *values, "; ".join(sources)])
     headers = ["model", "hub", "backbone", "method", "trained for", "status", *columns, "source"]
-    return table(lines, headers)
+    return headers, lines

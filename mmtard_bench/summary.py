@@ -1,31 +1,51 @@
 """Records side by side: worst cases, and tables for a terminal. Imports without torch."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tabulate import tabulate
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.recall import CUTOFFS
-from mmtard_bench.records import Record, wilson
+from mmtard_bench.recall import CUTOFFS, Recalls
+from mmtard_bench.records import Record, ThreatFacts, wilson
 
 RECALL_HEADERS = ("query", *(f"R@{k}" for k in CUTOFFS), *(f"attacked R@{k}" for k in CUTOFFS))
 """What ``recall_cells`` gives."""
 
 
+class Accuracy(NamedTuple):
+    """A share of samples in [0, 1] with its 95% interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
 @dataclass(frozen=True)
 class WorstCase:
-    """Samples that stood against every threat model of one task and ball.
+    """Which samples stand against every threat model of one task and ball, by id, in order.
 
-    A ball is norm, eps and surface, and how many edits of the text go with them.
+    A ball is norm, eps and surface, and how many edits of the text go with them; ``threat`` is one
+    of the ball's, ``threats`` how many there are.
     """
 
     task: str
     ball: str
-    accuracy: float
-    interval: tuple[float, float]
+    threat: ThreatFacts
     threats: int
+    stands: Mapping[str, bool]
+    fell: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the samples that stand."""
+        return sum(self.stands.values()) / len(self.stands)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval of the accuracy."""
+        return wilson(sum(self.stands.values()), len(self.stands))
 
 
 def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
@@ -43,13 +63,11 @@ def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
             continue
         if len({record.sample_ids_digest for record in group}) != 1:
             raise InputError(f"The records of {task} do not hold the same samples.")
-        standing = [
-            all(verdicts)
-            for verdicts in zip(*([s.robust for s in r.samples] for r in group), strict=True)
-        ]
-        robust, n = sum(standing), len(standing)
-        interval = wilson(robust, n)
-        found.append(WorstCase(task, ball, robust / n, interval, len(group)))
+        stands = {
+            samples[0].id: all(sample.robust for sample in samples)
+            for samples in zip(*(record.samples for record in group), strict=True)
+        }
+        found.append(WorstCase(task, ball, group[0].threat, len(group), stands))
     return found
 
 
@@ -84,7 +102,8 @@ def table_of(records: Sequence[Record]) -> str:
     rows = [
         [record.task.name, record.threat.name, *cells]
         for record in records
-        for cells in recall_cells(record)
+        if record.results and record.results.recalls
+        for cells in recall_cells(record.results.recalls)
     ]
     if rows:
         headers = ["task", "threat model", *RECALL_HEADERS]
@@ -93,11 +112,8 @@ def table_of(records: Sequence[Record]) -> str:
     return "\n".join([text, "", *remarks]) if remarks else text
 
 
-def recall_cells(record: Record) -> list[list[str]]:
-    """A retrieval record's recalls in percent, a row a direction; nothing for other records."""
-    recalls = record.results.recalls if record.results else None
-    if recalls is None:
-        return []
+def recall_cells(recalls: Recalls) -> list[list[str]]:
+    """Recalls in percent, a row a direction."""
     return [
         ["image to text", *map(percent, recalls.image_to_text + recalls.image_to_text_attacked)],
         ["text to image", *map(percent, recalls.text_to_image + recalls.text_to_image_attacked)],

@@ -19,9 +19,10 @@ LAYERS = [
     {"protocols"},
     {"data", "models", "tasks", "attacks"},
     {"suites"},
-    {"markdown", "reported", "summary", "figures", "environment"},
+    {"markdown", "reported", "summary", "paired", "figures", "environment"},
     {"entries"},
-    {"leaderboard"},
+    {"badges", "lowered", "standings"},
+    {"leaderboard", "page"},
     {"job", "resources"},
     {"batches"},
     {"partial"},
@@ -89,7 +90,8 @@ def test_nothing_but_the_command_line_imports_train():
 
 def test_the_leaderboard_imports_without_torch():
     code = (
-        "import sys, mmtard_bench.leaderboard, mmtard_bench.figures, mmtard_bench.cli; "
+        "import sys, mmtard_bench.leaderboard, mmtard_bench.figures, mmtard_bench.page; "
+        "import mmtard_bench.cli; "
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

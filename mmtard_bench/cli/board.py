@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmtard_bench.cli.common import STATUS_STALE, Commands, records_at, say_error
@@ -40,6 +41,9 @@ def add(commands: Commands) -> None:
         type=Path,
         help="a CSV file of published figures; reported.csv beside the records unless given",
     )
+    command.add_argument(
+        "--html", action="store_true", help="also a page, index.html beside it, and plots"
+    )
     command.add_argument("--open", action="store_true", help="show what was written")
     command.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if it is stale"
@@ -72,17 +76,36 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
 
     from mmtard_bench.entries.board import read_board
     from mmtard_bench.leaderboard import render
+    from mmtard_bench.page import site
     from mmtard_bench.records import write_atomically
 
-    text = render(read_board(arguments.records, arguments.reported))
+    board = read_board(arguments.records, arguments.reported)
     output: Path = arguments.output
+    page = output.with_name("index.html")
+    texts = {output: render(board)}
+    # A page that is there must not contradict the tables beside it.
+    if arguments.html or (arguments.check and page.is_file()):
+        made = site(board, beside=output.name)
+        texts |= {output.with_name(name): text for name, text in made.items()}
     if arguments.check:
-        if output.is_file() and output.read_bytes() == text.encode():
-            return 0
-        say_error(f"{output} is stale: write it again with mmtard-bench leaderboard.")
-        return STATUS_STALE
-    write_atomically(output, text)
-    print(text)
-    if arguments.open and not webbrowser.open(output.resolve().as_uri()):
-        print(f"no program was found that shows it; open {output} yourself", file=sys.stderr)
+        return _check(texts, "mmtard-bench leaderboard" + " --html" * (page in texts))
+    for path, text in texts.items():
+        write_atomically(path, text)
+    print(texts[output])
+    shown = page if arguments.html else output
+    if arguments.open and not webbrowser.open(shown.resolve().as_uri()):
+        print(f"no program was found that shows it; open {shown} yourself", file=sys.stderr)
     return 0
+
+
+def _check(texts: Mapping[Path, str], command: str) -> int:
+    stale = [
+        path
+        for path, text in texts.items()
+        if not path.is_file() or path.read_bytes() != text.encode()
+    ]
+    if not stale:
+        return 0
+    verb = "is" if len(stale) == 1 else "are"
+    say_error(f"{', '.join(map(str, stale))} {verb} stale: write it again with {command}.")
+    return STATUS_STALE

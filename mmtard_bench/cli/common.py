@@ -47,12 +47,14 @@ def say_error(message: str) -> None:
 
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
-    from mmtard_bench.entries.folder import read_entry
+    from mmtard_bench.entries.folder import read_entries, read_entry
     from mmtard_bench.leaderboard import load_records
     from mmtard_bench.records import read_record
 
     if (path / "card.json").is_file():
         return read_entry(path).records
+    if path.is_dir() and any(path.glob("*/card.json")):
+        return [record for entry in read_entries(path) for record in entry.records]
     records = [read_record(path)] if path.is_file() else load_records(path)
     if not records:
         raise InputError(f"There are no records below {path}.")

@@ -1,0 +1,10 @@
+"""The leaderboard as one HTML file that needs no server and no network, and as plots."""
+
+from mmtard_bench.entries.board import Board
+from mmtard_bench.page.build import build
+from mmtard_bench.page.plots import plots
+
+
+def site(board: Board, *, beside: str) -> dict[str, str]:
+    """The texts of the page and of the plots by file name; ``beside`` is the markdown file's."""
+    return {"index.html": build(board, beside=beside), **plots(board)}

@@ -1,0 +1,117 @@
+/* A suite: its table with filters, what is drawn of it, a table a task. */
+
+const quiet = (...children) => html("p", {class: "quiet"}, ...children);
+const heading = (level, text) => html(`h${level}`, {tabindex: level === 1 && "-1"}, text);
+
+function badges(row) {
+  const badge = (look, text, detail) => html("span", {class: `badge ${look}`, title: detail}, text);
+  const looks = {verified: row.level === null ? "" : "good", age: ""};
+  return html("div", {class: "badges"},
+    row.badges.map(([kind, text, detail]) => badge(looks[kind] ?? "warn", text, detail)),
+    row.engine && badge("", `${row.engine} engine`, "whose code ran attacks that come in two forms"));
+}
+
+const modelColumn = {
+  title: "model", head: true, value: (row) => row.model,
+  cell: (row) => html("a", {href: modelPath(row.model)}, row.model),
+};
+
+function figureColumn(title, figure) {
+  return {
+    title, number: true, down: true,
+    value: (row) => (Array.isArray(figure(row)) ? figure(row)[0] : null),
+    cell: (row) => asCell(figure(row)),
+  };
+}
+
+/* The first column names a row: its model, or on a model's own page its weights. */
+function overviewColumns(suite, first) {
+  const among = (place) => suite.rows.filter((row) => row.place === place).length;
+  return [
+    {title: "place", number: true, value: (row) => row.place,
+      cell: (row) => (row.place && among(row.place) > 1 ? `${row.place}=` : row.place ?? NOTHING)},
+    first,
+    figureColumn(suite.average, (row) => row.clean),
+    ...suite.balls.map((ball) => figureColumn(`worst case ${ball}`, (row) => row.worst[ball])),
+    {title: "verified, flags", down: true, value: (row) => row.level, cell: badges},
+    {title: "passes a sample", number: true, value: (row) => row.forward + row.backward,
+      cell: (row) => `${whole(row.forward)} + ${whole(row.backward)}`},
+    {title: "seconds", number: true, value: (row) => row.seconds, cell: (row) => whole(row.seconds)},
+  ];
+}
+
+function taskTable(suite, task) {
+  const of = (row) => row.tasks[task.name];
+  return makeTable(`${task.name} on ${suite.name}`, [
+    modelColumn,
+    figureColumn("clean", (row) => of(row).clean),
+    ...task.joint.map((ball) => figureColumn(`worst case ${ball}`, (row) => of(row).worst[ball])),
+    ...task.threats.map((name) => figureColumn(name, (row) => of(row).robust[name])),
+  ]);
+}
+
+function recallTable(suite) {
+  const lines = suite.rows.flatMap((row) => row.recalls.map((cells) => [row.model, ...cells]));
+  return lines.length > 0 && [
+    quiet("Recall in percent. Above, clean and robust are image-to-text recall at 1; what attacks aimed at that " +
+      "leave of the other recalls is an upper bound."),
+    textTable(`Recalls on ${suite.name}`, ["model", ...data.recall_headers], lines),
+  ];
+}
+
+/* `changed` gets the rows that are left, whenever that may be others. */
+function filters(suite, changed) {
+  const text = html("input", {type: "search", id: "filter", autocomplete: "off", input: () => apply()});
+  const only = html("input", {type: "checkbox", id: "verified", change: () => apply()});
+  const count = html("span", {class: "quiet", role: "status"});
+  function apply() {
+    const words = text.value.toLowerCase().split(/\s+/);
+    const rows = suite.rows.filter((row) => {
+      const said = [row.model, ...row.badges.map((badge) => badge[1])].join(" ").toLowerCase();
+      return words.every((word) => said.includes(word)) && (!only.checked || row.level !== null);
+    });
+    count.replaceChildren(`${rows.length} of ${suite.rows.length} models`);
+    changed(rows);
+  }
+  const node = html("div", {class: "controls"},
+    html("label", {}, "Filter", text), html("label", {}, only, "verified only"), count);
+  return {node, apply};
+}
+
+function suiteView(suite) {
+  let rows = suite.rows, ball = suite.balls[0];
+  const table = makeTable(`Models on ${suite.name}`, overviewColumns(suite, modelColumn));
+  const against = chart(`Clean against robust accuracy on ${suite.name}`,
+    "Whiskers are 95% intervals. Point at a mark, or go there with Tab, for its figures.",
+    (...where) => scatter(rows, ball, suite.average, ...where));
+  const choose = (event) => { ball = event.target.value; against.show(); };
+  const balls = suite.balls.map((name) => html("option", {value: name}, name));
+  const lines = suite.tasks.flatMap((task) => task.curves.map((name) => chart(
+    `${task.name}, ${name}`, "Whiskers are 95% intervals, points are radii.",
+    (...where) => curves(rows, task.name, name, ...where))));
+  const tasks = suite.tasks.map((task) => taskTable(suite, task));
+  const filter = filters(suite, (left) => {
+    rows = left;
+    for (const of of [table, against, ...lines, ...tasks]) of.show(rows);
+  });
+  filter.apply();
+  return [
+    heading(1, suite.name), quiet(suite.about), filter.node, table.node, 
+    quiet("A place is one more than the number of models that are significantly better in the first worst " +
+      "case (McNemar's exact test on the same samples, 5% after Holm's correction); others share one (=)."),
+    balls.length > 0 && [
+      heading(2, "Clean against robust"),
+      balls.length > 1 && html("p", {class: "controls"},
+        html("label", {}, "worst case", html("select", {id: "ball", change: choose}, balls))),
+      html("div", {class: "charts"}, against.node, legend(suite.rows)),
+    ],
+    lines.length > 0 && [
+      heading(2, "Robust accuracy against eps"),
+      ...lines.flatMap((of) => [
+        heading(3, of.label), html("div", {class: "charts"}, of.node, legend(suite.rows))]),
+    ],
+    heading(2, "By task"),
+    ...tasks.flatMap((of, place) => [heading(3, suite.tasks[place].name), of.node]),
+    recallTable(suite),
+  ].flat().filter(Boolean);
+}

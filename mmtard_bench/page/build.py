@@ -1,0 +1,56 @@
+"""From standings to one HTML file: style, script and data are in it, and nothing else is asked for.
+
+What records and cards say gets into the page as JSON that no text can close, and from there into
+text nodes; a Content-Security-Policy lets only this script and this style run.
+"""
+
+import base64
+import hashlib
+import json
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from mmtard_bench.entries.board import Board
+from mmtard_bench.page.facts import page_facts
+
+SCRIPTS = ("dom.js", "charts.js", "suite.js", "page.js")
+_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+def build(board: Board, *, beside: str = "README.md") -> str:
+    """The page of a leaderboard; the same board gives the same bytes.
+
+    ``beside`` is the file with the same figures in markdown, for whoever runs no scripts.
+    """
+    facts = page_facts(board)
+    style = asset("page.css")
+    script = "\n".join(asset(name) for name in SCRIPTS)
+    policy = (
+        f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return Template(asset("page.html")).substitute(
+        policy=policy,
+        style=style,
+        script=script,
+        data=_inert(facts),
+        beside=escape(beside),
+    )
+
+
+def asset(name: str) -> str:
+    """A file of ``assets/``."""
+    return (files("mmtard_bench.page") / "assets" / name).read_text("utf-8")
+
+
+def _source(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _inert(facts: dict[str, Any]) -> str:
+    """JSON without a character that could end the element that holds it."""
+    text = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_ESCAPES)

@@ -1,0 +1,150 @@
+"""What the page shows, as JSON: figures in percent, rounded as in the markdown leaderboard."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from mmtard_bench.entries.board import Board
+from mmtard_bench.entries.checked import LEVELS
+from mmtard_bench.entries.folder import Entry
+from mmtard_bench.page.marks import SHAPES
+from mmtard_bench.reported import reported_tables
+from mmtard_bench.standings import Row, SuiteStandings, standings
+from mmtard_bench.summary import RECALL_HEADERS, Accuracy, recall_cells
+
+Facts = dict[str, Any]
+Figure = list[float] | None
+
+_FIELDS = {
+    "authors": "authors",
+    "paper": "paper",
+    "code": "code",
+    "weights": "weights",
+    "digest": "digest of the weights",
+    "architecture": "architecture",
+    "parameters": "parameters",
+    "pretraining_data": "pre-training data",
+    "finetuning_data": "fine-tuning data",
+    "training_threat": "trained to withstand",
+    "licence": "licence",
+    "contact": "contact",
+    "adversarials": "digest of its adversarial images",
+}
+"""What the fields of a card are called, in the order of the page."""
+
+
+def page_facts(board: Board) -> Facts:
+    """Everything that the page shows; texts are as the records and cards have them."""
+    suites = standings(board)
+    # In records of one's own runs there may be two suites of one name.
+    named = Counter(suite.name for suite in suites)
+    names = [f"{s.name} {s.digest[:8]}" if named[s.name] > 1 else s.name for s in suites]
+    return {
+        "shapes": SHAPES,
+        "recall_headers": ["task", "threat model", *RECALL_HEADERS],
+        "suites": [_suite(suite, name) for suite, name in zip(suites, names, strict=True)],
+        "models": {entry.card.name: _model(entry, board) for entry in board.entries},
+        "reported": [
+            {"title": f"{title} (reported)", "headers": headers, "rows": rows}
+            for title, headers, rows in reported_tables(board.reported)
+        ],
+    }
+
+
+def average_name(suite: SuiteStandings) -> str:
+    """What the average of clean accuracies is called."""
+    return "recall at 1" if suite.metric == "retrieval" else "zero-shot average"
+
+
+def _suite(suite: SuiteStandings, name: str) -> Facts:
+    count = len(suite.tasks)
+    return {
+        "name": name,
+        "about": f"Protocol {suite.protocol or 'of its own'}; {count} task{'s' * (count > 1)}, "
+        f"{suite.n} samples each, seed {', '.join(map(str, suite.seeds))}.",
+        "average": average_name(suite),
+        "balls": suite.balls,
+        "tasks": [
+            {
+                "name": task,
+                "threats": suite.threats[task],
+                "joint": suite.joint[task],
+                "curves": sorted({name for row in suite.rows for name in row.tasks[task].curves}),
+            }
+            for task in suite.tasks
+        ],
+        "rows": [_row(row, number) for number, row in enumerate(suite.rows)],
+    }
+
+
+def _row(row: Row, number: int) -> Facts:
+    return {
+        "model": row.model,
+        "digest": row.digest,
+        "mark": number,
+        "place": row.place,
+        "clean": _figure(row.clean),
+        "worst": _figures(row.worst),
+        "level": LEVELS.index(row.verified.level) if row.verified else None,
+        "badges": row.badges,
+        "engine": row.engine,
+        "forward": round(row.forward),
+        "backward": round(row.backward),
+        "seconds": round(row.seconds),
+        "created": row.created,
+        "reproduce": row.reproduce,
+        "remarks": row.remarks,
+        "credits": [credit.__dict__ for credit in row.credits],
+        "tasks": {
+            task: {
+                "clean": _figure(cells.clean),
+                "robust": {k: _figure(v) or "failed" for k, v in cells.robust.items()},
+                "worst": _figures(cells.worst),
+                "curves": {
+                    name: [[p.eps, *_percent(p.accuracy, *p.interval)] for p in points]
+                    for name, points in cells.curves.items()
+                },
+            }
+            for task, cells in row.tasks.items()
+        },
+        "recalls": [
+            [task, threat, *cells]
+            for task, of in row.tasks.items()
+            for threat, recalls in of.recalls.items()
+            for cells in recall_cells(recalls)
+        ],
+    }
+
+
+def _figures(accuracies: Mapping[str, Accuracy | None]) -> dict[str, Figure]:
+    return {name: _figure(accuracy) for name, accuracy in accuracies.items()}
+
+
+def _figure(accuracy: Accuracy | None) -> Figure:
+    return None if accuracy is None else _percent(accuracy.value, *accuracy.interval)
+
+
+def _percent(*shares: float) -> list[float]:
+    return [round(100 * share, 1) for share in shares]
+
+
+def _model(entry: Entry, board: Board) -> Facts:
+    card = entry.card.model_dump()
+    current = {run.digest for run in entry.runs}
+    return {
+        "card": [[title, _texts(card[field])] for field, title in _FIELDS.items()],
+        "history": [
+            {**found.model_dump(exclude={"entry", "records"}), "current": found.records in current}
+            for found in board.verifications
+            if found.entry == entry.card.name
+        ],
+    }
+
+
+def _texts(value: object) -> list[str]:
+    """A field of a card as texts, none where the submitter did not say."""
+    if isinstance(value, list):
+        return [str(part) for part in value]
+    if value is None:
+        return []
+    return [f"{value:,}" if isinstance(value, int) else str(value)]

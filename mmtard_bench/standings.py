@@ -1,0 +1,345 @@
+"""What a leaderboard shows, as facts; markdown and pages only format them. Imports without torch.
+
+What a stronger attack broke since lowers worst cases (``lowered``), and never the columns of single
+records.
+"""
+
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from statistics import mean
+from typing import NamedTuple
+
+import numpy as np
+
+from mmtard_bench.badges import Badge, badges, newest
+from mmtard_bench.curve import Point, eps_curves
+from mmtard_bench.entries.board import Board
+from mmtard_bench.entries.card import Card
+from mmtard_bench.entries.checked import Verification
+from mmtard_bench.lowered import Credit, lowered
+from mmtard_bench.paired import all_pairs
+from mmtard_bench.recall import Recalls
+from mmtard_bench.records import FAST_CODE, Record, SuiteFacts, wilson
+from mmtard_bench.summary import Accuracy, WorstCase, is_complete, worst_cases
+
+
+class Remark(NamedTuple):
+    """A flag of a record, or "failed" with its error; ``where`` is the task and threat model."""
+
+    code: str
+    detail: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A row on one task, of whose samples it has ``n``.
+
+    ``robust`` is by threat model, None where it failed; ``worst`` by ball, empty in a row that is
+    not complete; ``curves`` by attack, norm and surface, of attacks with two radii or more.
+    """
+
+    n: int
+    clean: Accuracy | None
+    robust: Mapping[str, Accuracy | None]
+    worst: Mapping[str, Accuracy]
+    recalls: Mapping[str, Recalls]
+    curves: Mapping[str, Sequence[Point]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one suite. ``card`` and ``verified`` are those of its entry, if it has one.
+
+    ``clean`` and ``worst`` (by ball) are averages over the tasks, None where one is missing;
+    passes are per sample and, as ``seconds``, summed over the records; ``created`` is the day of
+    the newest.
+    """
+
+    model: str
+    digest: str
+    source: str
+    card: Card | None
+    place: int | None
+    complete: bool
+    clean: Accuracy | None
+    worst: Mapping[str, Accuracy | None]
+    tasks: Mapping[str, Cells]
+    remarks: tuple[Remark, ...]
+    badges: tuple[Badge, ...]
+    engine: str
+    forward: float
+    backward: float
+    seconds: float
+    created: str
+    verified: Verification | None
+    credits: tuple[Credit, ...]
+    reproduce: str
+
+
+@dataclass(frozen=True)
+class SuiteStandings:
+    """A suite with its rows, best first. ``n`` is the most samples that a record has.
+
+    By task, ``threats`` are the names of its threat models in the order of radii, and ``joint``
+    the balls whose worst case is not just the column of one threat model.
+    """
+
+    name: str
+    digest: str
+    protocol: str | None
+    metric: str
+    n: int
+    seeds: tuple[int, ...]
+    tasks: tuple[str, ...]
+    balls: tuple[str, ...]
+    threats: Mapping[str, Sequence[str]]
+    joint: Mapping[str, Sequence[str]]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """What a row is made from: a record a place, and the worst cases with what fell since."""
+
+    records: tuple[Record, ...]
+    worst: Sequence[WorstCase]
+    complete: bool
+    card: Card | None = None
+    verified: Verification | None = None
+    credits: Sequence[Credit] = ()
+
+
+def standings(board: Board) -> list[SuiteStandings]:
+    """Every suite of a leaderboard, by name; of two digests of one name each is a suite."""
+    suites: dict[tuple[str, str], list[_Raw]] = defaultdict(list)
+    for entry in board.entries:
+        for run in entry.runs:
+            verified, breaks = board.verified(entry, run), board.breaks_of(entry, run)
+            for suite, raw in _grouped(run.records):
+                worst, credits = lowered(raw.worst, breaks)
+                found = replace(
+                    raw, worst=worst, card=entry.card, verified=verified, credits=credits
+                )
+                suites[suite.name, suite.digest].append(found)
+    for suite, raw in _grouped(board.loose):
+        suites[suite.name, suite.digest].append(raw)
+    return [_suite(rows) for _, rows in sorted(suites.items(), key=lambda item: item[0])]
+
+
+def mean_accuracy(shares: Sequence[float], sizes: Sequence[int]) -> Accuracy:
+    """The mean over tasks with a 95% interval, for samples that are drawn for each task alone.
+
+    The tasks are taken as they are, not as drawn from others. Wilson's interval of all samples
+    pooled: where tasks have equally many it is conservative, the more so the more they differ. For
+    others the size is what gives the mean its variance, pooled or stratified, whichever is larger
+    (an effective sample size: Korn and Graubard, 1998). Of one task it is Wilson's interval.
+    """
+    value, tasks = mean(shares), len(shares)
+    size = tasks**2 / sum(1 / n for n in sizes)
+    spread = sum(p * (1 - p) / n for p, n in zip(shares, sizes, strict=True)) / tasks**2
+    if spread * size > value * (1 - value):
+        size = value * (1 - value) / spread
+    return Accuracy(value, wilson(value * size, size))
+
+
+def _grouped(records: Iterable[Record]) -> Iterable[tuple[SuiteFacts, _Raw]]:
+    """Records by suite and model."""
+    models: dict[tuple[str, ...], dict[tuple[str, str], Record]] = defaultdict(dict)
+    # Of two records for one place the newer one counts.
+    for record in sorted(records, key=lambda r: (r.created, r.identity)):
+        if record.suite is not None:
+            row = (record.suite.name, record.suite.digest, record.model.name, record.model.digest)
+            models[row][record.task.name, record.threat.name] = record
+    for places in models.values():
+        found = tuple(places[place] for place in sorted(places))
+        assert found[0].suite is not None
+        yield found[0].suite, _Raw(found, worst_cases(found), is_complete(found))
+
+
+def _suite(raws: list[_Raw]) -> SuiteStandings:
+    raws = _one_surface_a_task(raws)
+    records = [record for raw in raws for record in raw.records]
+    suite = records[0].suite
+    assert suite is not None
+    tasks = sorted({record.task.name for record in records})
+    balls = sorted({w.ball for raw in raws for w in raw.worst}, key=_by_radius)
+    samples = {t: max(len(r.samples) for r in records if r.task.name == t) for t in tasks}
+    rows = [_row(raw, samples, balls) for raw in raws]
+    places = _places(rows, raws, balls)
+    rows = [replace(row, place=place) for row, place in zip(rows, places, strict=True)]
+    return SuiteStandings(
+        name=suite.name,
+        digest=suite.digest,
+        protocol=suite.protocol,
+        metric=records[0].task.metric,
+        n=max(samples.values()),
+        seeds=tuple(sorted({record.seed for record in records})),
+        tasks=tuple(tasks),
+        balls=tuple(balls),
+        threats={task: _threats(records, task) for task in tasks},
+        joint={task: _joint(raws, task, balls) for task in tasks},
+        rows=tuple(sorted(rows, key=_best_first)),
+    )
+
+
+def _threats(records: Iterable[Record], task: str) -> list[str]:
+    names = {
+        f"{r.threat.norm} {r.threat.eps} {r.threat.surface} {r.threat.attack}": r.threat.name
+        for r in records
+        if r.task.name == task
+    }
+    return [names[key] for key in sorted(names, key=_by_radius)]
+
+
+def _joint(raws: Iterable[_Raw], task: str, balls: Iterable[str]) -> list[str]:
+    joint = {
+        w.ball for raw in raws for w in raw.worst if w.task == task and (w.threats > 1 or w.fell)
+    }
+    return [ball for ball in balls if ball in joint]
+
+
+def _best_first(row: Row) -> tuple[bool, list[float], str, str]:
+    """The first ball of the suite decides; rows that lack a record come last."""
+    values = [-(worst.value if worst else 0.0) for worst in row.worst.values()]
+    return not row.complete, values if row.complete else [], row.model, row.digest
+
+
+def _one_surface_a_task(raws: list[_Raw]) -> list[_Raw]:
+    """Where every task is attacked at one surface, a ball is one ball: averages are over all."""
+    every = {(w.task, w.ball) for raw in raws for w in raw.worst}
+    if len({(task, _pixels(ball)) for task, ball in every}) < len(every):
+        return raws
+    return [
+        replace(raw, worst=[replace(w, ball=_pixels(w.ball)) for w in raw.worst]) for raw in raws
+    ]
+
+
+def _pixels(ball: str) -> str:
+    return ball.removesuffix(" model")
+
+
+def _by_radius(ball: str) -> tuple[bool, str, Fraction, str]:
+    """The order of columns, for what begins with norm and eps: L-inf first, radii ascending."""
+    norm, eps = ball.split()[:2]
+    return norm != "linf", norm, Fraction(eps), ball
+
+
+def _row(raw: _Raw, samples: Mapping[str, int], balls: Sequence[str]) -> Row:
+    first = raw.records[0]
+    engine = _engine(raw.records)
+    done = [record.results for record in raw.records if record.results is not None]
+    cells = {task: _cells(raw, task) for task in samples}
+    whole = all(of.clean for of in cells.values())
+    return Row(
+        model=first.model.name,
+        digest=first.model.digest,
+        source=first.model.source,
+        card=raw.card,
+        place=None,
+        complete=raw.complete,
+        clean=_average([(of.clean, of.n) for of in cells.values()]) if whole else None,
+        worst={
+            ball: _average([(of.worst.get(ball), of.n) for of in cells.values()]) for ball in balls
+        },
+        tasks=cells,
+        remarks=tuple(_remarks(raw.records)),
+        badges=badges(
+            raw.records,
+            complete=raw.complete,
+            verified=raw.verified,
+            lowered=[credit.samples for credit in raw.credits],
+            samples=samples,
+        ),
+        engine=engine,
+        forward=sum(results.forward_per_sample for results in done),
+        backward=sum(results.backward_per_sample for results in done),
+        seconds=sum(record.seconds for record in raw.records),
+        created=newest(raw.records),
+        verified=raw.verified,
+        credits=tuple(raw.credits),
+        reproduce=_command(first, engine),
+    )
+
+
+def _average(parts: Iterable[tuple[Accuracy | None, int]]) -> Accuracy | None:
+    """Over the tasks that have a figure; None if there are none."""
+    known = [(accuracy.value, n) for accuracy, n in parts if accuracy is not None]
+    return mean_accuracy(*zip(*known, strict=True)) if known else None
+
+
+def _cells(raw: _Raw, task: str) -> Cells:
+    records = [record for record in raw.records if record.task.name == task]
+    done = {r.threat.name: r.results for r in records if r.results is not None}
+    first = next(iter(done.values()), None)
+    robust = {
+        name: Accuracy(results.robust_accuracy, results.robust_interval)
+        for name, results in done.items()
+    }
+    return Cells(
+        n=first.n if first else 0,
+        clean=Accuracy(first.clean_accuracy, first.clean_interval) if first else None,
+        robust={record.threat.name: robust.get(record.threat.name) for record in records},
+        worst={
+            w.ball: Accuracy(w.accuracy, w.interval)
+            for w in raw.worst
+            if raw.complete and w.task == task
+        },
+        recalls={name: results.recalls for name, results in done.items() if results.recalls},
+        curves={where: of[records[0].model.name] for where, of in eps_curves(records).items()},
+    )
+
+
+def _engine(records: Iterable[Record]) -> str:
+    """What ran the attacks: "fast" if any of them did, else "reference"; "" for neither."""
+    codes = [str(record.threat.parameters.get("code", "")) for record in records]
+    if any(code.startswith(FAST_CODE) for code in codes):
+        return "fast"
+    return "reference" if "pyautoattack" in codes else ""
+
+
+def _remarks(records: Iterable[Record]) -> Iterable[Remark]:
+    for record in records:
+        where = f"{record.task.name}, {record.threat.name}"
+        for flag in record.flags:
+            yield Remark(flag.code, flag.detail, where)
+        if record.error is not None:
+            yield Remark("failed", record.error, where)
+
+
+def _command(record: Record, engine: str) -> str:
+    """The command that makes a row again, in one line."""
+    assert record.suite is not None
+    name, _, overrides = record.suite.name.partition("+")
+    words = ["mmtard-bench", "run", name, "--model", " ".join(record.model.source.split())]
+    for option in filter(None, overrides.split("+")):
+        words += [f"--{'limit' if option[0] == 'n' else 'seed'}", re.sub("[a-z]", "", option)]
+    return shlex.join(words) + " --engine reference" * (engine == "reference")
+
+
+def _places(rows: Sequence[Row], raws: Sequence[_Raw], balls: Sequence[str]) -> list[int | None]:
+    """One more than the number of rows that are significantly better in the first ball.
+
+    Models are compared on the samples of all tasks together; two that have none in common, by
+    their figures. None for rows that are not complete.
+    """
+    complete = [i for i, raw in enumerate(raws) if raw.complete]
+    stands = [
+        {
+            (w.task, x): stood
+            for w in raws[i].worst
+            if w.ball == balls[0]
+            for x, stood in w.stands.items()
+        }
+        for i in complete
+    ]
+    worst = [rows[i].worst[balls[0]] for i in complete]
+    figures = np.array([accuracy.value if accuracy else 0.0 for accuracy in worst])
+    better, compared = all_pairs(stands)
+    ahead = np.where(compared, better, figures[:, None] > figures[None, :]).sum(0)
+    places = dict(zip(complete, ahead.tolist(), strict=True))
+    return [1 + places[i] if i in places else None for i in range(len(rows))]

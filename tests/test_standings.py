@@ -1,0 +1,300 @@
+"""What a leaderboard shows follows from its records, and from what others found out about them."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmtard_bench import registry
+from mmtard_bench.badges import MASKING
+from mmtard_bench.entries.board import Board
+from mmtard_bench.entries.card import Card
+from mmtard_bench.entries.checked import Break, Fallen, Verification
+from mmtard_bench.entries.folder import Entry, Run
+from mmtard_bench.leaderboard import render
+from mmtard_bench.records import Flag, Record, SuiteFacts, digest_of, wilson
+from mmtard_bench.standings import Row, SuiteStandings, mean_accuracy, standings
+from tests.conftest import REPOSITORY
+from tests.test_leaderboard import in_suite, made, on
+from tests.test_records import retrieval_record
+
+RUN = "7" * 64
+
+
+def entry_of(*records: Record, name: str = "m") -> Entry:
+    card = Card(name=name, weights="hf-hub:me/it", digest="d")
+    return Entry(card, (Run("quick-v1", RUN, records),), Path(name))
+
+
+def a_break(*ids: str, eps: str = "8/255", day: int = 1, run: str = RUN, **changes: str) -> Break:
+    facts = {"task": "t", "norm": "linf", "eps": eps, "surface": "native", **changes}
+    return Break(
+        entry="m",
+        suite="quick-v1",
+        records=run,
+        by=f"who {day}",
+        paper=None,
+        date=f"2026-12-0{day}",
+        adversarials="0" * 64,
+        fallen=[Fallen(ids=list(ids), **facts)],
+    )
+
+
+def at(eps: str, outcomes: str, records: int = 2) -> Record:
+    record = made(outcomes, records=records)
+    threat = record.threat.model_copy(update={"eps": eps})
+    return in_suite(record, records, threat=threat)
+
+
+def only(board: Board) -> tuple[SuiteStandings, Row]:
+    (suite,) = standings(board)
+    (row,) = suite.rows
+    return suite, row
+
+
+def test_what_a_stronger_attack_broke_counts_in_every_ball_that_holds_it():
+    records = [at("8/255", "rrrrb"), at("4/255", "rrrrr")]
+    board = Board(entries=[entry_of(*records)], breaks=[a_break("s/0", "s/1", "s/4", eps="4/255")])
+    suite, row = only(board)
+    assert {ball: worst.value for ball, worst in row.worst.items()} == {
+        "linf 4/255": 0.4,
+        "linf 8/255": 0.4,
+    }
+    cells = row.tasks["t"]
+    assert cells.worst["linf 8/255"].interval == wilson(2, 5)
+    # Its own columns stay as they are, so the worst case gets one although it has one attack.
+    assert cells.robust["pgd-5 linf 8/255"].value == 0.8
+    assert suite.joint["t"] == ["linf 4/255", "linf 8/255"]
+    # Sample 4 stood in the smaller ball only.
+    assert [(c.by, c.samples) for c in row.credits] == [("who 1", 3)]
+    page = render(board)
+    assert "- m: lowered by 3 samples: who 1, 2026-12-01" in page
+    assert "lowered by 3 samples" in next(x for x in page.splitlines() if x.startswith("| 1 "))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"eps": "9/255"}, {"norm": "l2"}, {"surface": "model"}, {"task": "u"}, {"run": "8" * 64}],
+)
+def test_what_fell_outside_of_a_ball_or_of_other_records_does_not_count(changes):
+    board = Board(entries=[entry_of(made("rrrb"))], breaks=[a_break("s/0", **changes)])
+    suite, row = only(board)
+    assert row.worst["linf 8/255"].value == 0.75
+    assert row.credits == ()
+    assert suite.joint["t"] == []
+
+
+def test_who_broke_a_sample_first_has_the_credit():
+    breaks = [
+        a_break("s/0", "s/1", day=3),
+        a_break("s/1", "s/3", day=2),  # s/3 had fallen to the record's own attack
+        a_break("s/0", day=4),
+    ]
+    _, row = only(Board(entries=[entry_of(made("rrrb"))], breaks=breaks))
+    assert [(c.date, c.samples) for c in row.credits] == [("2026-12-02", 1), ("2026-12-03", 1)]
+    assert row.worst["linf 8/255"].value == 0.25
+
+
+def test_a_break_moves_a_model_down():
+    fell = [f"s/{i}" for i in range(30)]
+    entries = [entry_of(made("r" * 40, "m")), entry_of(made("r" * 20 + "b" * 20, "n"), name="n")]
+    (suite,) = standings(Board(entries=entries))
+    assert [(row.model, row.place) for row in suite.rows] == [("m", 1), ("n", 2)]
+    (suite,) = standings(Board(entries=entries, breaks=[a_break(*fell)]))
+    assert [row.model for row in suite.rows] == ["n", "m"]
+
+
+def test_models_share_a_place_where_they_cannot_be_told_apart():
+    n, models = 100, {"best": 90, "second": 45, "third": 43, "last": 10}
+    outcomes = {name: "r" * good + "b" * (n - good) for name, good in models.items()}
+    outcomes["third"] = "b" * 5 + "r" * 43 + "b" * 52
+    records = [made(text, name) for name, text in outcomes.items()]
+    partial = made("r" * n, "partial", records=2)
+    (suite,) = standings(Board(loose=records))
+    assert [(row.model, row.place) for row in suite.rows] == [
+        ("best", 1),
+        ("second", 2),
+        ("third", 2),
+        ("last", 4),
+    ]
+    (suite,) = standings(Board(loose=[*records, partial]))
+    assert (suite.rows[-1].model, suite.rows[-1].place) == ("partial", None)
+    assert [row.place for row in suite.rows[:-1]] == [1, 2, 2, 4]
+
+
+def test_places_pool_the_samples_of_all_tasks():
+    """Neither task alone tells them apart, both together do."""
+
+    def board(*tasks: str) -> list[int | None]:
+        records = [
+            in_suite(
+                record := made(text, name, records=len(tasks)),
+                len(tasks),
+                task=record.task.model_copy(update={"name": task}),
+            )
+            for name, text in (("a", "r" * 5 + "b" * 5), ("b", "b" * 10))
+            for task in tasks
+        ]
+        (suite,) = standings(Board(loose=records))
+        return [row.place for row in suite.rows]
+
+    assert board("one") == [1, 1]
+    assert board("one", "two") == [1, 2]
+
+
+def test_without_common_samples_the_figure_decides():
+    other = made("rrrb", "other")
+    samples = [s.model_copy(update={"id": f"x/{i}"}) for i, s in enumerate(other.samples)]
+    ids = digest_of([s.id for s in samples])
+    other = in_suite(other, samples=samples, sample_ids_digest=ids)
+    (suite,) = standings(Board(loose=[made("rrbb"), other]))
+    assert [(row.model, row.place) for row in suite.rows] == [("other", 1), ("m", 2)]
+
+
+def test_an_average_of_one_task_has_its_interval():
+    for k in (0, 30, 100):
+        value, interval = mean_accuracy([k / 100], [100])
+        assert value == k / 100
+        assert interval == pytest.approx(wilson(k, 100), abs=1e-12)
+
+
+def test_of_tasks_with_equally_many_samples_the_interval_is_that_of_the_pool():
+    assert mean_accuracy([0.2, 0.6], [50, 50]).interval == pytest.approx(wilson(40, 100))
+
+
+@pytest.mark.parametrize(
+    ("shares", "sizes"),
+    [
+        ([0.5, 0.6], [500, 500]),
+        ([0.02, 0.01, 0.3], [500] * 3),
+        ([0.7, 0.9, 0.2, 0.4], [1000, 100, 300, 50]),
+        ([0.001] * 13, [1000] * 13),
+        ([0.5, 0.01], [50, 1000]),
+        ([0.99, 0.05, 0.95, 0.5], [200] * 4),
+    ],
+)
+def test_the_interval_of_an_average_covers_it(shares, sizes):
+    random = np.random.default_rng(0)
+    trials = random.binomial(sizes, shares, (1000, len(shares)))
+    covered = 0
+    for counts in trials.tolist():
+        parts = [k / n for k, n in zip(counts, sizes, strict=True)]
+        low, high = mean_accuracy(parts, sizes).interval
+        covered += low <= np.mean(shares) <= high
+    assert covered >= 930, covered
+
+
+def test_masking_is_every_doubt_of_the_checks():
+    tree = ast.parse((REPOSITORY / "mmtard_bench/attacks/checks.py").read_text("utf-8"))
+    codes = {
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Doubt"
+    }
+    assert codes == MASKING
+
+
+def badge_texts(*records: Record, **board: object) -> list[str]:
+    _, row = only(Board(entries=[entry_of(*records)], **board))
+    return [badge.text for badge in row.badges]
+
+
+def test_badges_say_what_speaks_against_a_row():
+    flags = [Flag(code=code, detail="x") for code in ("unconfirmed-adversarials", "zero-gradients")]
+    assert badge_texts(made("rb", records=2, flags=flags)) == [
+        "incomplete",
+        "gradient masking: zero-gradients",
+        "unconfirmed-adversarials",
+        "unknown protocol",
+        "not verified",
+        "made 2026-11-24",
+    ]
+
+
+def suite_facts(protocol: str | None, name: str = "quick-v1") -> SuiteFacts:
+    return SuiteFacts(name=name, protocol=protocol, digest="1" * 64, records=1)
+
+
+def test_badges_say_how_a_run_departs_from_its_protocol():
+    threat = registry.protocols.get("mmtard-curve-v1").threats[0]
+    known = made("rb", attack=threat.attack, suite=suite_facts("mmtard-curve-v1"))
+    known = in_suite(
+        known,
+        suite=known.suite,
+        threat=known.threat.model_copy(update={"eps": str(threat.eps)}),
+    )
+    usual = ["not verified", "made 2026-11-24"]
+    assert badge_texts(known) == usual
+    assert badge_texts(made("rb", suite=suite_facts("mmtard-curve-v1"))) == [
+        "foreign threat models",
+        *usual,
+    ]
+    assert badge_texts(made("rb", suite=suite_facts(None, "quick-v1+n2"))) == [
+        "no protocol",
+        "suite changed",
+        *usual,
+    ]
+
+
+def test_a_row_with_fewer_samples_than_others_says_so():
+    (suite,) = standings(Board(loose=[made("rrrb", "all"), made("rrr", "less")]))
+    texts = {row.model: [badge.text for badge in row.badges] for row in suite.rows}
+    assert "fewer samples" in texts["less"]
+    assert "fewer samples" not in texts["all"]
+
+
+def test_the_verified_level_is_a_badge_with_its_date_and_stands_below_in_full():
+    facts = {"entry": "m", "suite": "quick-v1", "version": "0.2", "by": "me", "detail": "64 stood"}
+    found = [
+        Verification(level="re-attacked", date="2026-11-25", records=RUN, **facts),
+        Verification(level="reproduced", date="2026-11-26", records="8" * 64, **facts),
+    ]
+    assert "re-attacked 2026-11-25" in badge_texts(made("rb"), verifications=found)
+    page = render(Board(entries=[entry_of(made("rb"))], verifications=found))
+    assert "- m: re-attacked by me on 2026-11-25 with version 0.2: 64 stood" in page
+    assert "not verified" not in page
+    assert "reproduced by" not in page
+
+
+def test_facts_of_a_row():
+    record = made("rrbw", flags=[Flag(code="zero-gradients", detail="x")])
+    suite, row = only(Board(entries=[entry_of(record)]))
+    assert (suite.protocol, suite.n, suite.seeds, suite.tasks) == ("p-v1", 4, (0,), ("t",))
+    assert suite.threats == {"t": ["pgd-5 linf 8/255"]}
+    assert row.card.weights == "hf-hub:me/it"
+    assert row.clean == (0.75, wilson(3, 4))
+    assert row.tasks["t"].robust == {"pgd-5 linf 8/255": (0.5, wilson(2, 4))}
+    assert row.remarks == (("zero-gradients", "x", "t, pgd-5 linf 8/255"),)
+    assert (row.forward, row.backward, row.seconds) == (6, 5, 1.5)
+    assert row.reproduce == "mmtard-bench run quick-v1 --model m"
+    changed = made("rb", suite=suite_facts(None, "quick-v1+n2+s7"))
+    assert only(Board(loose=[changed]))[1].reproduce == (
+        "mmtard-bench run quick-v1 --model m --limit 2 --seed 7"
+    )
+
+
+def test_curves_and_recalls_are_there():
+    radii = {"2/255": "rrrw", "8/255": "rbbw", "16/255": "bbbw"}
+    _, row = only(Board(loose=[at(eps, outcomes, 3) for eps, outcomes in radii.items()]))
+    points = row.tasks["t"].curves["pgd-5 linf"]
+    assert [(p.eps, p.accuracy) for p in points] == [
+        ("0", 0.75),
+        ("2/255", 0.75),
+        ("8/255", 0.25),
+        ("16/255", 0.0),
+    ]
+    record = in_suite(retrieval_record([(1, 2, 1, 2), (3, 3, 1, 1), (1, 1, 2, 2), (1, 1, 1, 1)]))
+    suite, row = only(Board(loose=[record]))
+    assert suite.metric == "retrieval"
+    (recalls,) = row.tasks[record.task.name].recalls.values()
+    assert recalls == record.results.recalls
+
+
+def test_an_average_over_some_of_the_tasks_is_none():
+    whole = [on("native", "one", "rr"), on("native", "two", "rb")]
+    weights = whole[0].model.model_copy(update={"name": "less", "digest": "e"})
+    part = in_suite(whole[0], 2, model=weights)
+    (suite,) = standings(Board(loose=[*whole, part]))
+    assert [(row.model, row.clean is None) for row in suite.rows] == [("m", False), ("less", True)]
+    assert suite.rows[1].worst == {"linf 8/255": None}
