@@ -26,7 +26,7 @@ LAYERS = [
     {"batches"},
     {"partial"},
     {"evaluation", "reattack"},
-    {"progress"},
+    {"progress", "gallery", "gallery_files"},
     {"runner", "fetch"},
     {"train"},
     {"doctor", "cli", "__main__"},

@@ -51,13 +51,21 @@ def load_model(spec: str) -> Clip:
             "then one +lora:DIR at most."
         )
     clip = _load_base(base)
-    if changes and base.partition(":")[0] not in (*_SCHEMES, *open_clip.list_models()):
+    if changes and (base in registry.models or runs_code(base)):
         # Other people's functions may return one object again and again, and it will change.
         clip = replace(clip, module=deepcopy(clip.module))
     for change in changes:
         kind, _, where = change.partition(":")
         clip = (with_visual if kind == "visual" else with_adapter)(clip, Path(where), spec)
     return clip
+
+
+def runs_code(spec: str) -> bool:
+    """Whether loading a model calls a function that its spec names: not for a stranger's spec."""
+    base = parts_of(spec)[0]
+    scheme, _, rest = base.partition(":")
+    plain = base in registry.models or not rest
+    return not plain and scheme not in (*_SCHEMES, *open_clip.list_models())
 
 
 def parts_of(spec: str) -> list[str]:
