@@ -142,17 +142,18 @@ def look(
 
 
 def panels(shown: Shown) -> list[tuple[str, Pixels]]:
-    """The images of a sample with their titles: one alone where nothing was found, else three."""
+    """The images of a sample with their titles: one alone where no pixel changed, else three."""
     image, adversarial = shown.outcome.image, shown.outcome.adversarial
     if adversarial is None:
         return [("clean", _pixels(image))]
     change = adversarial - image
     most = float(change.abs().max())
-    factor = 0.5 / most if most else 1.0
-    title = f"perturbation x {factor:.3g}" if most else "perturbation: none"
+    if not most:
+        return [("clean, its pixels stay", _pixels(image))]
+    factor = 0.5 / most
     return [
         ("clean", _pixels(image)),
-        (title, _pixels(0.5 + factor * change)),
+        (f"perturbation x {factor:.3g}", _pixels(0.5 + factor * change)),
         ("adversarial", _pixels(adversarial)),
     ]
 
@@ -189,19 +190,16 @@ def facts(gallery: Gallery, shown: Shown) -> list[tuple[str, str]]:
 
 def _changes(gallery: Gallery, outcome: Outcome, adversarial: Tensor) -> list[tuple[str, str]]:
     """How far the attack went, in what it may change: pixels, the name of the class, or both."""
-    said = []
     norm, eps = gallery.threat.norm, gallery.threat.eps
     original = gallery.classes[outcome.label]
-    edits = levenshtein(original, outcome.name) if outcome.name is not None else 0
-    if norm == "levenshtein":
-        said.append(("distance", f"{edits} edits of {eps.numerator} allowed"))
-    else:
-        length = float(norm_of((adversarial - outcome.image)[None], norm))
-        said.append(
-            ("distance", f"{norm} {length * eps.denominator:.3g}/{eps.denominator}, eps {eps}")
-        )
+    name = original if outcome.name is None else outcome.name
+    edits = levenshtein(original, name)
+    length: float = edits
+    if norm != "levenshtein":
+        length = float(norm_of((adversarial - outcome.image)[None], norm)) * eps.denominator
+    said = [("distance", f"{norm} {length:.3g}/{eps.denominator}, eps {eps}")]
     if outcome.name is not None:
-        said.append(("edited name", f"{original} → {outcome.name}"))
+        said.append(("edited name", f"{original} → {name} ({edits} edit{'s' * (edits != 1)})"))
     return said
 
 
