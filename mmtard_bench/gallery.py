@@ -14,7 +14,7 @@ from mmtard_bench.attacks.base import norm_of
 from mmtard_bench.edits import levenshtein
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import load_model, runs_code
+from mmtard_bench.models.loading import is_data, load_model
 from mmtard_bench.reattack import Outcome, attack_again, data_of, suite_of, threat_of
 from mmtard_bench.records import Record, Sample
 from mmtard_bench.registry import near_matches
@@ -99,20 +99,16 @@ def choose_samples(
 def load_model_of(record: Record, spec: str | None = None) -> Clip:
     """The model of a record, from where the record says or from ``spec``.
 
-    Raises InputError if it cannot be loaded, if the record would have code run, or if the weights
-    are others.
+    Raises InputError if it cannot be loaded, if a record would have code run for it, or if the
+    weights are others.
     """
     where = spec or record.model.source
-    if spec is None and runs_code(where):
+    if spec is None and not is_data(where):
         raise InputError(
-            f"The record's model comes from a function, '{where}', which a record may not call; "
-            "if you trust it, name it yourself: --weights SPEC."
+            f"The record's model is '{where}', which no record can have loaded as data; if you "
+            "know where it is, and trust it, say so: --weights SPEC."
         )
-    try:
-        clip = load_model(where)
-    except InputError as error:
-        hint = "" if spec else " Say where the model is: --weights SPEC."
-        raise InputError(f"The model of the record cannot be loaded. {error}{hint}") from error
+    clip = load_model(where)
     if clip.digest != record.model.digest:
         raise InputError(
             f"'{where}' has other weights than the record's model: digest {clip.digest[:8]}, "

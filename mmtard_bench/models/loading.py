@@ -51,7 +51,7 @@ def load_model(spec: str) -> Clip:
             "then one +lora:DIR at most."
         )
     clip = _load_base(base)
-    if changes and (base in registry.models or runs_code(base)):
+    if changes and base.partition(":")[0] not in (*_SCHEMES, *open_clip.list_models()):
         # Other people's functions may return one object again and again, and it will change.
         clip = replace(clip, module=deepcopy(clip.module))
     for change in changes:
@@ -60,17 +60,21 @@ def load_model(spec: str) -> Clip:
     return clip
 
 
-def runs_code(spec: str) -> bool:
-    """Whether loading a model calls a function that its spec names: not for a stranger's spec."""
-    base = parts_of(spec)[0]
-    scheme, _, rest = base.partition(":")
-    plain = base in registry.models or not rest
-    return not plain and scheme not in (*_SCHEMES, *open_clip.list_models())
-
-
 def parts_of(spec: str) -> list[str]:
     """BASE, then each change of it without its plus: "visual:FILE", "lora:DIR"."""
     return re.split(r"\+(?=(?:visual|lora):)", spec)
+
+
+def is_data(spec: str) -> bool:
+    """Whether ``load_model`` reads a spec's weights as data; if not, it may run code to have them.
+
+    A model that is registered runs the code of an installed package.
+    """
+    base = parts_of(spec)[0]
+    scheme, colon, _ = base.partition(":")
+    return base in registry.models or bool(
+        colon and scheme in (*_SCHEMES, *open_clip.list_models())
+    )
 
 
 def _load_base(spec: str) -> Clip:
