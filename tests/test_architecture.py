@@ -21,7 +21,7 @@ LAYERS = [
     {"suites"},
     {"markdown", "reported", "summary", "figures", "environment"},
     {"entries"},
-    {"leaderboard"},
+    {"leaderboard", "changed"},
     {"job", "resources"},
     {"batches"},
     {"partial"},
