@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import mmtard_bench as mb
-from mmtard_bench.attacks.base import AttackResult, Engine, EngineName, T
+from mmtard_bench.attacks.base import AttackResult, Engine, EngineName, T, Work
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.folding import fold, using
@@ -36,6 +37,7 @@ EPS: dict[Norm, str] = {"linf": "8/255", "l2": "128/255"}
 BATCH = 128
 # Undefended; robust, with about half of the samples standing; the same, a larger model.
 SPEED = (("tiny-clip", "8/255"), ("student-mmt-ard", "5/255"), ("teacher-robust", "12/255"))
+PARTS = ("strength", "speed", "overhead", "flips")
 STAGES = {"apgd-pair": ["apgd-ce", "apgd-t"], "autoattack-standard": None}
 
 
@@ -108,20 +110,28 @@ class Subject:
         return self
 
     def attack(
-        self, name: str, norm: Norm, engine: EngineName, *, seed: int = 0, eps: str = ""
+        self,
+        name: str,
+        norm: Norm,
+        engine: EngineName,
+        *,
+        seed: int = 0,
+        eps: str = "",
+        batch_size: int = BATCH,
     ) -> AttackResult:
         """Run one attack as the product does: the fast engine on the folded tower."""
         threat = ThreatModel(name, norm, Eps.parse(eps or EPS[norm]))
         attack = build_attack(threat, n_classes=10, engine=Engine(engine))
         with using(self.clip, self.tower if engine == "fast" else None):
             return attack.run(
-                self.model,
-                self.images,
-                self.labels,
-                ids=self.ids,
-                seed=seed,
-                batch_size=BATCH,
-                decided=lambda *_: None,
+                Work(
+                    model=self.model,
+                    images=self.images,
+                    labels=self.labels,
+                    ids=self.ids,
+                    seed=seed,
+                    batch_size=batch_size,
+                )
             )
 
     def direct(self, name: str, norm: Norm, eps: str) -> None:
@@ -288,6 +298,44 @@ def overhead(cells: Cells, rounds: int) -> None:
     print(tabulate(rows, headers=headers, floatfmt=".2f", tablefmt="github"))
 
 
+def flips(cells: Cells, samples: int) -> None:
+    """Verdicts of other batch sizes, and of two halves of the samples, that differ from 64's."""
+    rows = []
+    for spec, eps in SPEED[:2]:
+        for attack in STAGES:
+
+            def measure(spec=spec, eps=eps, attack=attack) -> Cell:
+                subject = Subject(spec, 2 * samples, lambda model: model).first(samples)
+
+                def standing(batch_size: int, *parts: slice) -> list[bool]:
+                    found = {}
+                    for part in parts or (slice(None),):
+                        some = copy(subject)
+                        some.images, some.labels = subject.images[part], subject.labels[part]
+                        some.ids = subject.ids[part]
+                        result = some.attack(attack, "linf", "fast", eps=eps, batch_size=batch_size)
+                        found.update(zip(some.ids, result.broken_by, strict=True))
+                    return [found[name] is None for name in subject.ids]
+
+                first = standing(64)
+                others = {
+                    "1": standing(1),
+                    "7": standing(7),
+                    "two halves": standing(64, slice(0, None, 2), slice(1, None, 2)),
+                }
+                counts = {
+                    name: sum(a != b for a, b in zip(first, other, strict=True))
+                    for name, other in others.items()
+                }
+                return {"robust": sum(first) / samples, "flips": counts}
+
+            cell = cells.get(f"flips {spec} {eps} {attack} {samples}", measure)
+            rows.append([spec, eps, attack, 100 * cell["robust"], *cell["flips"].values()])
+    headers = ["model", "eps", "attack", "robust %", "batch size 1", "7", "two halves"]
+    print(f"\nVerdicts that differ from those of batch size 64, of {samples} samples\n")
+    print(tabulate(rows, headers=headers, floatfmt=".1f", tablefmt="github"))
+
+
 def bare(subject: Subject) -> tuple[float, float]:
     """Seconds a row of a forward pass, and of a forward and a backward pass."""
     images = subject.images[:BATCH]
@@ -319,7 +367,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=Path, default=Path("runs/bench-engine.jsonl"))
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
-    parser.add_argument("--part", choices=("strength", "speed", "overhead"), action="append")
+    parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--attack", choices=tuple(STAGES), default="apgd-pair")
     parser.add_argument("--model", choices=tuple(MODELS), action="append")
     parser.add_argument("--norm", choices=tuple(EPS), action="append")
@@ -330,7 +378,7 @@ def main() -> None:
         arguments.cells.unlink(missing_ok=True)
     arguments.cells.parent.mkdir(parents=True, exist_ok=True)
     cells = Cells(arguments.cells)
-    parts = arguments.part or ["strength", "speed", "overhead"]
+    parts = arguments.part or PARTS
     if "strength" in parts:
         names, norms = arguments.model or list(MODELS), arguments.norm or list(EPS)
         strength(cells, arguments.attack, names, norms, arguments.samples)
@@ -338,6 +386,8 @@ def main() -> None:
         speed(cells, arguments.samples, arguments.rounds)
     if "overhead" in parts:
         overhead(cells, arguments.rounds)
+    if "flips" in parts:
+        flips(cells, 32)
 
 
 if __name__ == "__main__":

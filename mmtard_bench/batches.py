@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import AttackResult, Part, in_parts, joined
+from mmtard_bench.attacks.base import AttackResult, Part, Work, in_parts, joined
 from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
 from mmtard_bench.attacks.fast.batch_size import find_batch_size
 from mmtard_bench.data.workers import in_chunks, worker_count
@@ -248,15 +248,16 @@ class Evaluation:
         for aim in self.scorer.aims(rows) if rows else []:
             before = [claim for _, result in found for claim in result.broken_by]
             settled, broken = len(before), len(before) - before.count(None)
-            parts = (attack.stream or in_parts(attack.run))(
-                aim.classifier,
-                images[aim.places],
-                aim.labels,
+            work = Work(
+                model=aim.classifier,
+                images=images[aim.places],
+                labels=aim.labels,
                 ids=[ids[rows[place]] for place in aim.places],
                 seed=self.job.seed,
                 batch_size=self.batch_size,
                 decided=partial(behind, settled, broken),
             )
+            parts = (attack.stream or in_parts(attack.run))(work)
             # Only the attack sees the folded tower: what it found is judged by the model's own.
             while part := _next(parts, self.job.clip, self.tower):
                 aim.classifier.require_finite()

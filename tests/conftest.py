@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import AttackResult, CountPasses, Engine, EngineName
+from mmtard_bench.attacks.base import AttackResult, CountPasses, Engine, EngineName, Work
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.cli import main
 from mmtard_bench.models.clip import Clip, Preprocess
@@ -24,6 +25,10 @@ from mmtard_bench.types import Eps, Norm, ThreatModel
 torch.set_num_threads(1)
 # A shell has background jobs ignore Ctrl-C, which processes started here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A slow machine is no mistake of the code.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
@@ -78,13 +83,14 @@ def attack(
     with torch.no_grad():
         width = classes or model(images[:1]).shape[1]
     return build_attack(threat, n_classes=width, engine=Engine(engine)).run(
-        model,
-        images,
-        labels,
-        ids=[f"sample-{i}" for i in range(len(images))],
-        seed=seed,
-        batch_size=batch_size,
-        decided=lambda *_: None,
+        Work(
+            model=model,
+            images=images,
+            labels=labels,
+            ids=[f"sample-{i}" for i in range(len(images))],
+            seed=seed,
+            batch_size=batch_size,
+        )
     )
 
 

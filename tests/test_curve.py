@@ -161,9 +161,9 @@ def test_blocks_hold_only_those_who_are_attacked():
     known = {first.id: first.model_copy(update={"robust": True, "broken_by": None, "forward": 0})}
     blocks: list[list[str]] = []
 
-    def spy(*arguments, ids, **options):
-        blocks.append(list(ids))
-        return job.attack.run(*arguments, ids=ids, **options)
+    def spy(work):
+        blocks.append(list(work.ids))
+        return job.attack.run(work)
 
     blocked = replace(job, attack=replace(job.attack, block=6, run=spy))
     record = execute(blocked, Resources(CPU, 4), known=known)

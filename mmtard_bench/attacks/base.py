@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, ParamSpec, Protocol as Interface, TypeVar
+from typing import Literal, Protocol as Interface, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from mmtard_bench.types import Norm
 
 T = TypeVar("T")
-P = ParamSpec("P")
-Out = TypeVar("Out", covariant=True)
 
 EngineName = Literal["fast", "reference"]
 Precision = Literal["float32", "bfloat16"]
@@ -93,44 +91,39 @@ def joined(parts: Sequence[Part]) -> AttackResult:
     )
 
 
-class Run(Interface[Out]):
-    """Attack samples that the model classifies correctly.
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Samples that ``model`` classifies correctly, to be attacked.
 
-    ``ids`` name the samples for per-sample randomness; at most ``batch_size`` rows should go
-    through the model at once, which may change costs but no verdict; ``decided`` is called with
-    (samples settled so far in this batch, samples broken so far in this batch). It gives one
-    result, or parts as soon as their samples are settled, each sample once.
+    ``images`` are (N, 3, H, W) in [0, 1], ``labels`` (N,); ``ids`` name the samples for per-sample
+    randomness. At most ``batch_size`` rows should go through the model at once, which may change
+    costs but no verdict. ``decided`` is called with how many are settled and how many broken.
     """
 
-    def __call__(
-        self,
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> Out: ...
+    model: Classifier
+    images: Tensor
+    labels: Tensor
+    ids: Sequence[str]
+    seed: int
+    batch_size: int
+    decided: Callable[[int, int], None] = lambda *_: None
 
 
-def in_one(stream: Callable[P, Iterator[Part]]) -> Callable[P, AttackResult]:
+Run = Callable[[Work], AttackResult]
+Stream = Callable[[Work], Iterator[Part]]
+"""Gives parts as soon as their samples are settled, each sample once."""
+
+
+def in_one(stream: Stream) -> Run:
     """An attack that gives parts as one that gives a result."""
-
-    def run(*arguments: P.args, **options: P.kwargs) -> AttackResult:
-        return joined(list(stream(*arguments, **options)))
-
-    return run
+    return lambda work: joined(list(stream(work)))
 
 
-def in_parts(run: Callable[P, AttackResult]) -> Callable[P, Iterator[Part]]:
+def in_parts(run: Run) -> Stream:
     """An attack that gives a result as one that gives a single part."""
 
-    def stream(*arguments: P.args, **options: P.kwargs) -> Iterator[Part]:
-        result = run(*arguments, **options)
-        yield range(len(result.broken_by)), result
+    def stream(work: Work) -> Iterator[Part]:
+        yield range(len(work.ids)), run(work)
 
     return stream
 
@@ -148,10 +141,10 @@ class Attack:
 
     name: str
     parameters: Mapping[str, str | int | float]
-    run: Run[AttackResult]
+    run: Run
     block: int | None = None
     edits: int | None = None
-    stream: Run[Iterator[Part]] | None = None
+    stream: Stream | None = None
 
 
 @dataclass(frozen=True)

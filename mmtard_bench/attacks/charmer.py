@@ -23,19 +23,14 @@ if it were alone; prompts that several samples share are in fact encoded once.
 
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
+from collections.abc import Iterable, Mapping, Set as AbstractSet
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.base import (
-    Attack,
-    AttackResult,
-    Classifier,
-    PromptedClassifier,
-)
+from mmtard_bench.attacks.base import Attack, AttackResult, PromptedClassifier, Work
 from mmtard_bench.edits import plain
 from mmtard_bench.errors import InputError
 from mmtard_bench.registry import register_attack
@@ -197,20 +192,11 @@ def build_text(threat: ThreatModel, n_classes: int) -> Attack:
             f"{edits}/1; {threat.norm} {threat.eps} was given."
         )
 
-    def run(
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> AttackResult:
-        prompted = cast("PromptedClassifier", model)
+    def run(work: Work) -> AttackResult:
+        labels = work.labels
+        prompted = cast("PromptedClassifier", work.model)
         with torch.no_grad():
-            features = prompted.features(images)
+            features = prompted.features(work.images)
         found = worst_names(prompted, features, labels, edits=edits)
         broken = (found.logits.argmax(1) != labels).tolist()
         # Where no edit is worse than none, the name itself is the worst within the budget: a noisy
@@ -220,12 +206,12 @@ def build_text(threat: ThreatModel, n_classes: int) -> Attack:
             name or same if b else name
             for b, name, same in zip(broken, found.names, own, strict=True)
         ]
-        decided(len(ids), sum(broken))
+        work.decided(len(broken), sum(broken))
         return AttackResult(
-            adversarial=images,
+            adversarial=work.images,
             broken_by=[threat.attack if b else None for b in broken],
             forward=[1 + count for count in found.prompts],
-            backward=[0] * len(ids),
+            backward=[0] * len(broken),
             names=names,
         )
 

@@ -1,11 +1,9 @@
 """Carlini and Wagner's (2017) L2 attack: ``torchattacks.CW`` inside a search over c."""
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, CountPasses, norm_of
+from mmtard_bench.attacks.base import Attack, AttackResult, CountPasses, Work, norm_of
 from mmtard_bench.attacks.reference import BLOCK, share
 from mmtard_bench.errors import InputError
 from mmtard_bench.registry import register_attack
@@ -59,28 +57,19 @@ def build_cw_l2(threat: ThreatModel, n_classes: int) -> Attack:
         raise InputError(f"The attack cw-l2 works in the norm l2; '{threat.norm}' was given.")
     eps = float(threat.eps)
 
-    def run(
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> AttackResult:
-        counter = CountPasses(model).eval()
-        found = minimal_l2(counter, images, labels, good_enough=eps)
+    def run(work: Work) -> AttackResult:
+        images, count = work.images, len(work.ids)
+        counter = CountPasses(work.model).eval()
+        found = minimal_l2(counter, images, work.labels, good_enough=eps)
         distance = norm_of(found - images, "l2")
         broken = (distance > 0) & (distance <= eps)
         found[~broken] = images[~broken]
-        decided(len(ids), int(broken.sum()))
+        work.decided(count, int(broken.sum()))
         return AttackResult(
             adversarial=found,
             broken_by=[threat.attack if b else None for b in broken.tolist()],
-            forward=share(counter.forward_rows, len(ids)),
-            backward=share(counter.backward_rows, len(ids)),
+            forward=share(counter.forward_rows, count),
+            backward=share(counter.backward_rows, count),
         )
 
     parameters: dict[str, str | int | float] = {

@@ -17,20 +17,14 @@ The norm and eps are the pixels'; the edits are in the name and in the parameter
 keep such balls apart from those of images alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmtard_bench.attacks.base import (
-    Attack,
-    AttackResult,
-    Classifier,
-    PromptedClassifier,
-    random_start,
-)
+from mmtard_bench.attacks.base import Attack, AttackResult, PromptedClassifier, Work, random_start
 from mmtard_bench.attacks.charmer import described, edits_of, worst_names
 from mmtard_bench.attacks.pgd import budget_of, pgd, step_size_of, steps_of
 from mmtard_bench.registry import register_attack
@@ -72,19 +66,10 @@ def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
         with torch.no_grad():
             return points, logits_of(points), found
 
-    def run(
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> AttackResult:
-        prompted = cast("PromptedClassifier", model)
-        keys = [(seed, f"pgd-{steps}", 0, sample) for sample in ids]
+    def run(work: Work) -> AttackResult:
+        images, labels, ids = work.images, work.labels, work.ids
+        prompted = cast("PromptedClassifier", work.model)
+        keys = [(work.seed, f"pgd-{steps}", 0, sample) for sample in ids]
         starts = random_start(images, norm=norm, eps=eps, keys=keys)
         with torch.no_grad():
             text = worst_names(prompted, prompted.features(images), labels, edits=edits)
@@ -99,7 +84,7 @@ def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
         def settle(stage: str, left: Sequence[int], wrong: Tensor) -> None:
             for i, broken in zip(left, wrong.tolist(), strict=True):
                 result.broken_by[i] = stage if broken else None
-            decided(len(ids), len(ids) - result.broken_by.count(None))
+            work.decided(len(ids), len(ids) - result.broken_by.count(None))
 
         settle("charmer", range(len(ids)), text.logits.argmax(1) != labels)
         for stage in ORDERS:

@@ -1,6 +1,6 @@
 """Projected gradient descent (Madry et al., 2018), on cross-entropy or on the CW margin."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from mmtard_bench.attacks.base import (
     Attack,
     AttackResult,
     Classifier,
+    Work,
     norm_of,
     projector,
     random_start,
@@ -99,21 +100,12 @@ def _build(threat: ThreatModel, family: str, loss: losses.Loss) -> Attack:
     steps = steps_of(threat)
     norm, eps = threat.pixel_norm, float(threat.eps)
 
-    def run(
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> AttackResult:
-        keys = [(seed, threat.attack, 0, sample) for sample in ids]
+    def run(work: Work) -> AttackResult:
+        images, labels = work.images, work.labels
+        keys = [(work.seed, threat.attack, 0, sample) for sample in work.ids]
         start = random_start(images, norm=norm, eps=eps, keys=keys)
         adversarial, found = pgd(
-            model,
+            work.model,
             images,
             loss=lambda logits: loss(logits, labels, labels),
             norm=norm,
@@ -124,13 +116,13 @@ def _build(threat: ThreatModel, family: str, loss: losses.Loss) -> Attack:
             done=lambda logits: logits.argmax(1) != labels,
         )
         with torch.no_grad():
-            broken = (found | (model(adversarial).argmax(1) != labels)).tolist()
-        decided(len(ids), sum(broken))
+            broken = (found | (work.model(adversarial).argmax(1) != labels)).tolist()
+        work.decided(len(broken), sum(broken))
         return AttackResult(
             adversarial=adversarial,
             broken_by=[threat.attack if b else None for b in broken],
-            forward=[steps + 1] * len(ids),
-            backward=[steps] * len(ids),
+            forward=[steps + 1] * len(broken),
+            backward=[steps] * len(broken),
         )
 
     return Attack(

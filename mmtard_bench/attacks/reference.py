@@ -16,7 +16,15 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, CountPasses, margin
+from mmtard_bench.attacks.base import (
+    Attack,
+    AttackResult,
+    Classifier,
+    CountPasses,
+    Run,
+    Work,
+    margin,
+)
 from mmtard_bench.registry import register_attack
 from mmtard_bench.types import ThreatModel
 
@@ -137,30 +145,19 @@ def share(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Callable[..., AttackResult]:
+def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Run:
     """Run stages in order, each on the samples that the earlier ones left.
 
     A block's passes are shared equally among the samples that entered a stage, since the
     reference code does not tell whose rows are in a batch.
     """
 
-    def run(
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> AttackResult:
-        counter = CountPasses(model)
+    def run(work: Work) -> AttackResult:
+        images, labels, count = work.images, work.labels, len(work.ids)
+        counter = CountPasses(work.model)
         adversarial = images.clone()
-        result = AttackResult(
-            adversarial, [None] * len(ids), [0] * len(ids), [0] * len(ids), list(notes)
-        )
-        left = torch.arange(len(ids), device=images.device)
+        result = AttackResult(adversarial, [None] * count, [0] * count, [0] * count, list(notes))
+        left = torch.arange(count, device=images.device)
         for name, start in stages:
             if not len(left):
                 break
@@ -168,7 +165,9 @@ def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Callable[..., Attack
             # The reference code seeds torch's global generators; ours are left as they were.
             devices = [images.device] if images.is_cuda else []
             with torch.random.fork_rng(devices):
-                found = start(counter, images.device, seed)(images[left], labels[left]).detach()
+                found = start(counter, images.device, work.seed)(
+                    images[left], labels[left]
+                ).detach()
             with torch.no_grad():
                 broken = counter(found).argmax(1) != labels[left]
             for i, forward, backward in zip(
@@ -183,8 +182,8 @@ def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Callable[..., Attack
             for i in left[broken].tolist():
                 result.broken_by[i] = name
             left = left[~broken]
-            decided(len(ids) - len(left), len(ids) - len(left))
-        decided(len(ids), len(ids) - len(left))
+            work.decided(count - len(left), count - len(left))
+        work.decided(count, count - len(left))
         return result
 
     return run

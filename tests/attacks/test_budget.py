@@ -143,7 +143,7 @@ def test_budget_of_autoattack_standard():
     assert model.backward_rows == result.backward[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     classes=st.integers(2, 6),

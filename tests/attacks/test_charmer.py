@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 import mmtard_bench as mb
 from mmtard_bench.attacks import charmer
-from mmtard_bench.attacks.base import Engine
+from mmtard_bench.attacks.base import Engine, Work
 from mmtard_bench.attacks.catalogue import attack_family, build_attack
 from mmtard_bench.attacks.charmer import edits_at, places, worst_names
 from mmtard_bench.attacks.watched import WatchedPrompts
@@ -182,13 +182,14 @@ def test_passes_of_images_are_counted(eps):
         )
         module.images = 0
         result = attack.run(
-            WatchedPrompts(model, CPU),
-            images,
-            labels,
-            ids=[str(i) for i in range(6)],
-            seed=0,
-            batch_size=64,
-            decided=lambda *_: None,
+            Work(
+                model=WatchedPrompts(model, CPU),
+                images=images,
+                labels=labels,
+                ids=[str(i) for i in range(6)],
+                seed=0,
+                batch_size=64,
+            )
         )
         assert module.images == sum(result.forward)
         for claim, passes in zip(
@@ -366,13 +367,14 @@ def test_what_is_wrong_in_a_pass_is_broken_though_no_edit_lowers_the_true_logit(
         f"text-charmer-k{edits}", "levenshtein", Eps.parse(f"{edits}/1", norm="levenshtein")
     )
     result = build_attack(threat, n_classes=3, engine=Engine()).run(
-        Deaf(),
-        torch.zeros(2, 3, 4, 4),
-        torch.tensor([0, 0]),
-        ids=["a", "b"],
-        seed=0,
-        batch_size=64,
-        decided=lambda *_: None,
+        Work(
+            model=Deaf(),
+            images=torch.zeros(2, 3, 4, 4),
+            labels=torch.tensor([0, 0]),
+            ids=["a", "b"],
+            seed=0,
+            batch_size=64,
+        )
     )
     assert result.broken_by == [threat.attack, None]
     assert result.names == ["ab", None]
@@ -408,13 +410,14 @@ def test_what_is_wrong_in_one_pass_of_pgd_is_broken_alone_and_with_edits(threat)
     result = build_attack(
         ThreatModel(threat, "linf", Eps.parse("8/255")), n_classes=2, engine=Engine()
     ).run(
-        Once(),
-        torch.full((3, 3, 4, 4), 0.5),
-        torch.tensor([0, 0, 0]),
-        ids=["a", "b", "c"],
-        seed=0,
-        batch_size=64,
-        decided=lambda *_: None,
+        Work(
+            model=Once(),
+            images=torch.full((3, 3, 4, 4), 0.5),
+            labels=torch.tensor([0, 0, 0]),
+            ids=["a", "b", "c"],
+            seed=0,
+            batch_size=64,
+        )
     )
     assert None not in result.broken_by
 

@@ -8,7 +8,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 import mmtard_bench as mb
-from mmtard_bench.attacks.base import CountPasses, Engine, norm_of
+from mmtard_bench.attacks.base import CountPasses, Engine, Work, norm_of
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.attacks.fast import batch_size, losses
 from mmtard_bench.attacks.fast.apgd import Apgd, checkpoints
@@ -114,13 +114,14 @@ def test_what_a_lower_precision_finds_counts_once_float32_agrees(name):
         attack = build_attack(threat, n_classes=4, engine=Engine("fast", "bfloat16"))
         assert attack.parameters["attack_precision"] == "bfloat16"
         return attack.run(
-            model,
-            images,
-            labels,
-            ids=["a", "b", "c"],
-            seed=0,
-            batch_size=64,
-            decided=lambda *_: None,
+            Work(
+                model=model,
+                images=images,
+                labels=labels,
+                ids=["a", "b", "c"],
+                seed=0,
+                batch_size=64,
+            )
         )
 
     counted = CountPasses(Rough())

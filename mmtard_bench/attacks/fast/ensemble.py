@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import torch
-from torch import Tensor
 
-from mmtard_bench.attacks.base import Attack, AttackResult, Classifier, Part, Precision, in_one
+from mmtard_bench.attacks.base import Attack, AttackResult, Part, Precision, Work, in_one
 from mmtard_bench.attacks.fast import losses
 from mmtard_bench.attacks.fast.apgd import Apgd
 from mmtard_bench.attacks.fast.fab import Fab
@@ -28,17 +27,8 @@ Build = Callable[[ThreatModel, int, Precision], Attack]
 class _Samples:
     """The samples of one call, stage after stage; ``result`` has what was found on them so far."""
 
-    def __init__(
-        self,
-        passes: Passes,
-        samples: Samples,
-        *,
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> None:
-        self.passes, self.samples = passes, samples
-        self.seed, self.batch_size, self.decided = seed, batch_size, decided
+    def __init__(self, passes: Passes, samples: Samples, work: Work) -> None:
+        self.passes, self.samples, self.work = passes, samples, work
         count = len(samples.ids)
         self.result = AttackResult(samples.images.clone(), [None] * count, [0] * count, [0] * count)
         self.settled = self.broken = 0
@@ -52,9 +42,9 @@ class _Samples:
             self.samples,
             left,
             self.passes,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            broke=lambda count: self.decided(self.settled + count, self.broken + count),
+            seed=self.work.seed,
+            batch_size=self.work.batch_size,
+            broke=lambda count: self.work.decided(self.settled + count, self.broken + count),
         )
         result = self.result
         for place in left:
@@ -70,7 +60,7 @@ class _Samples:
     def stand(self, count: int) -> None:
         """So many samples are through all stages."""
         self.settled += count
-        self.decided(self.settled, self.broken)
+        self.work.decided(self.settled, self.broken)
 
     def part(self, places: Sequence[int]) -> Part:
         """Samples that are settled, with the seconds in the model since the last part."""
@@ -82,7 +72,7 @@ class _Samples:
         """The likeliest other classes of samples, from one look at the clean images."""
         targets = self.samples.targets
         places = torch.tensor(left, device=targets.device)
-        for part in torch.split(places, self.batch_size):
+        for part in torch.split(places, self.work.batch_size):
             new = part[targets[part, 0] < 0]
             if not len(new):
                 continue
@@ -108,40 +98,29 @@ def _attack(
     """
     targets = max((search.variants for search in stages if search.targeted), default=1)
 
-    def stream(
-        model: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        /,
-        *,
-        ids: Sequence[str],
-        seed: int,
-        batch_size: int,
-        decided: Callable[[int, int], None],
-    ) -> Iterator[Part]:
-        unknown = labels.new_full((len(ids), targets), -1)
-        work = _Samples(
-            Passes(model, images.device, precision),
-            Samples(images, labels, unknown, ids),
-            seed=seed,
-            batch_size=batch_size,
-            decided=decided,
+    def stream(work: Work) -> Iterator[Part]:
+        labels, count, batch_size = work.labels, len(work.ids), work.batch_size
+        unknown = labels.new_full((count, targets), -1)
+        samples = _Samples(
+            Passes(work.model, labels.device, precision),
+            Samples(work.images, labels, unknown, work.ids),
+            work,
         )
-        work.result.notes.extend(notes)
+        samples.result.notes.extend(notes)
         first, *others = stages
-        standing = work.stage(first, range(len(ids)))
+        standing = samples.stage(first, range(count))
         groups = [standing[i : i + batch_size] for i in range(0, len(standing), batch_size)]
         if not others:
-            work.stand(len(standing))
+            samples.stand(len(standing))
             groups = []
         through = {place for group in groups for place in group}
-        yield work.part([place for place in range(len(ids)) if place not in through])
+        yield samples.part([place for place in range(count) if place not in through])
         for group in groups:
             left = group
             for search in others:
-                left = work.stage(search, left)
-            work.stand(len(left))
-            yield work.part(group)
+                left = samples.stage(search, left)
+            samples.stand(len(left))
+            yield samples.part(group)
 
     lower = {} if precision == "float32" else {"attack_precision": precision}
     return Attack(threat.attack, {**parameters, **lower}, in_one(stream), stream=stream)
