@@ -166,22 +166,23 @@ def facts(gallery: Gallery, shown: Shown) -> list[tuple[str, str]]:
         ("true caption" if retrieval else "true class", named(outcome.label)),
         ("before", named(outcome.before)),
     ]
-    if outcome.before != outcome.label:
-        return [*said, ("verdict", "wrong on the clean image, so it is not attacked")]
-    if outcome.adversarial is None:
-        verdict = "stands: the attack found nothing"
-    else:
+    if outcome.adversarial is not None:
         said.append(("after", named(outcome.after)))
-        verdict = f"broken by {outcome.broken_by}"
-        if not outcome.broken:
-            verdict = f"claimed by {outcome.broken_by}, but a fresh pass does not confirm it"
-    said.append(("verdict", verdict))
+    found = _verdict(outcome.before == outcome.label, outcome.broken_by)
+    unconfirmed = outcome.broken_by is not None and not outcome.broken
+    said.append(("verdict", found + ", but a fresh pass does not confirm it" * unconfirmed))
     if outcome.adversarial is not None:
         said += _changes(gallery, outcome, outcome.adversarial)
-    recorded = f"broken by {sample.broken_by}" if sample.broken_by else "stands"
-    if (sample.broken_by is None) != (outcome.adversarial is None):
-        recorded += ": the record says otherwise, randomness of a block or the device decides"
+    recorded = _verdict(sample.clean_correct, sample.broken_by)
+    if recorded.split()[0] != found.split()[0]:
+        recorded += "; not so here, where randomness of a block or the device decided otherwise"
     return [*said, ("record", recorded)]
+
+
+def _verdict(right: bool, broken_by: str | None) -> str:
+    if not right:
+        return "wrong on the clean image, so not attacked"
+    return f"broken by {broken_by}" if broken_by else "stands: the attack found nothing"
 
 
 def _changes(gallery: Gallery, outcome: Outcome, adversarial: Tensor) -> list[tuple[str, str]]:
