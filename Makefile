@@ -4,7 +4,10 @@ BIN := $(VENV)/bin
 # Two torch processes with two threads each on two cores are several times slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: install demo test check bench clean
+# From the environment to the shell as it is: make would expand what it has in it.
+export BASE ?= origin/main
+
+.PHONY: install demo test check check-entries bench clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +29,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(BIN)/mmtard-bench leaderboard --check
+
+# What a branch adds to the leaderboard since $BASE.
+check-entries: install
+	$(BIN)/mmtard-bench verify --since "$$BASE"
 	$(BIN)/mmtard-bench leaderboard --check
 
 bench: install

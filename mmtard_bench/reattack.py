@@ -1,7 +1,9 @@
 """Attack chosen samples of a record once more, and keep the images that records do not have."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from mmtard_bench.job import FAST, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records import Record, digest_of
 from mmtard_bench.resources import Resources
-from mmtard_bench.suites import load_suite
+from mmtard_bench.suites import load_suite, with_overrides
 from mmtard_bench.tasks.resolve import TaskData, load_task
 from mmtard_bench.tasks.scoring import Verdict
 from mmtard_bench.types import Eps, Suite, ThreatModel
@@ -41,14 +43,22 @@ class Outcome:
     name: str | None = None
 
 
-def suite_of(record: Record) -> Suite:
-    """The suite that a record is of. Raises InputError if it is none that ships, as it is here."""
+def suite_of(record: Record, file: Path | None = None) -> Suite:
+    """The suite that a record is of, as it ships, or as a TOML file has it.
+
+    That of a run with --limit or --seed is the suite with them. Raises InputError if the record is
+    of another one.
+    """
     if record.suite is None:
         raise InputError("A record is of no suite, so its samples are not known.")
-    suite = load_suite(record.suite.name)
+    base, *changes = record.suite.name.split("+")
+    given = dict(re.findall(r"(n|seed)([0-9]{1,10})", "+".join(changes)))
+    n, seed = (int(given[key]) if key in given else None for key in ("n", "seed"))
+    suite = with_overrides(load_suite(str(file or base)), n=n, seed=seed)
     if suite.digest != record.suite.digest:
+        where = file or "the one that ships"
         raise InputError(
-            f"The record is of another suite '{suite.name}' than the one that ships: digest "
+            f"The record is of another suite '{record.suite.name}' than {where}: digest "
             f"{record.suite.digest[:8]}, expected {suite.digest[:8]}."
         )
     return suite

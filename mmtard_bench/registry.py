@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MOST = 40
+"""Names that an error sentence lists."""
+
 
 @cache
 def _load_other_packages() -> None:
@@ -34,7 +37,8 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"Known: {', '.join(names)}."
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return f"Known: {', '.join(names[:_MOST])}{more}."
 
 
 class Registry(Generic[T]):

@@ -19,33 +19,11 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.partial import Partial
 from mmtard_bench.processes import Processes
 from mmtard_bench.progress import RunProgress
-from mmtard_bench.records import (
-    Record,
-    Sample,
-    digest_of,
-    read_record,
-    write_record,
-)
+from mmtard_bench.records import Record, Sample, read_record, write_record
 from mmtard_bench.resources import Resources
 from mmtard_bench.summary import percent
 from mmtard_bench.tasks.resolve import load_task
 from mmtard_bench.types import Suite, ThreatModel
-
-
-def with_overrides(suite: Suite, *, n: int | None, seed: int | None) -> Suite:
-    """A suite with another sample count or seed: another suite, with a name that says so."""
-    name, digest = suite.name, suite.digest
-    for letter, value, own in (("n", n, suite.n), ("seed", seed, suite.seed)):
-        if value is not None and value != own:
-            name += f"+{letter}{value}"
-            digest = digest_of([digest, letter, value])
-    return replace(
-        suite,
-        name=name,
-        digest=digest,
-        n=suite.n if n is None else n,
-        seed=suite.seed if seed is None else seed,
-    )
 
 
 def run_folder(out: Path, suite: Suite, clip: Clip) -> Path:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError, explain
+from mmtard_bench.records import digest_of
 from mmtard_bench.tasks.hub_tasks import imagenet_classes
 from mmtard_bench.tasks.resolve import default_templates, find_task
 from mmtard_bench.types import Eps, Metric, Suite, Surface, Task, ThreatModel, ThreatNorm
@@ -108,6 +109,22 @@ def load_suite(name: str) -> Suite:
     if parsed.name != path.stem:
         raise InputError(f"The suite in {path} is called '{parsed.name}'; expected '{path.stem}'.")
     return _assemble(parsed)
+
+
+def with_overrides(suite: Suite, *, n: int | None, seed: int | None) -> Suite:
+    """A suite with another sample count or seed: another suite, with a name that says so."""
+    name, digest = suite.name, suite.digest
+    for letter, value, own in (("n", n, suite.n), ("seed", seed, suite.seed)):
+        if value is not None and value != own:
+            name += f"+{letter}{value}"
+            digest = digest_of([digest, letter, value])
+    return replace(
+        suite,
+        name=name,
+        digest=digest,
+        n=suite.n if n is None else n,
+        seed=suite.seed if seed is None else seed,
+    )
 
 
 def _assemble(parsed: _SuiteFile) -> Suite:

@@ -23,8 +23,8 @@ from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, read_record
 from mmtard_bench.registry import protocols
 from mmtard_bench.resources import Resources
-from mmtard_bench.runner import run_folder, run_model, with_overrides
-from mmtard_bench.suites import list_suites, load_suite
+from mmtard_bench.runner import run_folder, run_model
+from mmtard_bench.suites import list_suites, load_suite, with_overrides
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
 from tests.conftest import REPOSITORY, ToyClip, assert_sentence, tokenize, wait_for, wrap

@@ -106,7 +106,7 @@ def _say_nothing(*_: object, **__: object) -> None:
 
 
 def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
-    from mmtard_bench.suites import load_suite
+    from mmtard_bench.suites import load_suite, with_overrides
 
     # Before the slow imports: a slip in the suite's name should not take seconds to hear of.
     suite = processes.agree(lambda: load_suite(arguments.suite))
@@ -128,7 +128,7 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
     from mmtard_bench.processes import local_rank
     from mmtard_bench.progress import RunProgress
     from mmtard_bench.resources import Resources
-    from mmtard_bench.runner import run_folder, run_model, with_overrides
+    from mmtard_bench.runner import run_folder, run_model
     from mmtard_bench.summary import table_of
 
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
@@ -169,12 +169,11 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.suites import load_suite
+    from mmtard_bench.suites import load_suite, with_overrides
 
     suite = load_suite(arguments.suite)
 
     from mmtard_bench.fetch import fetch
-    from mmtard_bench.runner import with_overrides
 
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
     problems = fetch(suite, arguments.model, lambda line: print(printable(line), flush=True))

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtard_bench.cli.common import Commands, records_at
+from mmtard_bench.cli.common import Commands, positive, records_at, seed
+from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
 
 if TYPE_CHECKING:
@@ -15,7 +16,14 @@ def add(commands: Commands) -> None:
     """Add show and plot."""
     command = commands.add_parser("show", help="show the records of a run")
     command.add_argument("path", type=Path, help="a run directory, or one record")
-    command.add_argument("--json", action="store_true")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true")
+    form.add_argument(
+        "--gallery",
+        action="store_true",
+        help="attack some samples of a record again, and write what became of their images",
+    )
+    _add_gallery(command)
     command.set_defaults(run=_show)
 
     command = commands.add_parser("plot", help="draw accuracy against eps and against passes")
@@ -24,7 +32,28 @@ def add(commands: Commands) -> None:
     command.set_defaults(run=_plot)
 
 
+def _add_gallery(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("of a gallery")
+    group.add_argument("--task", help="of the record; the first with broken samples unless given")
+    group.add_argument("--threat", help="of the record, such as 'pgd-20 linf 8/255'")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--samples", metavar="ID,ID", help="these samples")
+    which.add_argument(
+        "--random", type=positive, metavar="N", help="so many that were attacked (default: 8)"
+    )
+    group.add_argument("--seed", type=seed, help="of the random choice (default: 0)")
+    group.add_argument("--weights", metavar="SPEC", help="the model, if not where the record says")
+    group.add_argument("--suite", type=Path, metavar="FILE.toml", help="if it is none that ships")
+    group.add_argument("--out", type=Path, help="a .html or .png file (default: gallery.html)")
+
+
 def _show(arguments: argparse.Namespace) -> int:
+    if arguments.gallery:
+        return _gallery(arguments)
+    for name in ("task", "threat", "samples", "random", "seed", "weights", "suite", "out"):
+        if getattr(arguments, name) is not None:
+            raise InputError(f"--{name} is for a gallery; add --gallery, or leave it out.")
+
     from mmtard_bench.records import to_text
     from mmtard_bench.summary import table_of
 
@@ -39,6 +68,28 @@ def _show(arguments: argparse.Namespace) -> int:
         groups.setdefault(name, []).append(record)
     for name, group in groups.items():
         print(f"{printable(name)}\n\n{printable(table_of(group))}\n")
+    return 0
+
+
+def _gallery(arguments: argparse.Namespace) -> int:
+    records = records_at(arguments.path)
+
+    from mmtard_bench import gallery, gallery_files
+    from mmtard_bench.evaluation import find_device
+
+    out: Path = arguments.out or Path("gallery.html")
+    gallery_files.require_format(out)
+    record = gallery.choose_record(records, task=arguments.task, threat=arguments.threat)
+    chosen = gallery.choose_samples(
+        record,
+        ids=arguments.samples.split(",") if arguments.samples else (),
+        count=arguments.random or 8,
+        seed=arguments.seed or 0,
+    )
+    clip = gallery.load_model_of(record, arguments.weights)
+    found = gallery.look(record, chosen, clip, find_device("auto"), suite_file=arguments.suite)
+    gallery_files.write_gallery(found, out)
+    print(printable(f"{gallery.title_of(found)}\n{gallery.summary_of(found)}\n{out}"))
     return 0
 
 

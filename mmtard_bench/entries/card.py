@@ -14,13 +14,13 @@ from mmtard_bench.strict import Strict
 _WEIGHTS = (
     r"hf-hub:[\w.-]+/[\w.-]+(@[\w.-]+)?"
     r"|transformers:[\w.-]+/[\w.-]+(@[\w.-]+)?"
-    r"|[A-Za-z0-9-]+:[a-z0-9_]+"  # an open_clip architecture and tag
+    r"|(?!local-dir:|transformers:|hf-hub:)[\w-]+:[a-z0-9_]+"  # an open_clip architecture and tag
     r"|[a-z0-9-]+"  # a model that ships
 )
 
 
 def _weights(text: str) -> str:
-    if not re.fullmatch(_WEIGHTS, text) or ".." in text:
+    if not re.fullmatch(_WEIGHTS, text, re.ASCII) or ".." in text:
         raise ValueError(
             "expected weights that anybody can get and that run no code: hf-hub:ORG/REPO, "
             "transformers:ORG/REPO, ARCH:TAG of open_clip, or a model that ships"
@@ -86,3 +86,7 @@ def card_schema() -> str:
     schema = Card.model_json_schema()
     schema["properties"]["$schema"] = {"type": "string"}
     return json.dumps(schema, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    print(card_schema(), end="")  # noqa: T201

@@ -69,10 +69,17 @@ def read_verifications(path: Path) -> list[Verification]:
     if not path.is_file():
         return []
     try:
-        return _VERIFICATIONS.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        why = explain(error) if isinstance(error, ValidationError) else str(error)
-        raise InputError(f"The verifications in {path} cannot be read: {why}") from error
+        return verifications_from(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"The verifications in {path} cannot be read: {error}.") from error
+
+
+def verifications_from(data: bytes, where: str) -> list[Verification]:
+    """Verifications from a file's content. Raises InputError."""
+    try:
+        return _VERIFICATIONS.validate_json(data)
+    except ValidationError as error:
+        raise InputError(f"The verifications in {where} are not valid: {explain(error)}") from error
 
 
 def verifications_to_text(found: list[Verification]) -> str:
@@ -83,11 +90,14 @@ def verifications_to_text(found: list[Verification]) -> str:
 
 def read_breaks(folder: Path) -> list[Break]:
     """Read every ENTRY--WHO.json of a directory; nothing if there is none. Raises InputError."""
-    breaks = []
+    breaks: list[Break] = []
     for path in sorted(folder.glob("*.json")):
         try:
-            breaks.append(Break.model_validate_json(path.read_bytes()))
+            found = Break.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             why = explain(error) if isinstance(error, ValidationError) else str(error)
             raise InputError(f"The break {path} cannot be read: {why}") from error
+        if path.name.partition("--")[0] != found.entry:
+            raise InputError(f"The break {path} is of '{found.entry}'; expected that in its name.")
+        breaks.append(found)
     return breaks

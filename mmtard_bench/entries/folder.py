@@ -1,7 +1,7 @@
 """An entry is a directory: ``card.json``, and a file of records a suite."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,17 +64,27 @@ def read_entries(root: Path) -> list[Entry]:
     """Every entry below a directory, by name. Raises InputError, also for names that look alike."""
     if not root.is_dir():
         raise InputError(f"There is no directory {root}; expected a directory of entries.")
+    names = names_of(root)
+    require_distinct(names)
+    return [read_entry(root / name) for name in names]
+
+
+def names_of(root: Path) -> list[str]:
+    """The names of the entries below a directory. Raises InputError for anything else in it."""
     folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    known: dict[str, str] = {}
     for folder in folders:
         if folder.is_symlink() or not folder.is_dir():
             raise InputError(f"{folder} is not an entry's directory; remove it.")
-        other = known.setdefault(skeleton(require_name(folder.name)), folder.name)
-        if other != folder.name:
-            raise InputError(
-                f"The entries '{other}' and '{folder.name}' look alike; choose another name."
-            )
-    return [read_entry(folder) for folder in folders]
+    return [folder.name for folder in folders]
+
+
+def require_distinct(names: Iterable[str]) -> None:
+    """Raise InputError if two names of entries look alike, or if one cannot be such a name."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(skeleton(require_name(name)), name)
+        if other != name:
+            raise InputError(f"The entries '{other}' and '{name}' look alike; choose another name.")
 
 
 def require_name(name: str) -> str:

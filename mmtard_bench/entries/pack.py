@@ -59,14 +59,15 @@ class Pack(Strict):
 
 
 def pack(records: Sequence[Record]) -> str:
-    """Records as the text of a file."""
-    shared = {
-        record.sample_ids_digest: Shared(
-            ids=[sample.id for sample in record.samples],
-            labels=[sample.label for sample in record.samples],
-        )
-        for record in records
-    }
+    """Records as the text of a file. Raises InputError if they disagree on a sample's label."""
+    shared: dict[str, Shared] = {}
+    for record in records:
+        ids = [sample.id for sample in record.samples]
+        one = Shared(ids=ids, labels=[sample.label for sample in record.samples])
+        if shared.setdefault(record.sample_ids_digest, one) != one:
+            raise InputError(
+                "Two records have the same samples with other labels, which one file cannot hold."
+            )
     body = Pack(pack_version=1, samples=shared, records=[_packed(record) for record in records])
     return _to_text(body)
 

@@ -1,5 +1,7 @@
 """From the records of a run to an entry."""
 
+import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mmtard_bench.entries.card import Card, card_from_text, card_to_text
-from mmtard_bench.entries.folder import Entry, read_entries, read_entry, require_name
+from mmtard_bench.entries.folder import Entry, names_of, read_entry, require_distinct
 from mmtard_bench.entries.pack import pack
 from mmtard_bench.errors import InputError, explain
 from mmtard_bench.records import Record, write_atomically
@@ -24,20 +26,33 @@ def submit(
 
     ``facts`` are fields of its card; those of an entry that is there already stay, unless the
     weights are others. In the records the model takes the entry's name, and where its weights are.
-    Returns the entry and the files that were written. Raises InputError.
+    Returns the entry and the files that were written. Raises InputError, and then writes nothing.
     """
-    require_name(name)
+    require_distinct([*(names_of(root) if root.is_dir() else ()), name])
     runs = _runs(records)
     folder = root / name
     card = _card(next(iter(runs.values()))[0], name, facts, folder / "card.json")
-    written = [folder / "card.json"]
+    files = {"card.json": card_to_text(card)}
     for suite, found in runs.items():
-        written.append(folder / f"{suite}.json")
-        write_atomically(written[-1], pack([_named(record, card) for record in found]))
-    write_atomically(written[0], card_to_text(card))
-    entry = read_entry(folder)
-    read_entries(root)  # no other entry's name looks like this one
-    return entry, written
+        files[f"{suite}.json"] = pack([_named(record, card) for record in found])
+    _rehearse(folder, files)
+    for file, text in files.items():
+        write_atomically(folder / file, text)
+    return read_entry(folder), [folder / file for file in files]
+
+
+def _rehearse(folder: Path, files: Mapping[str, str]) -> None:
+    """Raise InputError unless the entry will be in order, with what is there already."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        place = Path(elsewhere).resolve() / folder.name
+        if folder.is_dir():
+            shutil.copytree(folder, place, symlinks=True)
+        for file, text in files.items():
+            write_atomically(place / file, text)
+        try:
+            read_entry(place)
+        except InputError as error:
+            raise InputError(str(error).replace(str(place), str(folder))) from error
 
 
 def _runs(records: Sequence[Record]) -> dict[str, list[Record]]:

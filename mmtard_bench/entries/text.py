@@ -7,14 +7,18 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 _FORMATTING = set("<>|`[]\\")
+# Letters, marks and symbols that show nothing (Unicode's Default_Ignorable_Code_Point, outside of
+# the category C; and the blank of Braille).
+_UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
+_UNSEEN |= {*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 _LOOK_ALIKES = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "2": "z", "8": "b"})
 
 
 def _plain(text: str) -> str:
     for character in text:
-        # Control and format characters hide text or turn its direction.
-        hidden = unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
-        if hidden or character in _FORMATTING:
+        # Control and format characters hide text or turn its direction; Z are other spaces.
+        hidden = character != " " and unicodedata.category(character)[0] in "CZ"
+        if hidden or character in _FORMATTING or ord(character) in _UNSEEN:
             raise ValueError(
                 f"U+{ord(character):04X} is not allowed; expected a line of plain text without "
                 "< > | ` [ ] \\ and invisible characters"

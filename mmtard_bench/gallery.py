@@ -1,0 +1,223 @@
+"""What an attack did to samples of a record: clean image, perturbation, adversarial image."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmtard_bench.attacks.base import norm_of
+from mmtard_bench.edits import levenshtein
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.loading import is_data, load_model
+from mmtard_bench.reattack import Outcome, attack_again, data_of, suite_of, threat_of
+from mmtard_bench.records import Record, Sample
+from mmtard_bench.registry import near_matches
+from mmtard_bench.resources import Resources
+from mmtard_bench.types import ThreatModel
+
+Pixels = NDArray[np.uint8]
+"""(H, W, 3)."""
+
+MOST = 100
+"""Samples of a gallery: a page of more is hard to open, and nobody looks at them."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample: what its record says, and what came of attacking it again."""
+
+    sample: Sample
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Samples of a record. ``classes`` are the names, or captions, that predictions are of."""
+
+    record: Record
+    threat: ThreatModel
+    classes: tuple[str, ...]
+    shown: tuple[Shown, ...]
+
+
+def choose_record(
+    records: Sequence[Record], *, task: str | None = None, threat: str | None = None
+) -> Record:
+    """The first finished record of a task and threat model that has broken samples.
+
+    If none has, the first one. Raises InputError if there is none.
+    """
+    left = [record for record in records if record.results is not None]
+    if not left:
+        raise InputError("No record is finished, so there is nothing to look at.")
+    left = _named(left, "task", task, lambda record: record.task.name)
+    left = _named(left, "threat model", threat, lambda record: record.threat.name)
+    broken = (r for r in left if any(sample.broken_by for sample in r.samples))
+    return next(broken, left[0])
+
+
+def _named(
+    records: list[Record], what: str, name: str | None, of: Callable[[Record], str]
+) -> list[Record]:
+    found = [record for record in records if name in (None, of(record))]
+    if not found:
+        near = near_matches(name or "", {of(record) for record in records})
+        raise InputError(f"There is no record of the {what} '{name}'. {near}")
+    return found
+
+
+def choose_samples(
+    record: Record, *, ids: Sequence[str] = (), count: int = 8, seed: int = 0
+) -> list[str]:
+    """The ids given, or ``count`` of those samples that the attack was run on, drawn by ``seed``.
+
+    Raises InputError for ids that the record does not have.
+    """
+    known = {sample.id for sample in record.samples}
+    for name in ids:
+        if name not in known:
+            raise InputError(f"The record has no sample '{name}'. {near_matches(name, known)}")
+    attacked = [sample.id for sample in record.samples if sample.clean_correct]
+    if not ids and not attacked:
+        raise InputError(
+            "The model is wrong on every clean image, so nothing was attacked; name --samples."
+        )
+    chosen = list(dict.fromkeys(ids)) or random.Random(seed).sample(
+        attacked, min(count, len(attacked))
+    )
+    if len(chosen) > MOST:
+        raise InputError(f"{len(chosen)} samples were asked for; a gallery has at most {MOST}.")
+    return chosen
+
+
+def load_model_of(record: Record, spec: str | None = None) -> Clip:
+    """The model of a record, from where the record says or from ``spec``.
+
+    Raises InputError if it cannot be loaded, if a record would have code run for it, or if the
+    weights are others.
+    """
+    where = spec or record.model.source
+    if spec is None and not is_data(where):
+        raise InputError(
+            f"The record's model is '{where}', which no record can have loaded as data; if you "
+            "know where it is, and trust it, say so: --weights SPEC."
+        )
+    clip = load_model(where)
+    if clip.digest != record.model.digest:
+        raise InputError(
+            f"'{where}' has other weights than the record's model: digest {clip.digest[:8]}, "
+            f"expected {record.model.digest[:8]}. Name the right ones with --weights SPEC."
+        )
+    return clip
+
+
+def look(
+    record: Record,
+    chosen: Sequence[str],
+    clip: Clip,
+    device: torch.device,
+    *,
+    suite_file: Path | None = None,
+) -> Gallery:
+    """Attack samples of a record again, with its seed. Raises InputError if they cannot be had."""
+    data = data_of(record, suite_of(record, suite_file))
+    places = {name: row for row, name in enumerate(data.manifest.ids)}
+    some = data.at([places[name] for name in chosen])
+    threat = threat_of(record)
+    resources = Resources(device, batch_size=min(len(chosen), 32), workers=0)
+    found = {o.id: o for o in attack_again(clip, some, threat, resources, seed=record.seed)}
+    samples = {sample.id: sample for sample in record.samples}
+    shown = tuple(Shown(samples[name], found[name]) for name in chosen)
+    return Gallery(record, threat, data.classes, shown)
+
+
+def panels(shown: Shown) -> list[tuple[str, Pixels]]:
+    """The images of a sample with their titles: one alone where no pixel changed, else three."""
+    image, adversarial = shown.outcome.image, shown.outcome.adversarial
+    if adversarial is None:
+        return [("clean", _pixels(image))]
+    change = adversarial - image
+    most = float(change.abs().max())
+    if not most:
+        return [("clean, its pixels stay", _pixels(image))]
+    factor = 0.5 / most
+    return [
+        ("clean", _pixels(image)),
+        (f"perturbation x {factor:.3g}", _pixels(0.5 + factor * change)),
+        ("adversarial", _pixels(adversarial)),
+    ]
+
+
+def facts(gallery: Gallery, shown: Shown) -> list[tuple[str, str]]:
+    """What is said of a sample, as (what, text)."""
+    outcome, sample = shown.outcome, shown.sample
+    retrieval = gallery.record.task.metric == "retrieval"
+
+    def named(place: int) -> str:
+        return f"{place}: {gallery.classes[place]}"
+
+    said = [
+        ("true caption" if retrieval else "true class", named(outcome.label)),
+        ("before", named(outcome.before)),
+    ]
+    if outcome.adversarial is not None:
+        said.append(("after", named(outcome.after)))
+    found = _verdict(outcome.before == outcome.label, outcome.broken_by)
+    unconfirmed = outcome.broken_by is not None and not outcome.broken
+    said.append(("verdict", found + ", but a fresh pass does not confirm it" * unconfirmed))
+    if outcome.adversarial is not None:
+        said += _changes(gallery, outcome, outcome.adversarial)
+    recorded = _verdict(sample.clean_correct, sample.broken_by)
+    if recorded.split()[0] != found.split()[0]:
+        recorded += "; not so here, where randomness of a block or the device decided otherwise"
+    return [*said, ("record", recorded)]
+
+
+def _verdict(right: bool, broken_by: str | None) -> str:
+    if not right:
+        return "wrong on the clean image, so not attacked"
+    return f"broken by {broken_by}" if broken_by else "stands: the attack found nothing"
+
+
+def _changes(gallery: Gallery, outcome: Outcome, adversarial: Tensor) -> list[tuple[str, str]]:
+    """How far the attack went, in what it may change: pixels, the name of the class, or both."""
+    norm, eps = gallery.threat.norm, gallery.threat.eps
+    original = gallery.classes[outcome.label]
+    name = original if outcome.name is None else outcome.name
+    edits = levenshtein(original, name)
+    length: float = edits
+    if norm != "levenshtein":
+        length = float(norm_of((adversarial - outcome.image)[None], norm)) * eps.denominator
+    said = [("distance", f"{norm} {length:.3g}/{eps.denominator}, eps {eps}")]
+    if outcome.name is not None:
+        said.append(("edited name", f"{original} → {name} ({edits} edit{'s' * (edits != 1)})"))
+    return said
+
+
+def _pixels(image: Tensor) -> Pixels:
+    scaled: Pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return scaled
+
+
+def title_of(gallery: Gallery) -> str:
+    """Model, task and threat model, in a line."""
+    record = gallery.record
+    return f"{record.model.name} on {record.task.name}: {record.threat.name}"
+
+
+def summary_of(gallery: Gallery) -> str:
+    """Where the samples are from, and how they were attacked, in a sentence or two."""
+    record = gallery.record
+    suite = record.suite.name if record.suite else "no suite"
+    return (
+        f"{len(gallery.shown)} of {len(record.samples)} samples of {suite}; weights "
+        f"{record.model.digest[:8]}, clean accuracy {100 * record.clean_accuracy:.1f}%, robust "
+        f"accuracy {100 * record.robust_accuracy:.1f}%. Attacked again with seed {record.seed}; "
+        "images are rounded to 8 bits here."
+    )

@@ -1,0 +1,122 @@
+"""From a run to an entry: whole runs only, and nothing is written that will not be read."""
+
+import pytest
+
+from mmtard_bench.entries.folder import read_entry
+from mmtard_bench.entries.submit import submit
+from mmtard_bench.errors import InputError
+from mmtard_bench.records import Record, SuiteFacts
+from tests.conftest import Cli, assert_sentence
+from tests.test_leaderboard import in_suite, made
+from tests.test_records import record_of, sample
+
+SUITE = """
+name = "tiny-v1"
+description = "two samples"
+n = 2
+seed = 0
+tasks = ["digits/digit"]
+[[threats]]
+attack = "pgd-2"
+norm = "linf"
+eps = "8/255"
+"""
+
+
+def test_a_run_is_submitted_and_its_card_stays(here: Cli, tmp_path):
+    (tmp_path / "tiny-v1.toml").write_text(SUITE)
+    assert here("run", "tiny-v1.toml", "--model", "tiny-clip", "--batch-size", "2").returncode == 0
+    run = ("submit", "runs/tiny-v1", "--name", "my-clip")
+    done = here(*run, "--paper", "https://a.org/1", "--set", "authors=A. One; B. Two")
+    assert done.returncode == 0, done.stderr
+    place = tmp_path / "leaderboard" / "entries" / "my-clip"
+    assert sorted(path.name for path in place.iterdir()) == ["card.json", "tiny-v1.json"]
+    assert "the card does not say: code, architecture" in done.stdout
+    card = read_entry(place).card
+    assert (card.authors, card.weights) == (["A. One", "B. Two"], "tiny-clip")
+    assert {record.model.name for record in read_entry(place).records} == {"my-clip"}
+    again = here(*run, "--set", "licence=MIT")
+    assert again.returncode == 0, again.stderr
+    assert read_entry(place).card == card.model_copy(update={"licence": "MIT"})
+    assert_sentence(here(*run, "--set", "rank=1"), "the key 'rank' is unknown")
+    assert_sentence(here(*run, "--set", "licence"), "expected KEY=VALUE")
+    assert_sentence(here(*run, "--set", "contact=<me>"), "U+003C is not allowed")
+    assert read_entry(place).card.licence == "MIT"
+
+
+def test_a_limited_run_is_refused(here: Cli, tmp_path):
+    (tmp_path / "tiny-v1.toml").write_text(SUITE)
+    limited = ("--limit", "1", "--batch-size", "1")
+    assert here("run", "tiny-v1.toml", "--model", "tiny-clip", *limited).returncode == 0
+    assert_sentence(here("submit", "runs", "--name", "x"), "of tiny-v1+n1", "without --limit")
+    assert not (tmp_path / "leaderboard").exists()
+
+
+def submitted(tmp_path, *records: Record, name: str = "my-clip", **facts: str):
+    return submit(records, name=name, facts={"weights": "tiny-clip", **facts}, root=tmp_path / "e")
+
+
+FAILED = {"status": "error", "error": "broke", "results": None, "samples": []}
+REFUSED = {
+    "a record is missing": ([made("rb", records=2)], "lacks records"),
+    "a record failed": ([made("rb", **FAILED)], "failed ones"),
+    "two models": (
+        [
+            made("rb"),
+            in_suite(made("rb"), model=made("r").model.model_copy(update={"digest": "e"})),
+        ],
+        "of 2 models",
+    ),
+    "none": ([], "of 0 models"),
+    "no suite": ([record_of([sample(0, "robust")])], "no suite"),
+    "no suite's name": (
+        [made("rb", suite=SuiteFacts(name="quick", protocol=None, digest="1" * 64, records=1))],
+        "does not belong",
+    ),
+}
+
+
+@pytest.mark.parametrize(("records", "why"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_an_entry_writes_nothing(records, why, tmp_path):
+    with pytest.raises(InputError, match=why):
+        submitted(tmp_path, *records)
+    assert not (tmp_path / "e").exists()
+
+
+def contents(root):
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_name_like_anothers_leaves_nothing_behind(tmp_path):
+    submitted(tmp_path, made("rb"))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="'my-clip' and 'my_c1ip' look alike"):
+        submitted(tmp_path, made("rb"), name="my_c1ip")
+    assert contents(tmp_path) == before
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["my-clip"]
+
+
+def test_new_weights_need_every_suite_again(tmp_path):
+    other = SuiteFacts(name="other-v1", protocol=None, digest="2" * 64, records=1)
+    submitted(tmp_path, made("rb"), made("rb", suite=other), licence="MIT")
+    before = contents(tmp_path)
+    new = [
+        in_suite(r, suite=r.suite, model=r.model.model_copy(update={"digest": "e"}))
+        for r in (made("rr"), made("rr", suite=other))
+    ]
+    with pytest.raises(InputError, match=r"e/my-clip/other-v1.json has a record of another model"):
+        submitted(tmp_path, new[0])
+    assert contents(tmp_path) == before
+    entry, written = submitted(tmp_path, *new)
+    assert [path.name for path in written] == ["card.json", "other-v1.json", "quick-v1.json"]
+    # What was said of the old weights may not hold of the new.
+    assert (entry.card.digest, entry.card.licence) == ("e", None)
+
+
+def test_the_newest_record_of_a_place_counts(tmp_path):
+    old, new = (
+        made(text).model_copy(update={"created": day}) for text, day in (("rr", "1"), ("rb", "2"))
+    )
+    entry, _ = submitted(tmp_path, new, old)
+    assert [record.robust_accuracy for record in entry.records] == [0.5]
+    assert dict(entry.records[0].model)["source"] == "tiny-clip"

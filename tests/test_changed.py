@@ -1,0 +1,214 @@
+"""What a branch changes is read off git, and its file names are data."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mmtard_bench.changed import changed_entries
+from mmtard_bench.entries.checked import (
+    Break,
+    Fallen,
+    Verification,
+    read_breaks,
+    verifications_to_text,
+)
+from mmtard_bench.errors import InputError
+
+BOARD = Path("leaderboard")
+
+
+class Repository:
+    """A repository with a leaderboard of one entry on main, and a branch that is checked out."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.git("init", "-q", "-b", "main")
+        self.write("entries/old/card.json", "{}")
+        self.write("entries/old/quick-v1.json", "1")
+        self.write("breaks/old--me.json", "1")
+        self.write("verification.json", verifications_to_text([verified("old")]))
+        self.write("README.md", "")
+        self.commit()
+        self.git("checkout", "-q", "-b", "mine")
+
+    def git(self, *arguments: str) -> None:
+        quiet = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(
+            ["git", *who, *arguments], cwd=self.root, check=True, env={**os.environ, **quiet}
+        )
+
+    def path(self, name: str) -> Path:
+        return self.root / BOARD / name
+
+    def write(self, name: str, text: str) -> None:
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        self.path(name).write_text(text)
+
+    def commit(self) -> None:
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", "change")
+
+    def changed(self, base: str = "main") -> list[str]:
+        return changed_entries(base, self.root)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path)
+
+
+def verified(entry: str, by: str = "me") -> Verification:
+    return Verification(
+        entry=entry,
+        suite="quick-v1",
+        records="0" * 64,
+        level="well-formed",
+        date="2026-11-24",
+        version="1",
+        by=by,
+        detail="x",
+    )
+
+
+def test_entries_that_are_new_or_changed(repository):
+    assert repository.changed() == []
+    repository.write("entries/new/card.json", "{}")
+    repository.write("entries/old/quick-v1.json", "2")
+    repository.write("README.md", "new")
+    repository.write("../mmtard_bench/x.py", "")
+    repository.commit()
+    assert repository.changed() == ["new", "old"]
+
+
+def test_what_main_did_meanwhile_is_not_the_branchs(repository):
+    repository.write("entries/new/card.json", "{}")
+    repository.commit()
+    repository.git("checkout", "-q", "main")
+    repository.write("entries/other/card.json", "{}")
+    repository.path("breaks/old--me.json").unlink()
+    repository.commit()
+    repository.git("checkout", "-q", "mine")
+    assert repository.changed() == ["new"]
+
+
+@pytest.mark.parametrize("name", ["entries/old/quick-v1.json", "breaks/old--me.json"])
+def test_nothing_is_removed_silently(repository, name):
+    repository.path(name).unlink()
+    repository.commit()
+    with pytest.raises(InputError, match=f"removes leaderboard/{name}.*maintainers"):
+        repository.changed()
+
+
+def test_an_entry_under_another_name_removes_the_old_one(repository):
+    repository.path("entries/old").rename(repository.path("entries/young"))
+    repository.commit()
+    with pytest.raises(InputError, match=r"removes leaderboard/entries/old/card.json of the entry"):
+        repository.changed()
+
+
+def test_nobody_verifies_an_entry_along_with_changing_it(repository):
+    levels = [verified("old"), verified("new")]
+    repository.write("verification.json", verifications_to_text(levels))
+    repository.commit()
+    assert repository.changed() == []  # alone: a maintainer looks at that
+    repository.write("entries/old/quick-v1.json", "2")
+    repository.commit()
+    assert repository.changed() == ["old"]  # of another entry
+    repository.write("entries/new/card.json", "{}")
+    repository.commit()
+    with pytest.raises(InputError, match=r"the entry 'new', and to what \S*verification.json says"):
+        repository.changed()
+
+
+@pytest.mark.parametrize("levels", [[], [verified("old", "you")], [verified("old")] * 2])
+def test_nor_drops_or_edits_what_was_verified(repository, levels):
+    repository.write("entries/old/quick-v1.json", "2")
+    repository.write("verification.json", verifications_to_text(levels))
+    repository.commit()
+    if levels == [verified("old")] * 2:  # says nothing new
+        assert repository.changed() == ["old"]
+        return
+    with pytest.raises(InputError, match="two pull requests"):
+        repository.changed()
+
+
+def test_nobody_breaks_an_entry_along_with_changing_it(repository):
+    repository.write("breaks/new--you.json", "1")
+    repository.commit()
+    assert repository.changed() == []
+    repository.write("entries/new/card.json", "{}")
+    repository.commit()
+    with pytest.raises(InputError, match=r"breaks/new--you.json says about it"):
+        repository.changed()
+
+
+def test_a_break_is_of_the_entry_in_its_name(tmp_path):
+    fallen = Fallen(task="t", norm="linf", eps="8/255", surface="native", ids=["s/0"])
+    facts = {"suite": "quick-v1", "by": "me", "paper": None, "date": "2026-11-24"}
+    digests = {"records": "0" * 64, "adversarials": "0" * 64}
+    one = Break(entry="mine", fallen=[fallen], **facts, **digests)
+    (tmp_path / "mine--me.json").write_text(one.model_dump_json())
+    assert read_breaks(tmp_path) == [one]
+    (tmp_path / "mine--me.json").rename(tmp_path / "other--me.json")
+    with pytest.raises(InputError, match="is of 'mine'; expected that in its name"):
+        read_breaks(tmp_path)
+
+
+NAMES = ["entries/x", "entries/a/b/c.json", "entries/Up/card.json", "entries/a b/card.json"]
+NAMES += ["entries/--help/card.json", "entries/$(id)/card.json", "entries/a\nb/card.json"]
+NAMES += ["entries/\x1b[2J/card.json", "entries/\u0430/card.json"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_what_is_no_entry_is_refused(repository, name):
+    repository.write(name, "{}")
+    repository.commit()
+    with pytest.raises(InputError, match=r"no file of an entry|cannot be the name of an entry"):
+        repository.changed()
+
+
+def test_a_name_that_is_no_text_is_a_sentence(repository):
+    place = os.fsencode(repository.path("entries")) + b"/\xff"
+    Path(os.fsdecode(place)).mkdir()
+    (Path(os.fsdecode(place)) / "card.json").write_text("{}")
+    repository.commit()
+    with pytest.raises(InputError, match="cannot be the name"):
+        repository.changed()
+
+
+@pytest.mark.parametrize("what", ["entries", "breaks", "."])
+def test_a_directory_that_became_a_file(repository, what):
+    repository.git("rm", "-rq", str(BOARD / what))
+    repository.root.joinpath(BOARD / what).parent.mkdir(exist_ok=True)
+    repository.root.joinpath(BOARD / what).write_text("")
+    repository.commit()
+    with pytest.raises(InputError):
+        repository.changed()
+
+
+@pytest.mark.parametrize("base", ["--output=x", "-h", "", "a b", "$(id)", "x:y"])
+def test_a_base_is_a_revision(repository, base):
+    with pytest.raises(InputError, match="no revision"):
+        repository.changed(base)
+
+
+def test_an_unknown_base_and_no_repository_are_sentences(repository, tmp_path_factory, monkeypatch):
+    with pytest.raises(InputError, match=r"git merge-base failed in .*Not a valid object name"):
+        repository.changed("origin/gone")
+    outside = tmp_path_factory.mktemp("outside")
+    with pytest.raises(InputError, match="not a git repository"):
+        changed_entries("main", outside)
+    monkeypatch.setenv("PATH", str(outside))
+    with pytest.raises(InputError, match="git cannot be run"):
+        repository.changed()
+
+
+def test_verifications_that_cannot_be_read_are_a_sentence(repository):
+    repository.write("entries/new/card.json", "{}")
+    repository.write("verification.json", '[{"entry": "new"}]')
+    repository.commit()
+    with pytest.raises(InputError, match=r"The verifications in leaderboard/verification.json"):
+        repository.changed()
