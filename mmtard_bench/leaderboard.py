@@ -1,11 +1,11 @@
 """From records to ``leaderboard/README.md``. Imports without torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from mmtard_bench.entries.board import Board
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import escape, table
+from mmtard_bench.markdown import escape, slug, table
 from mmtard_bench.records import Record, find_records, read_record
 from mmtard_bench.reported import reported_section
 from mmtard_bench.standings import Row, SuiteStandings, standings
@@ -42,23 +42,27 @@ def load_records(root: Path) -> list[Record]:
     return [read_record(path) for path in find_records(root)]
 
 
-def render(board: Board) -> str:
+def render(board: Board, beside: Collection[str] = ()) -> str:
     """The leaderboard as markdown: a section a suite, models by their worst case.
 
-    What others reported stands below, in tables of its own.
+    What others reported stands below, in tables of its own. ``beside`` are the names of the page's
+    files, where there is a page: its plots stand here too.
     """
-    sections = [_section(suite) for suite in standings(board)]
-    parts = [_INTRODUCTION, *sections, reported_section(board.reported)]
+    sections = [_section(suite, beside) for suite in standings(board)]
+    page = "The same as a page: [index.html](index.html).\n" if "index.html" in beside else ""
+    parts = [_INTRODUCTION, page, *sections, reported_section(board.reported)]
     return "\n".join(part for part in parts if part)
 
 
-def _section(suite: SuiteStandings) -> str:
+def _section(suite: SuiteStandings, beside: Collection[str]) -> str:
     protocol = suite.protocol or "of its own"
+    plot = f"{slug(suite.name)}-scatter.svg"
     parts = [
         f"## {escape(suite.name)}",
         f"Protocol {escape(protocol)}; {len(suite.tasks)} task{'s' * (len(suite.tasks) > 1)}, "
         f"{suite.n} samples each, seed {', '.join(map(str, suite.seeds))}.",
         _overview(suite),
+        f"![clean against robust accuracy]({plot})" if plot in beside else "",
         *(f"### {escape(task)}\n\n{_task_table(suite, task)}" for task in suite.tasks),
         _recall_table(suite.rows) if suite.metric == "retrieval" else "",
         _remarks(suite.rows),

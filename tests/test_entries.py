@@ -7,6 +7,7 @@ from mmtard_bench import registry
 from mmtard_bench.entries.board import read_board
 from mmtard_bench.leaderboard import render
 from mmtard_bench.models.tiny import WEIGHTS
+from mmtard_bench.page import site
 from mmtard_bench.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from tests.conftest import REPOSITORY
@@ -21,7 +22,10 @@ def records():
 
 def test_the_page_follows_from_the_records():
     board = read_board(LEADERBOARD / "entries")
-    assert (LEADERBOARD / "README.md").read_text("utf-8") == render(board)
+    made = site(board, beside="README.md")
+    made["README.md"] = render(board, beside=made)
+    for name, text in made.items():
+        assert (LEADERBOARD / name).read_text("utf-8") == text, name
 
 
 def test_the_records_are_of_the_suites_and_weights_that_ship(records):

@@ -42,7 +42,9 @@ def add(commands: Commands) -> None:
         help="a CSV file of published figures; reported.csv beside the records unless given",
     )
     command.add_argument(
-        "--html", action="store_true", help="also a page, index.html beside it, and plots"
+        "--html",
+        action="store_true",
+        help="also a page, index.html beside it, and plots; once there they are always written",
     )
     command.add_argument("--open", action="store_true", help="show what was written")
     command.add_argument(
@@ -82,17 +84,19 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     board = read_board(arguments.records, arguments.reported)
     output: Path = arguments.output
     page = output.with_name("index.html")
-    texts = {output: render(board)}
+    if output == page:
+        raise InputError(f"{output} is the page's name; expected another --output for the tables.")
     # A page that is there must not contradict the tables beside it.
-    if arguments.html or (arguments.check and page.is_file()):
-        made = site(board, beside=output.name)
-        texts |= {output.with_name(name): text for name, text in made.items()}
+    html = arguments.html or page.is_file()
+    made = site(board, beside=output.name) if html else {}
+    texts = {output: render(board, beside=made)}
+    texts |= {output.with_name(name): text for name, text in made.items()}
     if arguments.check:
-        return _check(texts, "mmtard-bench leaderboard" + " --html" * (page in texts))
+        return _check(texts, "mmtard-bench leaderboard" + " --html" * html)
     for path, text in texts.items():
         write_atomically(path, text)
     print(texts[output])
-    shown = page if arguments.html else output
+    shown = page if html else output
     if arguments.open and not webbrowser.open(shown.resolve().as_uri()):
         print(f"no program was found that shows it; open {shown} yourself", file=sys.stderr)
     return 0
