@@ -65,6 +65,18 @@ def parts_of(spec: str) -> list[str]:
     return re.split(r"\+(?=(?:visual|lora):)", spec)
 
 
+def is_data(spec: str) -> bool:
+    """Whether ``load_model`` reads a spec's weights as data; if not, it may run code to have them.
+
+    A model that is registered runs the code of an installed package.
+    """
+    base = parts_of(spec)[0]
+    scheme, colon, _ = base.partition(":")
+    return base in registry.models or bool(
+        colon and scheme in (*_SCHEMES, *open_clip.list_models())
+    )
+
+
 def _load_base(spec: str) -> Clip:
     if spec in registry.models:
         return require_clip(registry.models.get(spec)(), f"what '{spec}' returned")
