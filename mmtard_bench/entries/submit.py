@@ -27,7 +27,7 @@ def submit(
     Returns the entry and the files that were written. Raises InputError.
     """
     require_name(name)
-    runs = _runs(records)
+    runs = newest(records)
     folder = root / name
     card = _card(next(iter(runs.values()))[0], name, facts, folder / "card.json")
     written = [folder / "card.json"]
@@ -40,8 +40,11 @@ def submit(
     return entry, written
 
 
-def _runs(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each suite, the newest of each place, in order."""
+def newest(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each suite, the newest of each place, in order.
+
+    Raises InputError for records of several models, and for a run that is not whole.
+    """
     models = {record.model.digest for record in records}
     if len(models) != 1:
         raise InputError(
