@@ -24,7 +24,16 @@ from mmtard_bench.entries.checked import PixelBall
 from mmtard_bench.entries.text import Plain, SuiteName
 from mmtard_bench.errors import InputError, explain, first_line
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.reattack import Ball, Judge, attack_again, balls_of, data_of, suite_of, threat_of
+from mmtard_bench.reattack import (
+    Ball,
+    Judge,
+    attack_again,
+    balls_of,
+    chosen,
+    data_of,
+    suite_of,
+    threat_of,
+)
 from mmtard_bench.records import Name, Record, write_atomically
 from mmtard_bench.resources import Resources
 from mmtard_bench.strict import Strict
@@ -149,14 +158,10 @@ def replay_stack(
 ) -> Replayed:
     """Look at the images of a stack: in ball and box, and misclassified where the clean one is not?
 
-    Raises InputError if they are of other samples, or of another size.
+    Raises InputError if they are of samples that the task does not have, or of another size.
     """
     stack = file.contents.stacks[place]
-    rows = {name: row for row, name in enumerate(data.manifest.ids)}
-    unknown = [name for name in stack.ids if name not in rows]
-    if unknown:
-        raise InputError(f"{file.path}, {stack.name}: '{unknown[0]}' is no sample of the task.")
-    data = data.at([rows[name] for name in stack.ids])
+    data = chosen(data, stack.ids)
     eps = Eps.parse(stack.eps, norm=stack.norm)
     judge = Judge(clip, data, ThreatModel("pgd-1", stack.norm, eps, stack.surface), resources)
     replayed = Replayed([], [], [])
@@ -204,9 +209,7 @@ def _gather(
 ) -> list[tuple[Stack, Pixels]]:
     record = ball.strongest
     suite, threat = suite_of(record), threat_of(record)
-    whole = data_of(record, suite)
-    places = {name: row for row, name in enumerate(whole.manifest.ids)}
-    data = whole.at([places[name] for name in ball.broken])
+    data = chosen(data_of(record, suite), ball.broken)
     images = {
         outcome.id: outcome.adversarial
         for outcome in attack_again(clip, data, threat, resources, seed=seed)

@@ -151,6 +151,15 @@ def data_of(record: Record, suite: Suite) -> TaskData:
     return data
 
 
+def chosen(data: TaskData, ids: Sequence[str]) -> TaskData:
+    """The samples with these ids. Raises InputError if one is not there."""
+    rows = {name: row for row, name in enumerate(data.manifest.ids)}
+    unknown = [name for name in ids if name not in rows]
+    if unknown:
+        raise InputError(f"'{unknown[0]}' is no sample of {data.task.name} here.")
+    return data.at([rows[name] for name in ids])
+
+
 def threat_of(record: Record) -> ThreatModel:
     """The threat model of a record."""
     threat = record.threat

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
-from pydantic import TypeAdapter, ValidationError
-
 from mmtard_bench.attacks.base import Attack, Engine
 from mmtard_bench.attacks.checks import ModelCode, SampleCode, check_samples
 from mmtard_bench.curve import follows, known_from_above
 from mmtard_bench.edits import names_another_class
 from mmtard_bench.entries.folder import Run
-from mmtard_bench.entries.text import Plain
+from mmtard_bench.entries.text import require_plain
 from mmtard_bench.errors import InputError
 from mmtard_bench.job import attack_on, suite_facts, task_facts, threat_facts
 from mmtard_bench.reattack import data_of, suite_of
@@ -24,8 +22,6 @@ from mmtard_bench.types import Suite, ThreatModel
 
 ENGINES = (Engine("reference"), Engine("fast"), Engine("fast", "bfloat16"))
 """What records may have been made with."""
-
-_PLAIN = TypeAdapter(Plain)
 
 
 @dataclass(frozen=True)
@@ -139,13 +135,7 @@ def _require_said(place: Place) -> None:
     texts = record.model_copy(update={"notes": [n for n in record.notes if n not in data.notes]})
     body = texts.model_dump(mode="json", exclude={"samples", "task", "threat"})
     for text in [*_strings(body), *(s.broken_by for s in record.samples if s.broken_by)]:
-        try:
-            _PLAIN.validate_python(text)
-        except ValidationError as error:
-            raise InputError(
-                f"{place.name}: {text[:80]!r} is not allowed in a record: "
-                f"{error.errors()[0]['msg']}."
-            ) from error
+        require_plain(text, f"{place.name}: the record's text")
     for sample in record.samples:
         edit, names = sample.edit, data.classes
         if edit is None:
