@@ -1,14 +1,13 @@
 """Score one (model, task, threat model): from facts to a record, without touching files."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import torch
 
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
-from mmtard_bench.attacks.checks import Doubt, check_square
+from mmtard_bench.attacks.checks import Doubt, check_samples
 from mmtard_bench.batches import Batch, Evaluation, Progress
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError, reason
@@ -16,7 +15,7 @@ from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
 from mmtard_bench.records import Flag, Record, Sample, aggregate
-from mmtard_bench.resources import Resources
+from mmtard_bench.resources import Resources, full_float32
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import NOTE
 from mmtard_bench.types import Eps, Surface, Task, ThreatModel, ThreatNorm
@@ -54,7 +53,7 @@ def execute(
         return evaluation, evaluation.inspect(), evaluation.run(earlier, keep, report)
 
     try:
-        with _full_float32():
+        with full_float32():
             evaluation, doubts, own = processes.agree(settle)
             every = [*earlier, *evaluation.collect(own)]
             samples = evaluation.in_order(every)
@@ -67,15 +66,7 @@ def execute(
         return _record(job, resources, used, error=reason(error), seconds=seconds)
     if job.data.task.metric == "retrieval":
         said.append(NOTE)
-    square = check_square([sample.broken_by for sample in samples])
-    doubts += [square] if square else []
-    unconfirmed = sum(sample.unconfirmed for sample in samples)
-    if unconfirmed:
-        detail = (
-            f"{unconfirmed} adversarial images were not misclassified by a fresh pass; they count "
-            "as broken. A few come from rounding, many from a randomised model"
-        )
-        doubts.append(Doubt("unconfirmed-adversarials", detail))
+    doubts += check_samples(samples)
     return _record(
         job,
         resources,
@@ -143,18 +134,6 @@ def find_device(name: str, place: int | None = None) -> torch.device:
             f"The device '{name}' cannot be used: {reason(error)}; expected auto, cpu or cuda."
         ) from error
     return device
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keep GPUs from rounding convolutions and products to TF32 behind a float32 record."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    try:
-        cudnn.allow_tf32 = matmul.allow_tf32 = False
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _since(started: float, spent: float) -> float:

@@ -15,7 +15,7 @@ from mmtard_bench.edits import levenshtein
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import is_data, load_model
-from mmtard_bench.reattack import Outcome, attack_again, data_of, suite_of, threat_of
+from mmtard_bench.reattack import Outcome, attack_again, chosen, data_of, suite_of, threat_of
 from mmtard_bench.records import Record, Sample
 from mmtard_bench.registry import near_matches
 from mmtard_bench.resources import Resources
@@ -88,12 +88,12 @@ def choose_samples(
         raise InputError(
             "The model is wrong on every clean image, so nothing was attacked; name --samples."
         )
-    chosen = list(dict.fromkeys(ids)) or random.Random(seed).sample(
+    names = list(dict.fromkeys(ids)) or random.Random(seed).sample(
         attacked, min(count, len(attacked))
     )
-    if len(chosen) > MOST:
-        raise InputError(f"{len(chosen)} samples were asked for; a gallery has at most {MOST}.")
-    return chosen
+    if len(names) > MOST:
+        raise InputError(f"{len(names)} samples were asked for; a gallery has at most {MOST}.")
+    return names
 
 
 def load_model_of(record: Record, spec: str | None = None) -> Clip:
@@ -119,7 +119,7 @@ def load_model_of(record: Record, spec: str | None = None) -> Clip:
 
 def look(
     record: Record,
-    chosen: Sequence[str],
+    ids: Sequence[str],
     clip: Clip,
     device: torch.device,
     *,
@@ -127,13 +127,13 @@ def look(
 ) -> Gallery:
     """Attack samples of a record again, with its seed. Raises InputError if they cannot be had."""
     data = data_of(record, suite_of(record, suite_file))
-    places = {name: row for row, name in enumerate(data.manifest.ids)}
-    some = data.at([places[name] for name in chosen])
     threat = threat_of(record)
-    resources = Resources(device, batch_size=min(len(chosen), 32), workers=0)
-    found = {o.id: o for o in attack_again(clip, some, threat, resources, seed=record.seed)}
+    resources = Resources(device, batch_size=min(len(ids), 32), workers=0)
+    found = {
+        o.id: o for o in attack_again(clip, chosen(data, ids), threat, resources, seed=record.seed)
+    }
     samples = {sample.id: sample for sample in record.samples}
-    shown = tuple(Shown(samples[name], found[name]) for name in chosen)
+    shown = tuple(Shown(samples[name], found[name]) for name in ids)
     return Gallery(record, threat, data.classes, shown)
 
 

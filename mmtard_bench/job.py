@@ -44,31 +44,11 @@ class Job:
             parameters=self.clip.parameters,
             preprocessing=self.clip.preprocessing(),
         )
-        task = self.data.task
         classes, templates = list(self.data.classes), list(self.data.templates)
         # Another tokenizer makes other prompts: the tokens of one template tell them apart.
         tokens = self.clip.tokenizer([templates[0].replace("{}", name) for name in classes])
-        prompts = [classes, templates, tokens.tolist()]
-        task_facts = TaskFacts(
-            name=task.name,
-            data=task.data,
-            revision=self.data.revision,
-            split=task.split,
-            convert_rgb=task.convert_rgb,
-            n_classes=len(self.data.classes),
-            templates=templates,
-            prompts_digest=digest_of(prompts),
-            metric=task.metric,
-        )
-        threat = ThreatFacts(
-            attack=self.threat.attack,
-            norm=self.threat.norm,
-            eps=str(self.threat.eps),
-            surface=self.threat.surface,
-            parameters=dict(self.attack.parameters),
-            block=self.attack.block,
-        )
-        return model, task_facts, threat
+        prompts = digest_of([classes, templates, tokens.tolist()])
+        return model, task_facts(self.data, prompts), threat_facts(self.threat, self.attack)
 
     @cached_property
     def sample_ids_digest(self) -> str:
@@ -104,24 +84,62 @@ def prepare(
     Retrieval asks how far down a broken image falls, so there attacks go on to their end, which
     the fast engine's do not: they are the reference's, whatever the ``engine``.
     """
+    attack = attack_on(data, threat, suite=suite, engine=engine)
+    if attack.edits is not None:
+        _require_text_side(clip, data, threat)
+    return Job(clip, data, threat, attack, seed, suite_facts(suite) if suite else None)
+
+
+def attack_on(
+    data: TaskData, threat: ThreatModel, *, suite: Suite | None, engine: Engine
+) -> Attack:
+    """The attack of a threat model on a task's samples, as ``prepare`` has it."""
     retrieval = data.task.metric == "retrieval"
     engine = REFERENCE if retrieval else engine
     count = len(data.classes)
     columns = fewest_columns(data.matches, count) if retrieval else count
     attack = build_attack(threat, n_classes=columns, engine=engine)
-    if attack.edits is not None:
-        _require_text_side(clip, data, threat)
-    if suite is None:
-        return Job(clip, data, threat, attack, seed, None)
-    if attack.block is not None:
-        attack = replace(attack, block=suite.block)
-    facts = SuiteFacts(
+    if suite is None or attack.block is None:
+        return attack
+    return replace(attack, block=suite.block)
+
+
+def suite_facts(suite: Suite) -> SuiteFacts:
+    """A suite as its records state it."""
+    return SuiteFacts(
         name=suite.name,
         protocol=suite.protocol,
         digest=suite.digest,
         records=suite.records,
     )
-    return Job(clip, data, threat, attack, seed, facts)
+
+
+def task_facts(data: TaskData, prompts_digest: str) -> TaskFacts:
+    """A task as its records state it."""
+    task = data.task
+    return TaskFacts(
+        name=task.name,
+        data=task.data,
+        revision=data.revision,
+        split=task.split,
+        convert_rgb=task.convert_rgb,
+        n_classes=len(data.classes),
+        templates=list(data.templates),
+        prompts_digest=prompts_digest,
+        metric=task.metric,
+    )
+
+
+def threat_facts(threat: ThreatModel, attack: Attack) -> ThreatFacts:
+    """A threat model as its records state it."""
+    return ThreatFacts(
+        attack=threat.attack,
+        norm=threat.norm,
+        eps=str(threat.eps),
+        surface=threat.surface,
+        parameters=dict(attack.parameters),
+        block=attack.block,
+    )
 
 
 def _require_text_side(clip: Clip, data: TaskData, threat: ThreatModel) -> None:

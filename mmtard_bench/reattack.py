@@ -1,8 +1,10 @@
 """Attack chosen samples of a record once more, and keep the images that records do not have."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,78 @@ import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Engine
-from mmtard_bench.batches import Evaluation
+from mmtard_bench.attacks.checks import Doubt
+from mmtard_bench.batches import REFILLS, Evaluation
 from mmtard_bench.errors import InputError
 from mmtard_bench.job import FAST, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records import Record, digest_of
-from mmtard_bench.resources import Resources
-from mmtard_bench.suites import load_suite, with_overrides
+from mmtard_bench.resources import Resources, full_float32
+from mmtard_bench.suites import list_suites, load_suite, with_overrides
 from mmtard_bench.tasks.resolve import TaskData, load_task
 from mmtard_bench.tasks.scoring import Verdict
 from mmtard_bench.types import Eps, Suite, ThreatModel
+
+STRENGTH = (
+    "autoattack-standard",
+    "apgd-pair-5r",
+    "apgd-pair",
+    "autoattack-rand",
+    "cw-linf-{}",
+    "pgd-{}",
+    "cw-l2",
+)
+"""Attacks on pixels, the strongest first; {} is a number of steps, more of which are stronger."""
+
+
+@dataclass(frozen=True)
+class Ball:
+    """What the records of one task and ball say together: a ball is norm, eps and surface.
+
+    ``edits`` says whether the attacker may change class names, too, or alone.
+    """
+
+    task: str
+    name: str
+    records: tuple[Record, ...]
+
+    @property
+    def edits(self) -> bool:
+        """Whether its attacks change class names."""
+        return any("edits" in record.threat.parameters for record in self.records)
+
+    @property
+    def strongest(self) -> Record:
+        """The record of the strongest attack, by ``STRENGTH``."""
+        return min(self.records, key=lambda record: _weakness(record.threat.attack))
+
+    @cached_property
+    def standing(self) -> list[str]:
+        """The ids of the samples that no attack broke: the worst case."""
+        columns = zip(*(record.samples for record in self.records), strict=True)
+        return [column[0].id for column in columns if all(sample.robust for sample in column)]
+
+    @cached_property
+    def broken(self) -> list[str]:
+        """The ids of the samples that every record has right on the clean image, and some broke."""
+        columns = zip(*(record.samples for record in self.records), strict=True)
+        right = (column for column in columns if all(sample.clean_correct for sample in column))
+        return [column[0].id for column in right if not all(sample.robust for sample in column)]
+
+
+def balls_of(records: Iterable[Record]) -> list[Ball]:
+    """The balls of the records of a run, in order of their first records."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.task.name, record.threat.ball].append(record)
+    return [Ball(task, name, tuple(group)) for (task, name), group in groups.items()]
+
+
+def _weakness(attack: str) -> tuple[int, int]:
+    steps = re.search(r"[0-9]+$", attack)
+    names = (attack, re.sub(r"[0-9]+$", "{}", attack))
+    place = next((i for i, known in enumerate(STRENGTH) if known in names), len(STRENGTH))
+    return place, -int(steps[0]) if steps else 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +116,11 @@ def suite_of(record: Record, file: Path | None = None) -> Suite:
     if record.suite is None:
         raise InputError("A record is of no suite, so its samples are not known.")
     base, *changes = record.suite.name.split("+")
+    if file is None and base not in list_suites():
+        raise InputError(
+            f"A record is of the suite '{base}', which does not ship; expected one of "
+            f"{', '.join(list_suites())}."
+        )
     given = dict(re.findall(r"(n|seed)([0-9]{1,10})", "+".join(changes)))
     n, seed = (int(given[key]) if key in given else None for key in ("n", "seed"))
     suite = with_overrides(load_suite(str(file or base)), n=n, seed=seed)
@@ -82,6 +151,15 @@ def data_of(record: Record, suite: Suite) -> TaskData:
     return data
 
 
+def chosen(data: TaskData, ids: Sequence[str]) -> TaskData:
+    """The samples with these ids. Raises InputError if one is not there."""
+    rows = {name: row for row, name in enumerate(data.manifest.ids)}
+    unknown = [name for name in ids if name not in rows]
+    if unknown:
+        raise InputError(f"'{unknown[0]}' is no sample of {data.task.name} here.")
+    return data.at([rows[name] for name in ids])
+
+
 def threat_of(record: Record) -> ThreatModel:
     """The threat model of a record."""
     threat = record.threat
@@ -103,17 +181,66 @@ def attack_again(
     With the engine and seed of a record its verdicts come again, where randomness is a sample's
     own; reference attacks draw theirs by blocks. Raises ModelError for a model that fails.
     """
-    evaluation = Evaluation(prepare(clip, data, threat, seed=seed, engine=engine), resources, {})
-    size = evaluation.job.attack.block or evaluation.batch_size
+    judge = Judge(clip, data, threat, resources, seed=seed, engine=engine)
+    evaluation = judge.evaluation
+    attack = evaluation.job.attack
+    size = attack.block or evaluation.batch_size * (REFILLS if attack.stream else 1)
     for first in range(0, len(data.labels), size):
         rows = range(first, min(first + size, len(data.labels)))
-        yield from _outcomes(evaluation, rows)
+        with full_float32():
+            found = list(_outcomes(judge, rows))
+        yield from found
 
 
-def _outcomes(evaluation: Evaluation, rows: Sequence[int]) -> Iterator[Outcome]:
+class Judge:
+    """Fresh float32 passes of a model over the samples of a task."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        data: TaskData,
+        threat: ThreatModel,
+        resources: Resources,
+        *,
+        seed: int = 0,
+        engine: Engine = FAST,
+    ) -> None:
+        data.require_images(threat.surface, workers=resources.workers)
+        with full_float32():
+            job = prepare(clip, data, threat, seed=seed, engine=engine)
+            self.evaluation = Evaluation(job, resources, {})
+
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """The clean images of some rows, (N, 3, H, W), on the device."""
+        images = torch.stack([self.evaluation.image(row) for row in rows])
+        return images.to(self.evaluation.device)
+
+    def verdicts(self, images: Tensor, rows: Sequence[int]) -> list[Verdict]:
+        """What the model makes of images in the places of some rows."""
+        with full_float32():
+            device, size = self.evaluation.device, self.evaluation.batch_size
+            return self.evaluation.scorer.judge(images.to(device), rows, size=size)
+
+    def clean(self) -> list[Verdict]:
+        """What the model makes of every clean image."""
+        size, count = self.evaluation.batch_size, len(self.evaluation.job.data.labels)
+        found = []
+        for first in range(0, count, size):
+            rows = range(first, min(first + size, count))
+            found += self.verdicts(self.images(rows), rows)
+        return found
+
+    def doubts(self) -> list[Doubt]:
+        """What the checks of the model find, as in an evaluation."""
+        with full_float32():
+            return self.evaluation.inspect()
+
+
+def _outcomes(judge: Judge, rows: Sequence[int]) -> Iterator[Outcome]:
+    evaluation = judge.evaluation
     data = evaluation.job.data
-    images = torch.stack([evaluation.image(row) for row in rows]).to(evaluation.device)
-    before = evaluation.scorer.judge(images, rows, size=evaluation.batch_size)
+    images = judge.images(rows)
+    before = judge.verdicts(images, rows)
 
     def outcome(place: int, verdict: Verdict, **found: Any) -> Outcome:
         row = rows[place]

@@ -1,5 +1,7 @@
 """What a run is made with. None of it changes a verdict."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,3 +22,15 @@ class Resources:
     batch_size: int | None = None
     workers: int | None = None
     processes: Processes = ALONE
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep GPUs from rounding convolutions and products to TF32 behind a float32 verdict."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before

@@ -15,6 +15,7 @@ from mmtard_bench.entries.checked import (
     verifications_to_text,
 )
 from mmtard_bench.errors import InputError
+from tests.conftest import Cli, assert_sentence
 
 BOARD = Path("leaderboard")
 
@@ -212,3 +213,16 @@ def test_verifications_that_cannot_be_read_are_a_sentence(repository):
     repository.commit()
     with pytest.raises(InputError, match=r"The verifications in leaderboard/verification.json"):
         repository.changed()
+
+
+def test_since_through_the_command_line(here: Cli, tmp_path):
+    repository = Repository(tmp_path)
+    done = here("verify", "--since", "main")
+    assert (done.returncode, done.stdout) == (0, "no entry was added or changed since main\n")
+    repository.write("entries/new/card.json", "{}")
+    repository.commit()
+    done = here("verify", "--since", "main", "--level", "well-formed")
+    assert_sentence(done, "leaderboard/entries/new is refused", "card.json is not valid")
+    assert_sentence(here("verify"), "Name directories of entries, or --since BASE")
+    assert_sentence(here("verify", "x", "--since", "main"), "or --since BASE")
+    assert_sentence(here("verify", "--since=--output=x"), "is no revision")

@@ -258,7 +258,7 @@ def test_a_run_of_a_suite_of_ones_own(here: Cli, tmp_path):
     (tmp_path / "tiny-v1.toml").write_text(SUITE)
     done = here("run", "tiny-v1.toml", "--model", "tiny-clip", "--limit", "2", "--batch-size", "2")
     assert done.returncode == 0, done.stderr
-    assert_sentence(here("show", "runs", "--gallery"), "no suite 'tiny-v1'")
+    assert_sentence(here("show", "runs", "--gallery"), "'tiny-v1', which does not ship")
     done = here("show", "runs", "--gallery", "--suite", "tiny-v1.toml")
     assert done.returncode == 0, done.stderr
     assert "2 of 2 samples of tiny-v1+n2" in done.stdout

@@ -5,8 +5,9 @@ follow Athalye et al. (2018), Carlini et al. (2019), and Croce et al. (2022), wh
 randomised and adaptive defences AutoAttack prints; here they are data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 from unittest import mock
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, margin, norm_of
 from mmtard_bench.errors import InputError
-from mmtard_bench.types import ThreatModel
+from mmtard_bench.records import Sample
+from mmtard_bench.types import Norm, ThreatModel
 
 _RANDOM = 1e-4  # of the range of the logits
 _BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
@@ -27,11 +29,24 @@ class ModelError(InputError):
     """The model under test cannot be scored: its answers are unusable."""
 
 
+ModelCode = Literal[
+    "randomised-output",
+    "batch-dependent-output",
+    "optimises-at-inference",
+    "softmax-output",
+    "unusual-logit-scale",
+    "zero-gradients",
+]
+"""What ``inspect_model`` may find."""
+SampleCode = Literal["square-beats-gradients", "unconfirmed-adversarials"]
+"""What ``check_samples`` may find."""
+
+
 @dataclass(frozen=True)
 class Doubt:
     """A reason to doubt a robust accuracy: a code, and a sentence with the figures."""
 
-    code: str
+    code: ModelCode | SampleCode
     detail: str
 
 
@@ -60,12 +75,22 @@ def require_in_ball(found: Tensor, images: Tensor, threat: ThreatModel) -> None:
     if norm == "levenshtein":
         norm, eps = "linf", 0.0
     distance = float(norm_of(found - images, norm).max())
-    # Pixels near 1 are known to 6e-8; an L2 norm adds up many such errors.
-    if distance > eps * (1 + 1e-5) + 1e-6:
+    if distance > _reach(eps):
         raise ModelError(
             f"The attack {threat.attack} left the {norm} ball: distance {distance:.6f}, "
             f"eps {eps:.6f}."
         )
+
+
+def inside(found: Tensor, images: Tensor, *, norm: Norm, eps: float) -> Tensor:
+    """Which images (N, 3, H, W) are in the box [0, 1] and the ball around theirs: (N,) bool."""
+    boxed = ((found >= 0) & (found <= 1)).flatten(1).all(1)
+    return boxed & (norm_of(found - images, norm) <= _reach(eps))
+
+
+def _reach(eps: float) -> float:
+    """Pixels near 1 are known to 6e-8; an L2 norm adds up many such errors."""
+    return eps * (1 + 1e-5) + 1e-6
 
 
 def inspect_model(
@@ -183,6 +208,22 @@ def _check_gradients(model: Classifier, images: Tensor, labels: Tensor) -> Doubt
                 "classified images; gradient-based attacks cannot see past that",
             )
     return None
+
+
+def check_samples(samples: Sequence[Sample]) -> list[Doubt]:
+    """What the verdicts of a record give reason to doubt."""
+    doubts = []
+    square = check_square([sample.broken_by for sample in samples])
+    if square is not None:
+        doubts.append(square)
+    unconfirmed = sum(sample.unconfirmed for sample in samples)
+    if unconfirmed:
+        detail = (
+            f"{unconfirmed} adversarial images were not misclassified by a fresh pass; they count "
+            "as broken. A few come from rounding, many from a randomised model"
+        )
+        doubts.append(Doubt("unconfirmed-adversarials", detail))
+    return doubts
 
 
 def check_square(broken_by: list[str | None]) -> Doubt | None:

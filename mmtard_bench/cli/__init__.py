@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from mmtard_bench import __version__
-from mmtard_bench.cli import board, compare, evaluate, listing, show, training
+from mmtard_bench.cli import board, compare, evaluate, listing, show, training, verify
 from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, say_error
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mmtard-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (evaluate, training, listing, show, compare, board):
+    for module in (evaluate, training, listing, show, compare, board, verify):
         module.add(commands)
     return parser
 

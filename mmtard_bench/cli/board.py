@@ -4,10 +4,14 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmtard_bench.cli.common import STATUS_STALE, Commands, records_at, say_error
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
+
+if TYPE_CHECKING:
+    from mmtard_bench.records import Record
 
 ENTRIES = Path("leaderboard/entries")
 
@@ -29,6 +33,13 @@ def add(commands: Commands) -> None:
         help="another field of the model card: authors, code, licence, contact, ...",
     )
     command.add_argument("--entries", type=Path, default=ENTRIES, help=f"default: {ENTRIES}")
+    command.add_argument(
+        "--adversarials",
+        type=Path,
+        metavar="FILE",
+        help="attack again, and write the images that break samples into this file",
+    )
+    command.add_argument("--device", default="auto", help="for --adversarials: auto, cpu, cuda")
     command.set_defaults(run=_submit)
 
     command = commands.add_parser("leaderboard", help="write the leaderboard from its entries")
@@ -63,14 +74,49 @@ def _submit(arguments: argparse.Namespace) -> int:
         if not equals:
             raise InputError(f"--set {text}: expected KEY=VALUE, such as authors='A. One; B. Two'.")
         facts[key.strip()] = value.strip()
-    entry, written = submit(
-        records_at(arguments.path), name=arguments.name, facts=facts, root=arguments.entries
-    )
+    records = records_at(arguments.path)
+    if arguments.adversarials is not None:
+        facts["adversarials"] = _adversarials(records, arguments.adversarials, arguments.device)
+    entry, written = submit(records, name=arguments.name, facts=facts, root=arguments.entries)
     print("\n".join(map(str, written)))
     if entry.card.unsaid:
         print(printable(f"the card does not say: {', '.join(entry.card.unsaid)} (--set KEY=VALUE)"))
     print(f"check it: mmtard-bench verify {entry.place}\nthen: mmtard-bench leaderboard")
     return 0
+
+
+def _adversarials(records: "list[Record]", path: Path, device: str) -> str:
+    """Write images that break the model of a run; returns the file's SHA-256."""
+    from mmtard_bench.adversarials import gather, write_adversarials
+    from mmtard_bench.entries.submit import newest
+    from mmtard_bench.evaluation import find_device
+    from mmtard_bench.models.loading import load_model
+    from mmtard_bench.resources import Resources
+
+    records = [record for run in newest(records).values() for record in run]
+    model = records[0].model
+    clip = load_model(model.source)
+    if clip.digest != model.digest:
+        raise InputError(
+            f"The weights '{model.source}' are not those of the run any more: their digest is "
+            f"{clip.digest[:16]}, the records say {model.digest[:16]}."
+        )
+    stacks = gather(
+        clip,
+        records,
+        Resources(find_device(device)),
+        # Another than the suites have: that these images break samples is news, not a copy.
+        seed=1,
+        tell=lambda line: print(printable(line), flush=True),
+    )
+    if not stacks:
+        raise InputError(
+            f"No image breaks a sample of '{model.name}', so {path} would be empty; leave "
+            "--adversarials out."
+        )
+    file = write_adversarials(path, clip.digest, stacks)
+    print(f"{path}: SHA-256 {file.digest}; put it where others can get it")
+    return file.digest
 
 
 def _leaderboard(arguments: argparse.Namespace) -> int:

@@ -35,13 +35,18 @@ class Verification(Strict):
     detail: Plain
 
 
-class Fallen(Strict):
-    """Samples of a task that an adversarial image in a ball breaks."""
+class PixelBall(Strict):
+    """A task, and a ball of pixels."""
 
     task: Plain
     norm: Literal["linf", "l2"]
     eps: str = Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")
     surface: Literal["native", "model"]
+
+
+class Fallen(PixelBall):
+    """Samples of a task that an adversarial image in a ball breaks."""
+
     ids: list[Annotated[str, Field(max_length=300)]] = Field(min_length=1)
 
 

@@ -29,7 +29,7 @@ def submit(
     Returns the entry and the files that were written. Raises InputError, and then writes nothing.
     """
     require_distinct([*(names_of(root) if root.is_dir() else ()), name])
-    runs = _runs(records)
+    runs = newest(records)
     folder = root / name
     card = _card(next(iter(runs.values()))[0], name, facts, folder / "card.json")
     files = {"card.json": card_to_text(card)}
@@ -55,8 +55,11 @@ def _rehearse(folder: Path, files: Mapping[str, str]) -> None:
             raise InputError(str(error).replace(str(place), str(folder))) from error
 
 
-def _runs(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each suite, the newest of each place, in order."""
+def newest(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each suite, the newest of each place, in order.
+
+    Raises InputError for records of several models, and for a run that is not whole.
+    """
     models = {record.model.digest for record in records}
     if len(models) != 1:
         raise InputError(

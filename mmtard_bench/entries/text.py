@@ -4,7 +4,9 @@ import re
 import unicodedata
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from mmtard_bench.errors import InputError, explain
 
 _FORMATTING = set("<>|`[]\\")
 # Letters, marks and symbols that show nothing (Unicode's Default_Ignorable_Code_Point, outside of
@@ -43,6 +45,26 @@ EntryName = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$", max_le
 """An entry's name is its directory's: no letter case, nothing but ASCII, no path."""
 
 SuiteName = Annotated[str, Field(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*-v[0-9]+$", max_length=64)]
+
+_PLAIN = TypeAdapter[str](Plain)
+_URL = TypeAdapter[str](Url)
+
+
+def require_plain(text: str, what: str) -> str:
+    """The text, if it is ``Plain``. Raises InputError, with what it is called, if not."""
+    return _checked(_PLAIN, text, what)
+
+
+def require_url(text: str, what: str) -> str:
+    """The text, if it is a ``Url``. Raises InputError, with what it is called, if not."""
+    return _checked(_URL, text, what)
+
+
+def _checked(kind: TypeAdapter[str], text: str, what: str) -> str:
+    try:
+        return kind.validate_python(text)
+    except ValidationError as error:
+        raise InputError(f"{what} {text[:80]!r} is not allowed: {explain(error)}") from error
 
 
 def skeleton(name: str) -> str:

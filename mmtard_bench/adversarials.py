@@ -1,0 +1,284 @@
+"""A file of adversarial images, quantised so that they still break what they broke.
+
+It is a safetensors file. Tensor "0", "1", ... is the stack of images of one task and ball, (N, H,
+W, 3), of 8 or 16 bits a channel; the header says what each is (``Contents``). Others may have
+written it: sizes and the header are checked before an image is read.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+
+from mmtard_bench.attacks.checks import inside
+from mmtard_bench.entries.checked import PixelBall
+from mmtard_bench.entries.text import Plain, SuiteName
+from mmtard_bench.errors import InputError, explain, first_line
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.reattack import (
+    Ball,
+    Judge,
+    attack_again,
+    balls_of,
+    chosen,
+    data_of,
+    suite_of,
+    threat_of,
+)
+from mmtard_bench.records import Name, Record, write_atomically
+from mmtard_bench.resources import Resources
+from mmtard_bench.strict import Strict
+from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.types import Eps, ThreatModel
+
+LARGEST = 4 * 2**30
+"""Bytes of a file: 13 tasks of 1,000 images at 224x224 in two balls need almost as many."""
+
+_KEY = "mmtard_bench"
+_KINDS: dict[str, int] = {"U8": 255, "U16": 65535}
+"""The types of tensor that there may be, with the value of white."""
+
+Pixels = NDArray[Any]
+
+
+class Stack(PixelBall):
+    """What a tensor holds: an image for each of some samples of a task, in a ball around theirs."""
+
+    suite: SuiteName
+    attack: Plain
+    ids: list[str] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _once(self) -> "Stack":
+        if len(set(self.ids)) < len(self.ids):
+            raise ValueError("a sample occurs twice in one stack")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Its task and ball."""
+        return f"{self.task} {self.norm} {self.eps} {self.surface}"
+
+
+class Contents(Strict):
+    """The header of a file. ``model`` is the digest of the weights that the images are for."""
+
+    version: Literal[1]
+    model: Name
+    stacks: list[Stack] = Field(min_length=1, max_length=10_000)
+
+
+@dataclass(frozen=True)
+class Adversarials:
+    """A file of adversarial images; ``digest`` is its SHA-256."""
+
+    path: Path
+    digest: str
+    contents: Contents
+
+    def images(self, place: int) -> Tensor:
+        """The images of a stack, (N, 3, H, W), float32 in [0, 1]."""
+        with safe_open(self.path, "np") as file:
+            return as_images(file.get_tensor(str(place)))
+
+
+def as_images(pixels: Pixels) -> Tensor:
+    """(N, H, W, 3), of 8 or 16 bits -> (N, 3, H, W), float32 in [0, 1]."""
+    white = np.iinfo(pixels.dtype).max
+    flat = torch.from_numpy(pixels.astype(np.float32)) / float(white)
+    return flat.permute(0, 3, 1, 2).contiguous()
+
+
+def read_adversarials(path: Path) -> Adversarials:
+    """Read the header of a file of adversarial images. Raises InputError for what is not one."""
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise ValueError(f"it has {size:,} bytes; expected at most {LARGEST:,}.")
+        with safe_open(path, "np") as file:
+            contents = Contents.model_validate_json((file.metadata() or {}).get(_KEY, "null"))
+            _require_shapes(file, contents)
+        with path.open("rb") as raw:
+            digest = hashlib.file_digest(raw, "sha256").hexdigest()
+    except ValidationError as error:
+        why = explain(error)
+    except ValueError as error:
+        why = str(error)
+    except (OSError, SafetensorError) as error:
+        why = first_line(error)
+    else:
+        return Adversarials(path, digest, contents)
+    raise InputError(f"{path} is no file of adversarial images: {why}")
+
+
+def _require_shapes(file: Any, contents: Contents) -> None:
+    names = [str(place) for place in range(len(contents.stacks))]
+    if sorted(file.keys()) != sorted(names):
+        raise ValueError(f"its {len(names)} stacks and its tensors do not go together.")
+    for name, stack in zip(names, contents.stacks, strict=True):
+        tensor = file.get_slice(name)
+        shape, kind = tensor.get_shape(), tensor.get_dtype()
+        if kind not in _KINDS or len(shape) != 4 or shape[0] != len(stack.ids) or shape[3] != 3:
+            raise ValueError(
+                f"tensor {name} is {kind} of {shape}; expected U8 or U16, ({len(stack.ids)}, H, W, "
+                "3)."
+            )
+
+
+def write_adversarials(
+    path: Path, model: str, stacks: Sequence[tuple[Stack, Pixels]]
+) -> Adversarials:
+    """Write a file of adversarial images of the model with this digest."""
+    contents = Contents(version=1, model=model, stacks=[stack for stack, _ in stacks])
+    tensors = {str(i): np.ascontiguousarray(pixels) for i, (_, pixels) in enumerate(stacks)}
+    write_atomically(path, save(tensors, {_KEY: contents.model_dump_json()}))
+    return read_adversarials(path)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a fresh pass says about the images of a stack, by the ids of their samples."""
+
+    outside: list[str]
+    standing: list[str]
+    broken: list[str]
+
+
+def replay_stack(
+    file: Adversarials, place: int, data: TaskData, clip: Clip, resources: Resources
+) -> Replayed:
+    """Look at the images of a stack: in ball and box, and misclassified where the clean one is not?
+
+    Raises InputError if they are of samples that the task does not have, or of another size.
+    """
+    stack = file.contents.stacks[place]
+    data = chosen(data, stack.ids)
+    eps = Eps.parse(stack.eps, norm=stack.norm)
+    judge = Judge(clip, data, ThreatModel("pgd-1", stack.norm, eps, stack.surface), resources)
+    replayed = Replayed([], [], [])
+    images, size = file.images(place), judge.evaluation.batch_size
+    for first in range(0, len(stack.ids), size):
+        rows = range(first, min(first + size, len(stack.ids)))
+        clean, found = judge.images(rows), images[first : rows.stop].to(resources.device)
+        if found.shape != clean.shape:
+            raise InputError(
+                f"{file.path}, {stack.name}: its images are {tuple(found.shape[1:])}, those of the "
+                f"task {tuple(clean.shape[1:])}."
+            )
+        good = inside(found, clean, norm=stack.norm, eps=float(eps)).tolist()
+        before, after = judge.verdicts(clean, rows), judge.verdicts(found, rows)
+        for row, was, now, within in zip(rows, before, after, good, strict=True):
+            fell = replayed.broken if was.right and not now.right else replayed.standing
+            (fell if within else replayed.outside).append(stack.ids[row])
+    return replayed
+
+
+def gather(
+    clip: Clip,
+    records: Sequence[Record],
+    resources: Resources,
+    *,
+    seed: int,
+    tell: Callable[[str], None],
+) -> list[tuple[Stack, Pixels]]:
+    """Attack again what records call broken, and keep an image a sample, task and ball.
+
+    Attacks on text have none. ``tell`` hears of what was left out: samples that did not break
+    again, and those whose image no longer breaks once it is quantised. Raises InputError.
+    """
+    stacks: list[tuple[Stack, Pixels]] = []
+    for ball in balls_of(records):
+        if ball.edits:
+            tell(f"{ball.task} {ball.name}: left out, its attacks change text")
+        elif ball.broken:
+            stacks += _gather(clip, ball, resources, seed=seed, tell=tell)
+    return stacks
+
+
+def _gather(
+    clip: Clip, ball: Ball, resources: Resources, *, seed: int, tell: Callable[[str], None]
+) -> list[tuple[Stack, Pixels]]:
+    record = ball.strongest
+    suite, threat = suite_of(record), threat_of(record)
+    data = chosen(data_of(record, suite), ball.broken)
+    images = {
+        outcome.id: outcome.adversarial
+        for outcome in attack_again(clip, data, threat, resources, seed=seed)
+        if outcome.broken and outcome.adversarial is not None
+    }
+    stacks = []
+    for ids, pixels in quantised(Judge(clip, data, threat, resources), threat, images):
+        stack = Stack(
+            suite=suite.name,
+            task=ball.task,
+            norm=threat.pixel_norm,
+            eps=str(threat.eps),
+            surface=threat.surface,
+            attack=threat.attack,
+            ids=ids,
+        )
+        stacks.append((stack, pixels))
+    fit = sum(len(stack.ids) for stack, _ in stacks)
+    line = f"{ball.task} {ball.name}: images of {fit} of {len(ball.broken)} broken samples"
+    if missing := len(ball.broken) - len(images):
+        line += f"; {missing} did not break again"
+    if lost := len(images) - fit:
+        line += f"; {lost} do not break once quantised"
+    tell(line)
+    return stacks
+
+
+def quantised(
+    judge: Judge, threat: ThreatModel, images: dict[str, Tensor]
+) -> Iterator[tuple[list[str], Pixels]]:
+    """Ids and images (N, H, W, 3) that still break, those of 8 bits and those of 16.
+
+    Tried are the nearest 8-bit values, 8-bit values towards the clean image, and the same with 16
+    bits. What is in the ball and misclassified in none of them is left out.
+    """
+    order = {name: row for row, name in enumerate(judge.evaluation.job.data.manifest.ids)}
+    left = [name for name in order if name in images]
+    for kind in (np.uint8, np.uint16):
+        ids: list[str] = []
+        kept: list[Pixels] = []
+        for nearest in (True, False):
+            size = judge.evaluation.batch_size
+            for some in [left[i : i + size] for i in range(0, len(left), size)]:
+                rows = [order[name] for name in some]
+                clean = judge.images(rows)
+                wanted = torch.stack([images[name] for name in some])
+                pixels = _rounded(wanted, clean.cpu(), kind, nearest=nearest)
+                again = as_images(pixels).to(clean.device)
+                good = inside(again, clean, norm=threat.pixel_norm, eps=float(threat.eps))
+                verdicts = judge.verdicts(again, rows)
+                for name, image, within, verdict in zip(
+                    some, pixels, good.tolist(), verdicts, strict=True
+                ):
+                    if within and not verdict.right:
+                        ids.append(name)
+                        kept.append(image)
+            left = [name for name in left if name not in set(ids)]
+        if ids:
+            yield ids, np.stack(kept)
+
+
+def _rounded(images: Tensor, clean: Tensor, kind: Any, *, nearest: bool) -> Pixels:
+    """Images (N, 3, H, W) as integers, (N, H, W, 3): the nearest, or the next towards the clean."""
+    white = np.iinfo(kind).max
+    scaled = images.double() * float(white)
+    if nearest:
+        whole = scaled.round()
+    else:
+        slack = 1e-3  # what is an integer but for float32 stays
+        whole = torch.where(images >= clean, (scaled + slack).floor(), (scaled - slack).ceil())
+    values = whole.clamp(0, white).permute(0, 2, 3, 1).numpy()
+    return values.astype(kind)

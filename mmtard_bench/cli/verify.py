@@ -1,0 +1,163 @@
+"""Commands that check what others say: verify, break."""
+
+import argparse
+import secrets
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtard_bench.cli.board import ENTRIES
+from mmtard_bench.cli.common import STATUS_INPUT, Commands, positive, say_error, seed
+from mmtard_bench.errors import InputError
+from mmtard_bench.markdown import printable
+
+if TYPE_CHECKING:
+    from mmtard_bench.entries.checked import Level
+    from mmtard_bench.resources import Resources
+
+DRAWS = 64
+
+
+def add(commands: Commands) -> None:
+    """Add verify and break."""
+    command = commands.add_parser("verify", help="check entries without trusting them")
+    command.add_argument("entries", nargs="*", type=Path, help="directories of entries")
+    command.add_argument(
+        "--since", metavar="BASE", help="instead: what this branch adds or changes, by git"
+    )
+    command.add_argument(
+        "--level",
+        choices=("well-formed", "replayed", "re-attacked", "reproduced"),
+        help="how far; each level includes those before it (default: replayed)",
+    )
+    command.add_argument(
+        "--reattack",
+        type=positive,
+        metavar="K",
+        help=f"attack K robust samples of each task and ball afresh (for re-attacked: {DRAWS})",
+    )
+    command.add_argument("--seed", type=seed, help="of the draw of samples; random unless given")
+    command.add_argument("--adversarials", type=Path, metavar="FILE", help="replay its images")
+    _add_common(command)
+    command.add_argument(
+        "--record", action="store_true", help="write the level down in verification.json"
+    )
+    command.add_argument("--by", metavar="NAME", help="who verified, for --record")
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser("break", help="submit images that break what an entry defends")
+    command.add_argument("entry", type=Path, help="an entry's directory")
+    command.add_argument("--adversarials", type=Path, metavar="FILE", required=True)
+    command.add_argument("--by", metavar="NAME", required=True, help="who gets the credit")
+    command.add_argument("--paper", help="its https:// address")
+    _add_common(command)
+    command.set_defaults(run=_break)
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--weights", metavar="SPEC", help="the model's weights, if not from where its card says"
+    )
+    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    command.add_argument("--batch-size", type=positive, help="found if not given")
+
+
+def _resources(arguments: argparse.Namespace) -> "Callable[[], Resources]":
+    """The device is looked for once it is needed: well-formed needs none."""
+
+    @cache
+    def found() -> "Resources":
+        from mmtard_bench.evaluation import find_device
+        from mmtard_bench.resources import Resources
+
+        return Resources(find_device(arguments.device), arguments.batch_size)
+
+    return found
+
+
+def _tell(line: str) -> None:
+    print(printable(line), flush=True)
+
+
+def _entries(arguments: argparse.Namespace) -> list[Path]:
+    if (arguments.since is None) != bool(arguments.entries):
+        raise InputError(
+            "Name directories of entries, or --since BASE for those that a branch adds or changes."
+        )
+    if arguments.since is None:
+        named: list[Path] = arguments.entries
+        return named
+
+    from mmtard_bench.changed import changed_entries
+
+    names = changed_entries(arguments.since)
+    if not names:
+        _tell(f"no entry was added or changed since {arguments.since}")
+    return [ENTRIES / name for name in names]
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.entries.folder import read_entry
+    from mmtard_bench.entries.text import require_plain
+
+    if arguments.record != (arguments.by is not None):
+        raise InputError("--record and --by NAME go together: who verified is written down.")
+    if arguments.record:
+        require_plain(arguments.by, "--by")
+    folders = _entries(arguments)
+
+    from mmtard_bench.adversarials import read_adversarials
+    from mmtard_bench.entries.checked import LEVELS
+    from mmtard_bench.verify.levels import Options, record, verify
+
+    level: Level = arguments.level or ("re-attacked" if arguments.reattack else "replayed")
+    if arguments.reattack and LEVELS.index(level) < LEVELS.index("re-attacked"):
+        raise InputError(f"--reattack goes beyond --level {level}; leave one of them out.")
+    file = arguments.adversarials
+    options = Options(
+        level=level,
+        draws=arguments.reattack or DRAWS,
+        seed=secrets.randbelow(2**32) if arguments.seed is None else arguments.seed,
+        adversarials=None if file is None else read_adversarials(file),
+        weights=arguments.weights,
+    )
+    status = 0
+    for folder in folders:
+        # What is wrong with one entry must not cost the others their turn.
+        try:
+            entry = read_entry(folder)
+            _tell(f"{entry.card.name} ({folder})")
+            found = verify(entry, options, _resources(arguments), lambda line: _tell(f"  {line}"))
+            _tell(f"{entry.card.name}: {level}")
+            if arguments.record:
+                _tell(f"written to {record(entry, found, level, arguments.by)}")
+        except InputError as error:
+            say_error(f"{folder} is refused: {error}")
+            status = STATUS_INPUT
+    return status
+
+
+def _break(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.entries.folder import read_entry
+    from mmtard_bench.entries.text import require_plain, require_url
+
+    require_plain(arguments.by, "--by")
+    if arguments.paper is not None:
+        require_url(arguments.paper, "--paper")
+
+    from mmtard_bench.adversarials import read_adversarials
+    from mmtard_bench.verify.breaks import break_entry
+
+    written = break_entry(
+        read_entry(arguments.entry),
+        read_adversarials(arguments.adversarials),
+        _resources(arguments),
+        by=arguments.by,
+        paper=arguments.paper,
+        weights=arguments.weights,
+        tell=_tell,
+    )
+    for path in written:
+        _tell(f"{path}: keep {arguments.adversarials} where others can get it, and say where")
+    return 0

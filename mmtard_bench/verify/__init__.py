@@ -1,0 +1,1 @@
+"""Check an entry without trusting it, in levels: see ``mmtard_bench.verify.levels``."""

@@ -1,0 +1,151 @@
+"""A stronger attack on an entry: images that break samples which it calls robust, with credit."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+from mmtard_bench.adversarials import Adversarials, Stack, replay_stack
+from mmtard_bench.entries.checked import Break, Fallen, read_breaks
+from mmtard_bench.entries.folder import Entry, Run
+from mmtard_bench.errors import InputError
+from mmtard_bench.markdown import slug
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.reattack import Ball, balls_of
+from mmtard_bench.records import write_atomically
+from mmtard_bench.resources import Resources
+from mmtard_bench.types import Eps
+from mmtard_bench.verify.formed import Formed, require_formed
+from mmtard_bench.verify.levels import failures_of, today
+from mmtard_bench.verify.weights import load_weights
+
+
+def break_entry(
+    entry: Entry,
+    file: Adversarials,
+    resources: Callable[[], Resources],
+    *,
+    by: str,
+    paper: str | None,
+    weights: str | None,
+    tell: Callable[[str], None],
+) -> list[Path]:
+    """Replay a file of images and write down, beside the entries, which samples fell to it.
+
+    Those count that the worst case of a ball calls robust, if nobody broke them there before; an
+    image in a ball is in the larger ones, too. Images that are outside or break nothing are left
+    out, and said. Raises InputError if the file is of other weights, or if nothing new fell.
+    """
+    card = entry.card
+    if file.contents.model != card.digest:
+        raise InputError(
+            f"{file.path} has images for the weights {file.contents.model[:16]}, but those of "
+            f"'{card.name}' are {card.digest[:16]}."
+        )
+    folder = entry.place.resolve().parent.parent / "breaks"
+    known = read_breaks(folder)
+    formed = [require_formed(run) for run in entry.runs]
+    written = []
+    with failures_of(entry):
+        clip = load_weights(card, weights)
+        for run in formed:
+            before = _credited(known, run.run)
+            fallen = _fallen(run, file, clip, resources(), before, tell)
+            if not fallen:
+                continue
+            found = Break(
+                entry=card.name,
+                suite=run.suite.name,
+                records=run.run.digest,
+                by=by,
+                paper=paper,
+                date=today(),
+                adversarials=file.digest,
+                fallen=fallen,
+            )
+            written.append(_free_name(folder, f"{card.name}--{slug(by).lower()}"))
+            write_atomically(written[-1], found.model_dump_json(indent=1) + "\n")
+    if not written:
+        raise InputError(
+            f"No image of {file.path} breaks a sample that '{card.name}' calls robust and that "
+            "nobody broke before, so there is nothing to write down."
+        )
+    return written
+
+
+def _fallen(
+    run: Formed,
+    file: Adversarials,
+    clip: Clip,
+    resources: Resources,
+    before: dict[tuple[str, str], set[str]],
+    tell: Callable[[str], None],
+) -> list[Fallen]:
+    data = {place.data.task.name: place.data for place in run.places}
+    balls = balls_of(run.run.records)
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for place, stack in enumerate(file.contents.stacks):
+        around = [ball for ball in balls if stack.suite == run.suite.name and _holds(ball, stack)]
+        if not around:
+            continue
+        seen = replay_stack(file, place, data[stack.task], clip, resources)
+        tell(
+            f"{stack.name}: {len(seen.broken)} of {len(stack.ids)} images break their sample; "
+            f"{len(seen.outside)} are outside of ball or box, {len(seen.standing)} break nothing"
+        )
+        for ball in around:
+            key = (ball.task, ball.name)
+            found[key] |= (set(seen.broken) & set(ball.standing)) - before[key]
+    fallen = []
+    for ball in balls:
+        ids = found[ball.task, ball.name]
+        if not ids:
+            continue
+        threat = ball.strongest.threat
+        assert threat.norm != "levenshtein"
+        tell(f"{ball.task} {ball.name}: {len(ids)} of {len(ball.standing)} robust samples fell")
+        fallen.append(
+            Fallen(
+                task=ball.task,
+                norm=threat.norm,
+                eps=threat.eps,
+                surface=threat.surface,
+                ids=sorted(ids),
+            )
+        )
+    return fallen
+
+
+def _holds(ball: Ball, stack: Stack) -> bool:
+    """Whether the ball of a stack is in a ball."""
+    threat = ball.strongest.threat
+    if ball.edits or (ball.task, threat.norm, threat.surface) != (
+        stack.task,
+        stack.norm,
+        stack.surface,
+    ):
+        return False
+    return float(Eps.parse(stack.eps)) <= float(Eps.parse(threat.eps))
+
+
+def _credited(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
+    """What fell before, by task and ball, of a run's very file."""
+    names = {
+        (ball.task, t.norm, t.eps, t.surface): (ball.task, ball.name)
+        for ball in balls_of(run.records)
+        for t in [ball.strongest.threat]
+        if not ball.edits
+    }
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for each in known:
+        for fallen in each.fallen if each.records == run.digest else []:
+            key = (fallen.task, fallen.norm, fallen.eps, fallen.surface)
+            if key in names:
+                found[names[key]] |= set(fallen.ids)
+    return found
+
+
+def _free_name(folder: Path, stem: str) -> Path:
+    """ENTRY--WHO.json, or with a number where there is one."""
+    names = (f"{stem}{'' if i == 1 else f'-{i}'}.json" for i in count(1))
+    return next(folder / name for name in names if not (folder / name).exists())

@@ -1,0 +1,189 @@
+"""Well-formed: what an entry says about itself is what this version would say. Needs no model."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import get_args
+
+from mmtard_bench.attacks.base import Attack, Engine
+from mmtard_bench.attacks.checks import ModelCode, SampleCode, check_samples
+from mmtard_bench.curve import follows, known_from_above
+from mmtard_bench.edits import names_another_class
+from mmtard_bench.entries.folder import Run
+from mmtard_bench.entries.text import require_plain
+from mmtard_bench.errors import InputError
+from mmtard_bench.job import attack_on, suite_facts, task_facts, threat_facts
+from mmtard_bench.reattack import data_of, suite_of
+from mmtard_bench.records import Flag, Record
+from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.tasks.retrieval import NOTE
+from mmtard_bench.types import Suite, ThreatModel
+
+ENGINES = (Engine("reference"), Engine("fast"), Engine("fast", "bfloat16"))
+"""What records may have been made with."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A record with what it is about, from here and not from the record."""
+
+    record: Record
+    data: TaskData
+    threat: ThreatModel
+    engine: Engine
+
+    @property
+    def name(self) -> str:
+        """The record's task and threat model."""
+        return f"{self.data.task.name} {self.threat.name}"
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A run of an entry that is well-formed: its records in the order of the suite."""
+
+    run: Run
+    suite: Suite
+    places: tuple[Place, ...]
+
+
+def require_formed(run: Run) -> Formed:
+    """Check a run of an entry as far as that goes without its model.
+
+    Its suite must ship, with just these tasks and threat models; what a record says about task,
+    data, samples, labels and attack must be what this version says; its flags must follow from its
+    samples, its text must format nothing, and a curve must not rise with eps. Raises InputError.
+    """
+    suite = suite_of(run.records[0])
+    records = {(record.task.name, record.threat.name): record for record in run.records}
+    plan = [(task.name, threat) for task, threats in suite.plan for threat in threats]
+    _require_whole(suite, records, {(task, threat.name) for task, threat in plan})
+    loaded: dict[str, TaskData] = {}
+    places = []
+    for task, threat in plan:
+        record = records[task, threat.name]
+        if task not in loaded:
+            loaded[task] = data_of(record, suite)
+        places.append(_place(record, loaded[task], threat, suite))
+    for place in places:
+        _require_said(place)
+    if suite.curve:
+        _require_curve(places)
+    return Formed(run, suite, tuple(places))
+
+
+def _require_whole(
+    suite: Suite, records: Mapping[tuple[str, str], Record], expected: set[tuple[str, str]]
+) -> None:
+    for what, some in (("lacks", expected - records.keys()), ("adds", records.keys() - expected)):
+        if some:
+            task, threat = min(some)
+            raise InputError(
+                f"The run {what} {len(some)} of the {len(expected)} records of {suite.name}: "
+                f"{threat} on {task}, for one. An entry has the whole suite, and nothing else."
+            )
+
+
+def _place(record: Record, data: TaskData, threat: ThreatModel, suite: Suite) -> Place:
+    """The record with its engine, once its configuration is what this version would write."""
+    where = f"{data.task.name} {threat.name}"
+    if record.status != "ok":
+        raise InputError(f"{where}: the evaluation failed; an entry has finished records only.")
+    engines = [
+        engine
+        for engine in ENGINES
+        if record.threat == threat_facts(threat, _attack(data, threat, suite, engine))
+    ]
+    expected: dict[str, tuple[object, object]] = {
+        "suite": (record.suite, suite_facts(suite)),
+        "seed": (record.seed, suite.seed),
+        "task": (record.task, task_facts(data, record.task.prompts_digest)),
+        "samples": ([sample.id for sample in record.samples], list(data.manifest.ids)),
+        "labels": ([sample.label for sample in record.samples], list(data.labels)),
+        "attack": (bool(engines), True),
+    }
+    for what, (given, right) in expected.items():
+        if given != right:
+            raise InputError(
+                f"{where}: the record's {what} is not what this version of mmtard-bench has for "
+                f"it in {suite.name}. Run the suite again with this version."
+            )
+    return Place(record, data, threat, engines[0])
+
+
+def _attack(data: TaskData, threat: ThreatModel, suite: Suite, engine: Engine) -> Attack:
+    try:
+        return attack_on(data, threat, suite=suite, engine=engine)
+    except InputError:  # an attack that has no such precision
+        return attack_on(data, threat, suite=suite, engine=ENGINES[0])
+
+
+def _require_said(place: Place) -> None:
+    """What a record says beside its verdicts: flags, notes, edits, when and where it was made."""
+    record, data = place.record, place.data
+    codes = {*get_args(ModelCode), *get_args(SampleCode)}
+    unknown = {flag.code for flag in record.flags} - codes
+    if unknown:
+        raise InputError(f"{place.name}: there is no flag '{min(unknown)}'; remove it.")
+    derived = [flag for flag in record.flags if flag.code in get_args(SampleCode)]
+    if derived != [Flag(code=d.code, detail=d.detail) for d in check_samples(record.samples)]:
+        raise InputError(f"{place.name}: its flags do not follow from its samples.")
+    due = [*data.notes, *([NOTE] if data.task.metric == "retrieval" else [])]
+    if not set(due) <= set(record.notes):
+        raise InputError(f"{place.name}: a note is missing: {next(iter(set(due)))[:200]}")
+    texts = record.model_copy(update={"notes": [n for n in record.notes if n not in data.notes]})
+    body = texts.model_dump(mode="json", exclude={"samples", "task", "threat"})
+    for text in [*_strings(body), *(s.broken_by for s in record.samples if s.broken_by)]:
+        require_plain(text, f"{place.name}: the record's text")
+    for sample in record.samples:
+        edit, names = sample.edit, data.classes
+        if edit is None:
+            continue
+        own = names[sample.label]
+        another = names_another_class(names, sample.label, edit.adversarial)
+        if edit.original != own or (edit.adversarial != own and another):
+            raise InputError(f"{place.name}: the edit of sample '{sample.id}' is not of its class.")
+    _require_date(place)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every text in a value of JSON, but for empty ones."""
+    if isinstance(value, str):
+        yield from [value] if value else []
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (key, *_strings(inner))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _require_date(place: Place) -> None:
+    text = place.record.created
+    try:
+        made = datetime.fromisoformat(text)
+        good = made.isoformat(timespec="seconds") == text
+        good = good and made < datetime.now(UTC) + timedelta(days=1)
+    except (ValueError, TypeError):  # TypeError: a time without its zone
+        good = False
+    if not good:
+        raise InputError(
+            f"{place.name}: it was created at {text[:40]!r}; expected a time in the past, such as "
+            "2026-11-24T09:30:00+00:00."
+        )
+
+
+def _require_curve(places: list[Place]) -> None:
+    """Raise InputError if a sample fell in a ball and stands in a larger one, or the like."""
+    by_task: dict[str, list[Place]] = defaultdict(list)
+    for place in places:
+        by_task[place.data.task.name].append(place)
+    for group in by_task.values():
+        for i, place in enumerate(group):
+            known, _ = known_from_above(place.threat, [other.record for other in group[:i]])
+            if not follows(place.record, known):
+                raise InputError(
+                    f"{place.name}: its verdicts do not follow from those at larger radii: what "
+                    "stands in a ball stands in each ball inside it."
+                )

@@ -1,0 +1,176 @@
+"""Replayed: one clean pass over every sample, the checks of the model, and stored images."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import get_args
+
+from mmtard_bench.adversarials import Adversarials, replay_stack
+from mmtard_bench.attacks.checks import Doubt, ModelCode
+from mmtard_bench.entries.card import Card
+from mmtard_bench.errors import InputError
+from mmtard_bench.job import prepare
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.reattack import Judge, balls_of
+from mmtard_bench.recall import CUTOFFS
+from mmtard_bench.records import Sample
+from mmtard_bench.resources import Resources
+from mmtard_bench.tasks.retrieval import RetrievalScorer
+from mmtard_bench.tasks.scoring import Verdict
+from mmtard_bench.verify.formed import Formed, Place
+
+BORDERLINE = 0.005
+"""The share of samples that rounding on another machine may decide otherwise; one may always be."""
+
+Answer = tuple[object, ...]
+"""What a record and a clean pass must agree on for a sample."""
+
+
+def replay(formed: Formed, clip: Clip, resources: Resources) -> str:
+    """Compare every record with a clean pass and the checks of the model; returns a line.
+
+    Raises InputError for a record of another configuration, with other predictions than the
+    model's for more than BORDERLINE of its samples, or without a flag that it must have.
+    """
+    groups: dict[tuple[str, str], list[Place]] = defaultdict(list)
+    for place in formed.places:
+        groups[place.data.task.name, place.threat.surface].append(place)
+    most, samples = 0, 0
+    for group in groups.values():
+        first = group[0]
+        for place in group:
+            _require_identity(place, formed, clip)
+        judge = Judge(clip, first.data, first.threat, resources)
+        answers = _answers(judge, judge.clean())
+        doubts = judge.doubts()
+        samples += len(answers)
+        for place in group:
+            _require_flags(place, doubts)
+            most = max(most, _differing(place, answers))
+    return f"{samples} clean predictions, at most {most} of a record differ"
+
+
+def borderline(n: int) -> int:
+    """How many of n samples may differ."""
+    return max(1, int(BORDERLINE * n))
+
+
+def _require_identity(place: Place, formed: Formed, clip: Clip) -> None:
+    job = prepare(
+        clip,
+        place.data,
+        place.threat,
+        seed=formed.suite.seed,
+        suite=formed.suite,
+        engine=place.engine,
+    )
+    if job.identity == place.record.identity:
+        return
+    model, task, _ = job.facts
+    what = "the preprocessing"
+    if task.prompts_digest != place.record.task.prompts_digest:
+        what = "the prompts"
+    elif model.preprocessing == place.record.model.preprocessing:
+        what = "the configuration"
+    raise InputError(
+        f"{place.name}: {what} of the record is not what these weights have with this version; run "
+        "the suite again."
+    )
+
+
+def _require_flags(place: Place, doubts: Sequence[Doubt]) -> None:
+    given = {flag.code for flag in place.record.flags if flag.code in get_args(ModelCode)}
+    missing = [doubt for doubt in doubts if doubt.code not in given]
+    if missing:
+        raise InputError(
+            f"{place.name}: the record lacks the flag '{missing[0].code}', which the model gets: "
+            f"{missing[0].detail}."
+        )
+
+
+def _answers(judge: Judge, verdicts: Sequence[Verdict]) -> list[Answer]:
+    """For each sample its prediction, or in retrieval which recalls it and its captions count for.
+
+    Ranks themselves would differ by rounding all too often.
+    """
+    scorer = judge.evaluation.scorer
+    if not isinstance(scorer, RetrievalScorer):
+        return [(verdict.prediction,) for verdict in verdicts]
+    ids = judge.evaluation.job.data.manifest.ids
+    pairs = zip(ids, verdicts, strict=True)
+    captions = scorer.caption_ranks({name: (v.embedding, v.embedding) for name, v in pairs})
+    return [
+        _recalled(verdict.rank or 0, [(place, rank) for place, rank, _ in captions[name]])
+        for name, verdict in zip(ids, verdicts, strict=True)
+    ]
+
+
+def _answer_of(sample: Sample) -> Answer:
+    if sample.ranks is None:
+        return (sample.prediction,)
+    ranks = sample.ranks
+    return _recalled(ranks.image[0], [(place, rank) for place, rank, _ in ranks.captions])
+
+
+def _recalled(image: int, captions: Sequence[tuple[int, int]]) -> Answer:
+    counted = tuple((place, tuple(rank <= k for k in CUTOFFS)) for place, rank in captions)
+    return tuple(image <= k for k in CUTOFFS), counted
+
+
+def _differing(place: Place, answers: Sequence[Answer]) -> int:
+    samples = place.record.samples
+    pairs = zip(samples, answers, strict=True)
+    wrong = [sample.id for sample, answer in pairs if _answer_of(sample) != answer]
+    if len(wrong) > borderline(len(samples)):
+        raise InputError(
+            f"{place.name}: the record says of {len(wrong)} of {len(samples)} clean images what "
+            f"the model does not, of '{wrong[0]}' for one; at most {borderline(len(samples))} may "
+            "differ by rounding."
+        )
+    return len(wrong)
+
+
+def replay_images(
+    formed: Formed, card: Card, file: Adversarials, clip: Clip, resources: Resources
+) -> str:
+    """Look at every stored image of a run; returns a line.
+
+    Raises InputError if the file is not the card's, or an image is outside of its ball or the box,
+    or breaks a sample that the entry calls robust, or if more than BORDERLINE of a stack's do not
+    break theirs.
+    """
+    if card.adversarials != file.digest or card.digest != file.contents.model:
+        raise InputError(
+            f"{file.path} is not the file of the entry '{card.name}': its SHA-256 is "
+            f"{file.digest[:16]}, the card says {(card.adversarials or 'none')[:16]}."
+        )
+    balls = {
+        (ball.task, threat.norm, threat.eps, threat.surface): (ball, place.data)
+        for ball in balls_of(formed.run.records)
+        if not ball.edits
+        for place in formed.places
+        if place.data.task.name == ball.task
+        for threat in [ball.strongest.threat]
+    }
+    images = unbroken = 0
+    for place, stack in enumerate(file.contents.stacks):
+        if stack.suite != formed.suite.name:
+            continue
+        where = f"{file.path}, {stack.name}"
+        key = (stack.task, stack.norm, stack.eps, stack.surface)
+        if key not in balls:
+            raise InputError(f"{where}: {stack.suite} has no such ball.")
+        ball, data = balls[key]
+        found = replay_stack(file, place, data, clip, resources)
+        robust = set(found.broken) & set(ball.standing)
+        if found.outside:
+            raise InputError(f"{where}: the image of '{found.outside[0]}' is outside of the ball.")
+        if robust:
+            raise InputError(f"{where}: breaks '{min(robust)}', which the entry calls robust.")
+        if len(found.standing) > borderline(len(stack.ids)):
+            raise InputError(
+                f"{where}: {len(found.standing)} of {len(stack.ids)} images do not break their "
+                f"sample, that of '{found.standing[0]}' for one."
+            )
+        images += len(stack.ids)
+        unbroken += len(found.standing)
+    return f"{images} adversarial images in ball and box, {unbroken} of them break nothing"

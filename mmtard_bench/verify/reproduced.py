@@ -1,0 +1,80 @@
+"""Reproduced: the whole suite again, with the engine and the seed of the records."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mmtard_bench.curve import known_from_above
+from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation import execute
+from mmtard_bench.job import prepare
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.records import Record
+from mmtard_bench.resources import Resources
+from mmtard_bench.summary import percent
+from mmtard_bench.verify.formed import Formed, Place
+
+SHARE = 0.01
+"""The share of a record's samples that may be robust for the entry alone; two may always be."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Robust samples of a record that are so on one side only."""
+
+    place: Place
+    entry_only: int
+    ours_only: int
+
+    @property
+    def allowed(self) -> int:
+        """How many may be robust for the entry alone."""
+        return max(2, int(SHARE * len(self.place.record.samples)))
+
+
+def reproduce(
+    formed: Formed, clip: Clip, resources: Resources, *, tell: Callable[[str], None]
+) -> list[Comparison]:
+    """Run the suite of a run again and compare it sample by sample.
+
+    Raises InputError for an evaluation that fails, or a record in which too many samples are
+    robust for the entry alone.
+    """
+    done: dict[str, list[Record]] = {}
+    found = []
+    for place in formed.places:
+        above = done.setdefault(place.data.task.name, [])
+        record = _again(place, formed, clip, resources, above)
+        above.append(record)
+        found.append(_compared(place, record))
+        last = found[-1]
+        tell(
+            f"{place.name}: robust {percent(record.robust_accuracy)}%, the entry says "
+            f"{percent(place.record.robust_accuracy)}% ({last.entry_only} samples for the entry "
+            f"only, {last.ours_only} here only; {record.seconds:.0f} s)"
+        )
+        if last.entry_only > last.allowed:
+            raise InputError(
+                f"{place.name}: {last.entry_only} samples are robust for the entry alone; at most "
+                f"{last.allowed} may be by rounding, so the entry overstates its robustness."
+            )
+    return found
+
+
+def _again(
+    place: Place, formed: Formed, clip: Clip, resources: Resources, above: Sequence[Record]
+) -> Record:
+    suite = formed.suite
+    job = prepare(clip, place.data, place.threat, seed=suite.seed, suite=suite, engine=place.engine)
+    known, notes = known_from_above(place.threat, above) if suite.curve else ({}, [])
+    record = execute(job, resources, known=known, notes=notes)
+    if record.status != "ok":
+        raise InputError(f"{place.name}: the evaluation fails here: {record.error}")
+    return record
+
+
+def _compared(place: Place, record: Record) -> Comparison:
+    pairs = [
+        (theirs.robust, ours.robust)
+        for theirs, ours in zip(place.record.samples, record.samples, strict=True)
+    ]
+    return Comparison(place, pairs.count((True, False)), pairs.count((False, True)))
