@@ -26,6 +26,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--since", metavar="BASE", help="instead: what this branch adds or changes, by git"
     )
+    command.add_argument("--suite", metavar="NAME", help="only the records of this suite")
     command.add_argument(
         "--level",
         choices=("well-formed", "replayed", "re-attacked", "reproduced"),
@@ -127,6 +128,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         # What is wrong with one entry must not cost the others their turn.
         try:
             entry = read_entry(folder)
+            if arguments.suite is not None:
+                entry = entry.only(arguments.suite)
             _tell(f"{entry.card.name} ({folder})")
             found = verify(entry, options, _resources(arguments), lambda line: _tell(f"  {line}"))
             _tell(f"{entry.card.name}: {level}")

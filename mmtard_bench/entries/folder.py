@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -42,6 +42,16 @@ class Entry:
     def records(self) -> list[Record]:
         """All records, suite after suite."""
         return [record for run in self.runs for record in run.records]
+
+    def only(self, suite: str) -> "Entry":
+        """The entry with its records of one suite. Raises InputError if it has none."""
+        runs = tuple(run for run in self.runs if run.suite == suite)
+        if not runs:
+            known = ", ".join(run.suite for run in self.runs)
+            raise InputError(
+                f"The entry '{self.card.name}' has no records of '{suite}'; it has {known}."
+            )
+        return replace(self, runs=runs)
 
 
 def read_entry(folder: Path) -> Entry:
