@@ -19,10 +19,11 @@ are in percent, in brackets Wilson's 95% interval, for averages over tasks that 
 pooled. A sample is robust if it is classified correctly and no attack broke it; the worst case is
 per sample, over all threat models of one norm and eps.
 
-Rows are in the order of the first worst case. A model's place is one more than the number of models
-that are significantly better there: in McNemar's exact test on the same samples of all tasks, at 5%
-after Holm's correction over all pairs of the suite. Where models share a place, these samples do
-not show that one is better. `mmtard-bench compare` says more about two of them.
+Rows are in the order of one worst case, that of the largest radius of the suite's first norm. A
+model's place is one more than the number of models that are significantly better there, and no
+better than a row's above: in McNemar's exact test on the same samples of all tasks, at 5% after
+Holm's correction over all pairs of the suite. Where models share a place, these samples do not show
+that one is better. `mmtard-bench compare` says more about two of them.
 
 Badges say what speaks against a row: a record that is missing, signs of gradient masking, rules
 that are not the protocol's, samples that a stronger attack broke since. Then how far somebody else

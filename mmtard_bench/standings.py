@@ -86,7 +86,8 @@ class SuiteStandings:
     """A suite with its rows, best first. ``n`` is the most samples that a record has.
 
     By task, ``threats`` are the names of its threat models in the order of radii, and ``joint``
-    the balls whose worst case is not just the column of one threat model.
+    the balls whose worst case is not just the column of one threat model. Rows are ordered, and
+    have places, by the worst case in the ball ``deciding``.
     """
 
     name: str
@@ -97,6 +98,7 @@ class SuiteStandings:
     seeds: tuple[int, ...]
     tasks: tuple[str, ...]
     balls: tuple[str, ...]
+    deciding: str
     threats: Mapping[str, Sequence[str]]
     joint: Mapping[str, Sequence[str]]
     rows: tuple[Row, ...]
@@ -170,8 +172,10 @@ def _suite(raws: list[_Raw]) -> SuiteStandings:
     balls = sorted({w.ball for raw in raws for w in raw.worst}, key=_by_radius)
     samples = {t: max(len(r.samples) for r in records if r.task.name == t) for t in tasks}
     rows = [_row(raw, samples, balls) for raw in raws]
-    places = _places(rows, raws, balls)
+    deciding = _deciding(balls)
+    places = _places(rows, raws, deciding)
     rows = [replace(row, place=place) for row, place in zip(rows, places, strict=True)]
+    rows.sort(key=lambda row: _best_first(row, deciding))
     return SuiteStandings(
         name=suite.name,
         digest=suite.digest,
@@ -183,7 +187,8 @@ def _suite(raws: list[_Raw]) -> SuiteStandings:
         balls=tuple(balls),
         threats={task: _threats(records, task) for task in tasks},
         joint={task: _joint(raws, task, balls) for task in tasks},
-        rows=tuple(sorted(rows, key=_best_first)),
+        deciding=deciding,
+        rows=tuple(_never_better_below(rows)),
     )
 
 
@@ -203,10 +208,24 @@ def _joint(raws: Iterable[_Raw], task: str, balls: Iterable[str]) -> list[str]:
     return [ball for ball in balls if ball in joint]
 
 
-def _best_first(row: Row) -> tuple[bool, list[float], str, str]:
-    """The first ball of the suite decides; rows that lack a record come last."""
-    values = [-(worst.value if worst else 0.0) for worst in row.worst.values()]
+def _deciding(balls: Sequence[str]) -> str:
+    """The ball that models are ordered by: the largest of the first norm; "" if there is none."""
+    return next((b for b in reversed(balls) if b.split()[0] == balls[0].split()[0]), "")
+
+
+def _best_first(row: Row, deciding: str) -> tuple[bool, list[float], str, str]:
+    """One ball decides, of equals the others; rows that lack a record come last."""
+    worst = [row.worst.get(deciding), *row.worst.values()]
+    values = [-(accuracy.value if accuracy else 0.0) for accuracy in worst]
     return not row.complete, values if row.complete else [], row.model, row.digest
+
+
+def _never_better_below(rows: Iterable[Row]) -> Iterable[Row]:
+    """Ordered rows, none with a better place than one above: significance is not transitive."""
+    least = 0
+    for row in rows:
+        least = max(least, row.place or 0)
+        yield replace(row, place=least) if row.place else row
 
 
 def _one_surface_a_task(raws: list[_Raw]) -> list[_Raw]:
@@ -321,8 +340,8 @@ def _command(record: Record, engine: str) -> str:
     return shlex.join(words) + " --engine reference" * (engine == "reference")
 
 
-def _places(rows: Sequence[Row], raws: Sequence[_Raw], balls: Sequence[str]) -> list[int | None]:
-    """One more than the number of rows that are significantly better in the first ball.
+def _places(rows: Sequence[Row], raws: Sequence[_Raw], deciding: str) -> list[int | None]:
+    """One more than the number of rows that are significantly better in the deciding ball.
 
     Models are compared on the samples of all tasks together; two that have none in common, by
     their figures. None for rows that are not complete.
@@ -332,12 +351,12 @@ def _places(rows: Sequence[Row], raws: Sequence[_Raw], balls: Sequence[str]) -> 
         {
             (w.task, x): stood
             for w in raws[i].worst
-            if w.ball == balls[0]
+            if w.ball == deciding
             for x, stood in w.stands.items()
         }
         for i in complete
     ]
-    worst = [rows[i].worst[balls[0]] for i in complete]
+    worst = [rows[i].worst.get(deciding) for i in complete]
     figures = np.array([accuracy.value if accuracy else 0.0 for accuracy in worst])
     better, compared = all_pairs(stands)
     ahead = np.where(compared, better, figures[:, None] > figures[None, :]).sum(0)

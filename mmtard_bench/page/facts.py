@@ -64,6 +64,7 @@ def _suite(suite: SuiteStandings, name: str) -> Facts:
         f"{suite.n} samples each, seed {', '.join(map(str, suite.seeds))}.",
         "average": average_name(suite),
         "balls": suite.balls,
+        "deciding": suite.deciding,
         "tasks": [
             {
                 "name": task,

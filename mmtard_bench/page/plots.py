@@ -19,6 +19,7 @@ FEWEST = 3
 _SIZE = 330.0
 _LEFT, _TOP, _BOTTOM, _GAP, _LEGEND = 52, 40, 52, 24, 210
 _LONGEST = 28
+MOST_PANELS = 3
 
 Scale = tuple[float, float]
 
@@ -40,8 +41,12 @@ def palette() -> dict[str, tuple[str, str]]:
 
 
 def scatter(suite: SuiteStandings, rows: Sequence[Row]) -> str:
-    """A panel a ball, whiskers at the 95% intervals, and a legend that needs no colours."""
-    panels = len(suite.balls)
+    """A panel a ball, whiskers at the 95% intervals, and a legend that needs no colours.
+
+    Of a suite with many radii only the ball that decides is drawn.
+    """
+    balls = suite.balls if len(suite.balls) <= MOST_PANELS else (suite.deciding,)
+    panels = len(balls)
     width = panels * (_LEFT + _SIZE + _GAP) + _LEGEND
     height = max(_TOP + _SIZE + _BOTTOM, _TOP + 22 * len(rows) + 10)
     parts = [
@@ -51,7 +56,7 @@ def scatter(suite: SuiteStandings, rows: Sequence[Row]) -> str:
         _style(),
         f'<rect class="paper" width="{width:g}" height="{height:g}"/>',
     ]
-    for number, ball in enumerate(suite.balls):
+    for number, ball in enumerate(balls):
         left = number * (_LEFT + _SIZE + _GAP) + _LEFT
         parts += _panel(rows, ball, average_name(suite), left)
     parts += _legend(rows, panels * (_LEFT + _SIZE + _GAP))

@@ -122,7 +122,7 @@ function radii(curves) {
   const ticks = [[high, texts.at(-1)]];
   for (const text of texts) {
     const value = fraction(text);
-    if (ticks.every(([other]) => Math.abs(other - value) >= high / 8)) ticks.push([value, text]);
+    if (ticks.every(([other]) => Math.abs(other - value) >= high / 5)) ticks.push([value, text]);
   }
   return {low: 0, high, ticks, title: "eps (at 0: clean accuracy)"};
 }

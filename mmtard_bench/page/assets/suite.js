@@ -79,7 +79,7 @@ function filters(suite, changed) {
 }
 
 function suiteView(suite) {
-  let rows = suite.rows, ball = suite.balls[0];
+  let rows = suite.rows, ball = suite.deciding;
   const table = makeTable(`Models on ${suite.name}`, overviewColumns(suite, modelColumn));
   const against = chart(`Clean against robust accuracy on ${suite.name}`,
     "Whiskers are 95% intervals. Point at a mark, or go there with Tab, for its figures.",
@@ -97,8 +97,9 @@ function suiteView(suite) {
   filter.apply();
   return [
     heading(1, suite.name), quiet(suite.about), filter.node, table.node, 
-    quiet("A place is one more than the number of models that are significantly better in the first worst " +
-      "case (McNemar's exact test on the same samples, 5% after Holm's correction); others share one (=)."),
+    quiet("A place is one more than the number of models that are significantly better in the worst case " +
+      `${suite.deciding} (McNemar's exact test on the same samples, 5% after Holm's correction); ` +
+      "others share one (=)."),
     balls.length > 0 && [
       heading(2, "Clean against robust"),
       balls.length > 1 && html("p", {class: "controls"},
