@@ -320,7 +320,7 @@ def test_no_row_has_a_better_place_than_one_above():
     first = "r" * 60 + "b" * 40
     middle = "b" * 11 + "r" * 49 + "b" * 40
     last = "b" * 45 + "r" * 48 + "b" * 7
-    (suite,) = standings(Board(loose=[made(t, x) for x, t in zip("abc", (first, middle, last))]))
+    (suite,) = standings(Board(loose=[made(first, "a"), made(middle, "b"), made(last, "c")]))
     figures = [row.worst["linf 8/255"].value for row in suite.rows]
     assert figures == sorted(figures, reverse=True)
     assert len(first) == len(middle) == len(last) == n
