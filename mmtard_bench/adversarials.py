@@ -278,7 +278,7 @@ def _rounded(images: Tensor, clean: Tensor, kind: Any, *, nearest: bool) -> Pixe
     if nearest:
         whole = scaled.round()
     else:
-        slack = 1e-3  # what is an integer but for float32 stays
+        slack = 1e-7 * white  # what is an integer but for rounding to float32 stays
         whole = torch.where(images >= clean, (scaled + slack).floor(), (scaled - slack).ceil())
     values = whole.clamp(0, white).permute(0, 2, 3, 1).numpy()
     return values.astype(kind)
