@@ -85,10 +85,16 @@ class Adversarials:
     digest: str
     contents: Contents
 
-    def images(self, place: int) -> Tensor:
-        """The images of a stack, (N, 3, H, W), float32 in [0, 1]."""
+    def size(self, place: int) -> tuple[int, int]:
+        """The height and width of the images of a stack."""
         with safe_open(self.path, "np") as file:
-            return as_images(file.get_tensor(str(place)))
+            _, height, width, _ = file.get_slice(str(place)).get_shape()
+        return height, width
+
+    def images(self, place: int, rows: range) -> Tensor:
+        """Some images of a stack, (N, 3, H, W), float32 in [0, 1]."""
+        with safe_open(self.path, "np") as file:
+            return as_images(file.get_slice(str(place))[rows.start : rows.stop])
 
 
 def as_images(pixels: Pixels) -> Tensor:
@@ -165,15 +171,15 @@ def replay_stack(
     eps = Eps.parse(stack.eps, norm=stack.norm)
     judge = Judge(clip, data, ThreatModel("pgd-1", stack.norm, eps, stack.surface), resources)
     replayed = Replayed([], [], [])
-    images, size = file.images(place), judge.evaluation.batch_size
+    given, expected = file.size(place), tuple(judge.images([0]).shape[2:])
+    if given != expected:
+        raise InputError(
+            f"{file.path}, {stack.name}: its images are {given}, those of the task {expected}."
+        )
+    size = judge.evaluation.batch_size
     for first in range(0, len(stack.ids), size):
         rows = range(first, min(first + size, len(stack.ids)))
-        clean, found = judge.images(rows), images[first : rows.stop].to(resources.device)
-        if found.shape != clean.shape:
-            raise InputError(
-                f"{file.path}, {stack.name}: its images are {tuple(found.shape[1:])}, those of the "
-                f"task {tuple(clean.shape[1:])}."
-            )
+        clean, found = judge.images(rows), file.images(place, rows).to(resources.device)
         good = inside(found, clean, norm=stack.norm, eps=float(eps)).tolist()
         before, after = judge.verdicts(clean, rows), judge.verdicts(found, rows)
         for row, was, now, within in zip(rows, before, after, good, strict=True):

@@ -72,7 +72,8 @@ def test_what_is_kept_still_breaks_and_survives_a_file(clip, data, tmp_path, nor
     again = read_adversarials(tmp_path / "a")
     assert again == file
     for place, (stack, pixels) in enumerate(stacks):
-        assert torch.equal(file.images(place), as_images(pixels))
+        half = range(len(pixels) // 2, len(pixels))
+        assert torch.equal(file.images(place, half), as_images(pixels[half.start :]))
         seen = replay_stack(file, place, data, clip, RESOURCES)
         assert seen.broken == stack.ids
         assert not seen.outside

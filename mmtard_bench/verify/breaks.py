@@ -17,6 +17,7 @@ from mmtard_bench.resources import Resources
 from mmtard_bench.types import Eps
 from mmtard_bench.verify.formed import Formed, require_formed
 from mmtard_bench.verify.levels import failures_of, today
+from mmtard_bench.verify.replayed import require_model
 from mmtard_bench.verify.weights import load_weights
 
 
@@ -37,11 +38,7 @@ def break_entry(
     out, and said. Raises InputError if the file is of other weights, or if nothing new fell.
     """
     card = entry.card
-    if file.contents.model != card.digest:
-        raise InputError(
-            f"{file.path} has images for the weights {file.contents.model[:16]}, but those of "
-            f"'{card.name}' are {card.digest[:16]}."
-        )
+    require_model(file, card)
     folder = entry.place.resolve().parent.parent / "breaks"
     known = read_breaks(folder)
     formed = [require_formed(run) for run in entry.runs]

@@ -129,6 +129,15 @@ def _differing(place: Place, answers: Sequence[Answer]) -> int:
     return len(wrong)
 
 
+def require_model(file: Adversarials, card: Card) -> None:
+    """Raise InputError if a file of images is for other weights than a card's."""
+    if file.contents.model != card.digest:
+        raise InputError(
+            f"{file.path} has images for the weights {file.contents.model[:16]}, but those of "
+            f"'{card.name}' are {card.digest[:16]}."
+        )
+
+
 def replay_images(
     formed: Formed, card: Card, file: Adversarials, clip: Clip, resources: Resources
 ) -> str:
@@ -138,7 +147,8 @@ def replay_images(
     or breaks a sample that the entry calls robust, or if more than BORDERLINE of a stack's do not
     break theirs.
     """
-    if card.adversarials != file.digest or card.digest != file.contents.model:
+    require_model(file, card)
+    if card.adversarials != file.digest:
         raise InputError(
             f"{file.path} is not the file of the entry '{card.name}': its SHA-256 is "
             f"{file.digest[:16]}, the card says {(card.adversarials or 'none')[:16]}."

@@ -249,6 +249,21 @@ def test_a_weaker_attack_under_its_name(copy, change):
     refused(folder, "the record's attack")
 
 
+def test_an_attack_in_bfloat16_is_one_of_ours(copy):
+    folder = copy("weak")
+
+    def lower(records):
+        threats = [r.threat for r in records]
+        facts = [{**t.parameters, "attack_precision": "bfloat16"} for t in threats]
+        threats = [
+            t.model_copy(update={"parameters": p}) for t, p in zip(threats, facts, strict=True)
+        ]
+        return [forge.forged(r, threat=t) for r, t in zip(records, threats, strict=True)]
+
+    forge.rewrite(folder, lower)
+    formed(folder)
+
+
 def test_a_lucky_seed(copy):
     folder = copy("weak")
     forge.rewrite(folder, forge.each(seed=5))
@@ -485,6 +500,14 @@ def test_preprocessing_that_is_not_the_models(here, copy):
 
     forge.rewrite(folder, other)
     assert_sentence(here("verify", folder), "the preprocessing of the record")
+
+
+def test_prompts_that_are_not_the_models(here, copy):
+    folder = copy("weak")
+    task = read_entry(folder).records[0].task.model_copy(update={"prompts_digest": "0" * 64})
+    forge.rewrite(folder, forge.each(task=task))
+    formed(folder)
+    assert_sentence(here("verify", folder), "the prompts of the record")
 
 
 def test_json_that_is_too_deep_is_a_sentence(copy):

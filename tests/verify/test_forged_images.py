@@ -108,7 +108,7 @@ def test_swapped_samples(here, stored):
 
 def test_images_of_another_size(here, stored):
     rewrite(stored, lambda stacks: [(s, p[:, ::2, ::2]) for s, p in stacks])
-    assert_sentence(verify(here, stored), "its images are (3, ")
+    assert_sentence(verify(here, stored), "its images are (16, 16), those of the task (32, 32)")
 
 
 def test_a_file_that_was_changed_after_the_card(here, stored):
