@@ -29,12 +29,12 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
-	$(BIN)/mmtard-bench leaderboard --check
+	$(BIN)/mmtard-bench leaderboard --check --html
 
 # What a branch adds to the leaderboard since $BASE. Other levels need the weights, and hours.
 check-entries: install
 	$(BIN)/mmtard-bench verify --level well-formed --since "$$BASE"
-	$(BIN)/mmtard-bench leaderboard --check
+	$(BIN)/mmtard-bench leaderboard --check --html
 
 bench: install
 	$(BIN)/python benchmarks/engine.py

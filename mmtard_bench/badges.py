@@ -77,7 +77,7 @@ def _deviations(records: Sequence[Record], samples: Mapping[str, int]) -> Iterab
             yield Badge("protocol", "foreign threat models", detail)
     changes = suite.name.split("+")[1:] if suite else []
     if changes:
-        detail = f"not as the suite has it: {', '.join(changes)} (n: samples, s: seed)"
+        detail = f"not as the suite has it: {', '.join(changes)} (n: samples)"
         yield Badge("protocol", "suite changed", detail)
     for task, n in {r.task.name: len(r.samples) for r in records if r.results}.items():
         if n < samples[task]:

@@ -9,43 +9,53 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmtard_bench.entries.checked import verifications_from
 from mmtard_bench.entries.folder import require_name
 from mmtard_bench.errors import InputError
 
 BOARD = "leaderboard"
-_VERIFICATIONS = f"{BOARD}/verification.json"
+_MADE = re.compile(r"README\.md|index\.html|[A-Za-z0-9.+-]+-scatter\.svg")
+"""What ``mmtard-bench leaderboard`` writes, and checks."""
 _ASK = "Leave that to the maintainers, and open an issue if it is wrong."
 
 
-def changed_entries(base: str, folder: Path = Path()) -> list[str]:
-    """The names of the entries that commits since ``base`` add or change, in the checkout there.
+def changed_entries(base: str, folder: Path = Path()) -> dict[str, str]:
+    """What commits since ``base`` do to entries, in the checkout there: "added" or "changed".
 
-    Raises InputError for a revision that git does not know; for what is no part of an entry; and
-    for a change that removes records of an entry or somebody's break, or that verifies or breaks
-    an entry which it changes as well.
+    Raises InputError for a revision that git does not know; for any other file of the leaderboard
+    but those that follow from entries: breaks and levels a maintainer replays and writes; for an
+    entry that loses a file; and for entries along with other code, which could be what checks them.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/@~^-]*", base):
         raise InputError(f"{base!r} is no revision; expected one such as origin/main.")
     fork = _git(folder, "merge-base", base, "HEAD").decode().strip()
-    names: set[str] = set()
-    broken: dict[str, str] = {}
+    found: dict[str, str] = {}
+    others = []
     for status, path in _changes(folder, fork):
-        kind, *rest = path.removeprefix(f"{BOARD}/").split("/")
-        if kind == "entries":
-            names.add(_entry_of(status, path, rest))
-        elif kind == "breaks":
-            if status == "D":
-                raise InputError(f"The change removes {path}: somebody broke an entry. {_ASK}")
-            # A break's file is ENTRY--WHO.json, and an entry's name has no "--".
-            broken[Path(path).name.partition("--")[0]] = path
-    for name in sorted(names & {*broken, *_verified_anew(folder, fork)}):
-        path = broken.get(name, _VERIFICATIONS)
+        kind, *rest = path.split("/")
+        if kind != BOARD:
+            others.append(path)
+        elif rest and rest[0] == "entries":
+            name = _entry_of(status, path, rest[1:])
+            there = _git(folder, "ls-tree", "--name-only", fork, "--", f"{BOARD}/entries/{name}")
+            found[name] = "changed" if there else "added"
+        elif len(rest) != 1 or not _MADE.fullmatch(rest[0]) or status == "D":
+            raise InputError(_why_not(status, path, rest))
+    if found and others:
         raise InputError(
-            f"The change is to the entry '{name}', and to what {path} says about it; an entry is "
-            "not judged by who submits it. Make two pull requests."
+            f"The change is to the entry '{min(found)}' and to {others[0]!r}; an entry comes "
+            f"without code, which could be what checks it. Commit {BOARD}/ alone."
         )
-    return sorted(names)
+    return dict(sorted(found.items()))
+
+
+def _why_not(status: str, path: str, rest: list[str]) -> str:
+    if rest and rest[0] == "breaks" and status == "A":
+        return (
+            f"The change adds {path}. A maintainer replays its images with mmtard-bench break, and "
+            "commits what that writes."
+        )
+    what = {"A": "adds", "D": "removes"}.get(status, "changes")
+    return f"The change {what} {path!r}. {_ASK}"
 
 
 def _entry_of(status: str, path: str, rest: list[str]) -> str:
@@ -58,24 +68,11 @@ def _entry_of(status: str, path: str, rest: list[str]) -> str:
 
 
 def _changes(folder: Path, fork: str) -> Iterator[tuple[str, str]]:
-    """(status, path) of every file of the leaderboard that differs; a rename is two of them."""
+    """(status, path) of every file that differs; a rename is two of them."""
     options = ("--name-status", "-z", "--no-renames", "--relative", "--no-ext-diff")
-    out = _git(folder, "diff", *options, fork, "HEAD", "--", BOARD)
+    out = _git(folder, "diff", *options, fork, "HEAD", "--", ".")
     fields = iter(os.fsdecode(out).split("\0")[:-1])
     return zip(fields, fields, strict=True)
-
-
-def _verified_anew(folder: Path, fork: str) -> set[str]:
-    """The entries of which the branch says something else in ``verification.json``."""
-
-    def at(revision: str) -> set[str]:
-        if not _git(folder, "ls-tree", "--name-only", revision, "--", _VERIFICATIONS):
-            return set()
-        data = _git(folder, "show", f"{revision}:./{_VERIFICATIONS}")
-        return {v.model_dump_json() for v in verifications_from(data, _VERIFICATIONS)}
-
-    differ = at(fork) ^ at("HEAD")
-    return {v.entry for v in verifications_from(f"[{','.join(differ)}]".encode(), _VERIFICATIONS)}
 
 
 def _git(folder: Path, *arguments: str) -> bytes:

@@ -23,7 +23,8 @@ Rows are in the order of one worst case, that of the largest radius of the suite
 model's place is one more than the number of models that are significantly better there, and no
 better than a row's above: in McNemar's exact test on the same samples of all tasks, at 5% after
 Holm's correction over all pairs of the suite. Where models share a place, these samples do not show
-that one is better. `mmtard-bench compare` says more about two of them.
+that one is better. `mmtard-bench compare` says more about two of them. Rows that nobody verified
+have the places that they claim.
 
 Badges say what speaks against a row: a record that is missing, signs of gradient masking, rules
 that are not the protocol's, samples that a stronger attack broke since. Then how far somebody else

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 def escape(text: str) -> str:
     """Text from a record or a file inside markdown: one line, nothing that formats."""
-    return re.sub(r"([\\`*_<>|\[\]#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_<>|\[\]#~$@&])", r"\\\1", " ".join(text.split()))
 
 
 def printable(text: str) -> str:

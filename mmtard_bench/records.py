@@ -30,7 +30,7 @@ SCHEMA_VERSION = 1
 FAST_CODE = "mmtard_bench fast"
 """How the "code" of a threat model's parameters begins where the fast engine ran the attack."""
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,127}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -219,8 +219,8 @@ class Record(_Sparse):
     flags: list[Flag]
     notes: list[str]
     environment: Environment
-    seconds: float = Field(ge=0)
-    model_seconds: float | None = Field(default=None, ge=0)
+    seconds: float = Field(ge=0, le=1e9)
+    model_seconds: float | None = Field(default=None, ge=0, le=1e9)
     created: str
     samples: list[Sample]
 

@@ -12,6 +12,7 @@ from mmtard_bench.entries.checked import (
     Fallen,
     Verification,
     read_breaks,
+    read_verifications,
     verifications_to_text,
 )
 from mmtard_bench.errors import InputError
@@ -52,7 +53,7 @@ class Repository:
         self.git("add", "-A")
         self.git("commit", "-q", "-m", "change")
 
-    def changed(self, base: str = "main") -> list[str]:
+    def changed(self, base: str = "main") -> dict[str, str]:
         return changed_entries(base, self.root)
 
 
@@ -75,13 +76,23 @@ def verified(entry: str, by: str = "me") -> Verification:
 
 
 def test_entries_that_are_new_or_changed(repository):
-    assert repository.changed() == []
+    assert repository.changed() == {}
     repository.write("entries/new/card.json", "{}")
     repository.write("entries/old/quick-v1.json", "2")
-    repository.write("README.md", "new")
+    for name in ("README.md", "index.html", "quick-v1-scatter.svg"):
+        repository.write(name, "new")
+    repository.commit()
+    assert repository.changed() == {"new": "added", "old": "changed"}
+
+
+def test_code_alone_is_no_entry_and_an_entry_comes_without_code(repository):
     repository.write("../mmtard_bench/x.py", "")
     repository.commit()
-    assert repository.changed() == ["new", "old"]
+    assert repository.changed() == {}
+    repository.write("entries/new/card.json", "{}")
+    repository.commit()
+    with pytest.raises(InputError, match=r"the entry 'new' and to 'mmtard_bench/x.py'"):
+        repository.changed()
 
 
 def test_what_main_did_meanwhile_is_not_the_branchs(repository):
@@ -92,14 +103,16 @@ def test_what_main_did_meanwhile_is_not_the_branchs(repository):
     repository.path("breaks/old--me.json").unlink()
     repository.commit()
     repository.git("checkout", "-q", "mine")
-    assert repository.changed() == ["new"]
+    assert repository.changed() == {"new": "added"}
 
 
-@pytest.mark.parametrize("name", ["entries/old/quick-v1.json", "breaks/old--me.json"])
+@pytest.mark.parametrize(
+    "name", ["entries/old/quick-v1.json", "breaks/old--me.json", "verification.json", "README.md"]
+)
 def test_nothing_is_removed_silently(repository, name):
     repository.path(name).unlink()
     repository.commit()
-    with pytest.raises(InputError, match=f"removes leaderboard/{name}.*maintainers"):
+    with pytest.raises(InputError, match=rf"removes '?leaderboard/{name}.*maintainers"):
         repository.changed()
 
 
@@ -110,46 +123,30 @@ def test_an_entry_under_another_name_removes_the_old_one(repository):
         repository.changed()
 
 
-def test_nobody_verifies_an_entry_along_with_changing_it(repository):
-    levels = [verified("old"), verified("new")]
-    repository.write("verification.json", verifications_to_text(levels))
+@pytest.mark.parametrize(
+    "name",
+    ["verification.json", "breaks/old--me.json", "reported.csv", "evil.html", "card.schema.json"],
+)
+def test_what_no_submitter_may_write_is_left_to_the_maintainers(repository, name):
+    repository.write(name, "forged")
     repository.commit()
-    assert repository.changed() == []  # alone: a maintainer looks at that
-    repository.write("entries/old/quick-v1.json", "2")
-    repository.commit()
-    assert repository.changed() == ["old"]  # of another entry
-    repository.write("entries/new/card.json", "{}")
-    repository.commit()
-    with pytest.raises(InputError, match=r"the entry 'new', and to what \S*verification.json says"):
+    with pytest.raises(InputError, match=rf"(adds|changes) 'leaderboard/{name}'.*maintainers"):
         repository.changed()
 
 
-@pytest.mark.parametrize("levels", [[], [verified("old", "you")], [verified("old")] * 2])
-def test_nor_drops_or_edits_what_was_verified(repository, levels):
-    repository.write("entries/old/quick-v1.json", "2")
-    repository.write("verification.json", verifications_to_text(levels))
+def test_a_break_waits_for_a_maintainer_who_replays_it(repository):
+    repository.write("breaks/old--you.json", "{}")
     repository.commit()
-    if levels == [verified("old")] * 2:  # says nothing new
-        assert repository.changed() == ["old"]
-        return
-    with pytest.raises(InputError, match="two pull requests"):
-        repository.changed()
-
-
-def test_nobody_breaks_an_entry_along_with_changing_it(repository):
-    repository.write("breaks/new--you.json", "1")
-    repository.commit()
-    assert repository.changed() == []
-    repository.write("entries/new/card.json", "{}")
-    repository.commit()
-    with pytest.raises(InputError, match=r"breaks/new--you.json says about it"):
+    with pytest.raises(
+        InputError, match=r"A maintainer replays its images with mmtard-bench break"
+    ):
         repository.changed()
 
 
 def test_a_break_is_of_the_entry_in_its_name(tmp_path):
     fallen = Fallen(task="t", norm="linf", eps="8/255", surface="native", ids=["s/0"])
     facts = {"suite": "quick-v1", "by": "me", "paper": None, "date": "2026-11-24"}
-    digests = {"records": "0" * 64, "adversarials": "0" * 64}
+    digests = {"model": "0" * 64, "adversarials": "0" * 64, "images": None}
     one = Break(entry="mine", fallen=[fallen], **facts, **digests)
     (tmp_path / "mine--me.json").write_text(one.model_dump_json())
     assert read_breaks(tmp_path) == [one]
@@ -207,12 +204,24 @@ def test_an_unknown_base_and_no_repository_are_sentences(repository, tmp_path_fa
         repository.changed()
 
 
-def test_verifications_that_cannot_be_read_are_a_sentence(repository):
-    repository.write("entries/new/card.json", "{}")
-    repository.write("verification.json", '[{"entry": "new"}]')
-    repository.commit()
-    with pytest.raises(InputError, match=r"The verifications in leaderboard/verification.json"):
-        repository.changed()
+@pytest.mark.parametrize("date", ["2026-19-39", "20261125", "tomorrow"])
+def test_verifications_that_cannot_be_read_are_a_sentence(tmp_path, date):
+    path = tmp_path / "verification.json"
+    path.write_text(verifications_to_text([verified("old")]).replace("2026-11-24", date))
+    with pytest.raises(InputError, match=r"The verifications in .* are not valid: .*date"):
+        read_verifications(path)
+
+
+def test_a_break_that_is_no_plain_file_or_too_large_is_refused(tmp_path):
+    path = tmp_path / "old--me.json"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="is not a plain file"):
+        read_breaks(tmp_path)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(InputError, match="2,147,483,648 bytes"):
+        read_breaks(tmp_path)
 
 
 def test_since_through_the_command_line(here: Cli, tmp_path):

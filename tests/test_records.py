@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -208,6 +209,25 @@ def retrieval_record(ranks: list[tuple[int, int, int, int]]) -> Record:
         made["ranks"] = Ranks(image=(clean, attacked), captions=((i, caption, caption_attacked),))
         samples.append(Sample(**made))
     return record_of(samples, task={"metric": "retrieval", "n_classes": len(ranks)})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seconds", 1e308), ("seconds", 1e300), ("model_seconds", 1e10)]
+)
+def test_seconds_that_add_up_to_infinity_are_refused(field, value):
+    text = to_text(record_of([sample(0, "robust")])).replace(
+        '"seconds": ', f'"{field}": {value}, "x": '
+    )
+    with pytest.raises(InputError, match=field):
+        from_text(text, "here")
+
+
+def test_a_count_beyond_what_adds_up_is_refused():
+    text = to_text(record_of([sample(0, "robust")]))
+    huge = re.sub(r'"forward": [0-9]+', f'"forward": {10**400}', text, count=1)
+    assert huge != text
+    with pytest.raises(InputError):
+        from_text(huge, "here")
 
 
 RANKS = st.integers(2, 12).flatmap(

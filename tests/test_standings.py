@@ -23,20 +23,21 @@ RUN = "7" * 64
 
 
 def entry_of(*records: Record, name: str = "m") -> Entry:
-    card = Card(name=name, weights="hf-hub:me/it", digest="d")
+    card = Card(name=name, weights="hf-hub:me/it", digest=name)
     return Entry(card, (Run("quick-v1", RUN, records),), Path(name))
 
 
-def a_break(*ids: str, eps: str = "8/255", day: int = 1, run: str = RUN, **changes: str) -> Break:
+def a_break(*ids: str, eps: str = "8/255", day: int = 1, model: str = "m", **changes: str) -> Break:
     facts = {"task": "t", "norm": "linf", "eps": eps, "surface": "native", **changes}
     return Break(
         entry="m",
         suite="quick-v1",
-        records=run,
+        model=model,
         by=f"who {day}",
         paper=None,
         date=f"2026-12-0{day}",
         adversarials="0" * 64,
+        images=None,
         fallen=[Fallen(ids=list(ids), **facts)],
     )
 
@@ -75,9 +76,9 @@ def test_what_a_stronger_attack_broke_counts_in_every_ball_that_holds_it():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"eps": "9/255"}, {"norm": "l2"}, {"surface": "model"}, {"task": "u"}, {"run": "8" * 64}],
+    [{"eps": "9/255"}, {"norm": "l2"}, {"surface": "model"}, {"task": "u"}, {"model": "another"}],
 )
-def test_what_fell_outside_of_a_ball_or_of_other_records_does_not_count(changes):
+def test_what_fell_outside_of_a_ball_or_of_other_weights_does_not_count(changes):
     board = Board(entries=[entry_of(made("rrrb"))], breaks=[a_break("s/0", **changes)])
     suite, row = only(board)
     assert row.worst["linf 8/255"].value == 0.75

@@ -156,6 +156,6 @@ def _check(texts: Mapping[Path, str], command: str) -> int:
     ]
     if not stale:
         return 0
-    verb = "is" if len(stale) == 1 else "are"
-    say_error(f"{', '.join(map(str, stale))} {verb} stale: write it again with {command}.")
+    verb, them = ("is", "it") if len(stale) == 1 else ("are", "them")
+    say_error(f"{', '.join(map(str, stale))} {verb} stale: write {them} again with {command}.")
     return STATUS_STALE

@@ -52,6 +52,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--adversarials", type=Path, metavar="FILE", required=True)
     command.add_argument("--by", metavar="NAME", required=True, help="who gets the credit")
     command.add_argument("--paper", help="its https:// address")
+    command.add_argument("--images", help="the https:// address where others find the file")
     _add_common(command)
     command.set_defaults(run=_break)
 
@@ -92,10 +93,12 @@ def _entries(arguments: argparse.Namespace) -> list[Path]:
 
     from mmtard_bench.changed import changed_entries
 
-    names = changed_entries(arguments.since)
-    if not names:
+    changed = changed_entries(arguments.since)
+    if not changed:
         _tell(f"no entry was added or changed since {arguments.since}")
-    return [ENTRIES / name for name in names]
+    for name, what in changed.items():
+        _tell(f"since {arguments.since} the entry '{name}' was {what}")
+    return [ENTRIES / name for name in changed]
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -146,8 +149,9 @@ def _break(arguments: argparse.Namespace) -> int:
     from mmtard_bench.entries.text import require_plain, require_url
 
     require_plain(arguments.by, "--by")
-    if arguments.paper is not None:
-        require_url(arguments.paper, "--paper")
+    for option in ("paper", "images"):
+        if getattr(arguments, option) is not None:
+            require_url(getattr(arguments, option), f"--{option}")
 
     from mmtard_bench.adversarials import read_adversarials
     from mmtard_bench.verify.breaks import break_entry
@@ -158,9 +162,10 @@ def _break(arguments: argparse.Namespace) -> int:
         _resources(arguments),
         by=arguments.by,
         paper=arguments.paper,
+        images=arguments.images,
         weights=arguments.weights,
         tell=_tell,
     )
     for path in written:
-        _tell(f"{path}: keep {arguments.adversarials} where others can get it, and say where")
+        _tell(f"{path}: keep {arguments.adversarials} where others can get it (--images URL)")
     return 0

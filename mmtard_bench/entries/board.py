@@ -35,14 +35,6 @@ class Board:
         """Every record, of entries and others."""
         return [*(record for entry in self.entries for record in entry.records), *self.loose]
 
-    def run_of(self, record: Record) -> tuple[Entry, Run] | None:
-        """The entry and the run that a record is from; None for a loose one."""
-        for entry in self.entries:
-            for run in entry.runs:
-                if record in run.records:
-                    return entry, run
-        return None
-
     def verified(self, entry: Entry, run: Run) -> Verification | None:
         """The highest level of a run's very file that somebody verified, the newest of that."""
         found = [
@@ -51,9 +43,9 @@ class Board:
         return max(found, key=lambda v: (LEVELS.index(v.level), v.date), default=None)
 
     def breaks_of(self, entry: Entry, run: Run) -> list[Break]:
-        """The stronger attacks on a run's very file."""
-        name = entry.card.name
-        return [b for b in self.breaks if b.entry == name and b.records == run.digest]
+        """The stronger attacks on an entry's weights that are about a run's suite."""
+        model = entry.card.digest
+        return [b for b in self.breaks if b.model == model and b.suite == run.suite]
 
 
 def read_board(root: Path, reported: Path | None = None) -> Board:

@@ -1,25 +1,35 @@
 """What others found out about entries: how far one was verified, and which samples fell since.
 
-Both lie outside of the entries, so that a submitter cannot write them, and both name the file of
-records that they are about by its hash: they lapse with it.
+Both lie outside of the entries, and the check of a pull request leaves them to the maintainers
+(``changed.py``). A verification names the very file of records by its hash, and lapses with it; a
+break is of weights, and holds for whatever records say of them.
 """
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from mmtard_bench.entries.folder import read_plain
 from mmtard_bench.entries.text import EntryName, Plain, SuiteName, Url
 from mmtard_bench.errors import InputError, explain
-from mmtard_bench.records import Digest
+from mmtard_bench.records import Digest, Name
 from mmtard_bench.strict import Strict
 
 Level = Literal["well-formed", "replayed", "re-attacked", "reproduced"]
 LEVELS: tuple[Level, ...] = ("well-formed", "replayed", "re-attacked", "reproduced")
 """From the weakest to the strongest; each includes those before it."""
 
-Day = Annotated[str, Field(pattern=r"^20[0-9]{2}-[01][0-9]-[0-3][0-9]$")]
+
+def _day(text: str) -> str:
+    if date.fromisoformat(text).isoformat() != text:
+        raise ValueError("expected a date such as 2026-11-25")
+    return text
+
+
+Day = Annotated[str, AfterValidator(_day)]
 
 
 class Verification(Strict):
@@ -51,18 +61,20 @@ class Fallen(PixelBall):
 
 
 class Break(Strict):
-    """A stronger attack on an entry: its samples count as broken, with credit.
+    """A stronger attack on the weights of an entry: its samples count as broken, with credit.
 
-    ``adversarials`` is the SHA-256 of the file whose images were replayed.
+    ``model`` is the digest of the weights, ``adversarials`` the SHA-256 of the file whose images
+    were replayed, ``images`` where it is.
     """
 
     entry: EntryName
     suite: SuiteName
-    records: Digest
+    model: Name
     by: Plain
     paper: Url | None
     date: Day
     adversarials: Digest
+    images: Url | None
     fallen: list[Fallen] = Field(min_length=1)
 
 
@@ -71,20 +83,12 @@ _VERIFICATIONS = TypeAdapter(list[Verification])
 
 def read_verifications(path: Path) -> list[Verification]:
     """Read ``verification.json``; nothing if there is none. Raises InputError."""
-    if not path.is_file():
+    if not path.exists():
         return []
     try:
-        return verifications_from(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"The verifications in {path} cannot be read: {error}.") from error
-
-
-def verifications_from(data: bytes, where: str) -> list[Verification]:
-    """Verifications from a file's content. Raises InputError."""
-    try:
-        return _VERIFICATIONS.validate_json(data)
+        return _VERIFICATIONS.validate_json(read_plain(path))
     except ValidationError as error:
-        raise InputError(f"The verifications in {where} are not valid: {explain(error)}") from error
+        raise InputError(f"The verifications in {path} are not valid: {explain(error)}") from error
 
 
 def verifications_to_text(found: list[Verification]) -> str:
@@ -98,10 +102,9 @@ def read_breaks(folder: Path) -> list[Break]:
     breaks: list[Break] = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found = Break.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            why = explain(error) if isinstance(error, ValidationError) else str(error)
-            raise InputError(f"The break {path} cannot be read: {why}") from error
+            found = Break.model_validate_json(read_plain(path))
+        except ValidationError as error:
+            raise InputError(f"The break {path} is not valid: {explain(error)}") from error
         if path.name.partition("--")[0] != found.entry:
             raise InputError(f"The break {path} is of '{found.entry}'; expected that in its name.")
         breaks.append(found)

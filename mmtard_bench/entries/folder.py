@@ -1,6 +1,7 @@
 """An entry is a directory: ``card.json``, and a file of records a suite."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,6 +114,28 @@ def file_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def require_plain_file(path: Path) -> None:
+    """Raise InputError for a link, for what is no file, and for a file that is too large."""
+    if not os.path.lexists(path):
+        raise InputError(f"There is no file {path}; expected one.")
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"{path} is not a plain file; the leaderboard has nothing else.")
+    if path.stat().st_size > LARGEST:
+        raise InputError(
+            f"{path} has {path.stat().st_size:,} bytes; files of the leaderboard have at most "
+            f"{LARGEST:,}. Adversarial images stay elsewhere."
+        )
+
+
+def read_plain(path: Path) -> bytes:
+    """The bytes of a file of strangers. Raises InputError as ``require_plain_file`` does."""
+    require_plain_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+
+
 def _files(folder: Path) -> Sequence[Path]:
     """The files of an entry, once their names and sizes are in order."""
     if not folder.is_dir():
@@ -121,13 +144,7 @@ def _files(folder: Path) -> Sequence[Path]:
     if len(files) > MOST_FILES:
         raise InputError(f"The entry {folder} has {len(files)} files; at most {MOST_FILES} are.")
     for path in files:
-        if path.is_symlink() or not path.is_file():
-            raise InputError(f"{path} is not a plain file; an entry has nothing else.")
-        if path.stat().st_size > LARGEST:
-            raise InputError(
-                f"{path} has {path.stat().st_size:,} bytes; an entry's files have at most "
-                f"{LARGEST:,}. Adversarial images do not belong into an entry."
-            )
+        require_plain_file(path)
         if path.name != "card.json":
             try:
                 _SUITE.validate_python(path.name.removesuffix(".json"))
@@ -140,8 +157,8 @@ def _files(folder: Path) -> Sequence[Path]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_plain(path).decode("utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
 
 

@@ -27,6 +27,9 @@ def _plain(text: str) -> str:
             )
     if text != text.strip():
         raise ValueError("expected no space at its ends")
+    # Markdown makes links of them by itself.
+    if "://" in text or "www." in text.casefold():
+        raise ValueError("an address is not allowed here; expected plain text")
     return text
 
 

@@ -72,7 +72,8 @@ def attack_draws(
         if ids
         else ()
     )
-    fell = tuple(outcome.id for outcome in outcomes if outcome.broken)
+    # One that is wrong on the clean image is not robust either.
+    fell = tuple(each.id for each in outcomes if each.broken or each.before != each.label)
     return Draw(
         where=where,
         attack=place.threat.attack,

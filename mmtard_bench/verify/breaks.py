@@ -9,11 +9,13 @@ from mmtard_bench.adversarials import Adversarials, Stack, replay_stack
 from mmtard_bench.entries.checked import Break, Fallen, read_breaks
 from mmtard_bench.entries.folder import Entry, Run
 from mmtard_bench.errors import InputError
+from mmtard_bench.lowered import lowered
 from mmtard_bench.markdown import slug
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.reattack import Ball, balls_of
 from mmtard_bench.records import write_atomically
 from mmtard_bench.resources import Resources
+from mmtard_bench.summary import worst_cases
 from mmtard_bench.types import Eps
 from mmtard_bench.verify.formed import Formed, require_formed
 from mmtard_bench.verify.levels import failures_of, today
@@ -28,6 +30,7 @@ def break_entry(
     *,
     by: str,
     paper: str | None,
+    images: str | None,
     weights: str | None,
     tell: Callable[[str], None],
 ) -> list[Path]:
@@ -35,7 +38,8 @@ def break_entry(
 
     Those count that the worst case of a ball calls robust, if nobody broke them there before; an
     image in a ball is in the larger ones, too. Images that are outside or break nothing are left
-    out, and said. Raises InputError if the file is of other weights, or if nothing new fell.
+    out, and said. ``images`` says where others find the file. Raises InputError if the file is of
+    other weights, or if nothing new fell.
     """
     card = entry.card
     require_model(file, card)
@@ -46,18 +50,19 @@ def break_entry(
     with failures_of(entry):
         clip = load_weights(card, weights)
         for run in formed:
-            before = _credited(known, run.run)
-            fallen = _fallen(run, file, clip, resources(), before, tell)
+            standing = _standing(known, run.run)
+            fallen = _fallen(run, file, clip, resources(), standing, tell)
             if not fallen:
                 continue
             found = Break(
                 entry=card.name,
                 suite=run.suite.name,
-                records=run.run.digest,
+                model=card.digest,
                 by=by,
                 paper=paper,
                 date=today(),
                 adversarials=file.digest,
+                images=images,
                 fallen=fallen,
             )
             written.append(_free_name(folder, f"{card.name}--{slug(by).lower()}"))
@@ -75,7 +80,7 @@ def _fallen(
     file: Adversarials,
     clip: Clip,
     resources: Resources,
-    before: dict[tuple[str, str], set[str]],
+    standing: dict[tuple[str, str], set[str]],
     tell: Callable[[str], None],
 ) -> list[Fallen]:
     data = {place.data.task.name: place.data for place in run.places}
@@ -92,7 +97,7 @@ def _fallen(
         )
         for ball in around:
             key = (ball.task, ball.name)
-            found[key] |= (set(seen.broken) & set(ball.standing)) - before[key]
+            found[key] |= set(seen.broken) & standing[key]
     fallen = []
     for ball in balls:
         ids = found[ball.task, ball.name]
@@ -100,7 +105,8 @@ def _fallen(
             continue
         threat = ball.strongest.threat
         assert threat.norm != "levenshtein"
-        tell(f"{ball.task} {ball.name}: {len(ids)} of {len(ball.standing)} robust samples fell")
+        left = len(standing[ball.task, ball.name])
+        tell(f"{ball.task} {ball.name}: {len(ids)} of {left} robust samples fell")
         fallen.append(
             Fallen(
                 task=ball.task,
@@ -125,21 +131,15 @@ def _holds(ball: Ball, stack: Stack) -> bool:
     return float(Eps.parse(stack.eps)) <= float(Eps.parse(threat.eps))
 
 
-def _credited(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
-    """What fell before, by task and ball, of a run's very file."""
-    names = {
-        (ball.task, t.norm, t.eps, t.surface): (ball.task, ball.name)
-        for ball in balls_of(run.records)
-        for t in [ball.strongest.threat]
-        if not ball.edits
+def _standing(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
+    """The samples of a run that stand, by task and ball, after what fell before."""
+    model = run.records[0].model.digest
+    mine = [each for each in known if each.model == model and each.suite == run.suite]
+    cases, _ = lowered(worst_cases(run.records), mine)
+    return {
+        (case.task, case.ball): {name for name, stood in case.stands.items() if stood}
+        for case in cases
     }
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for each in known:
-        for fallen in each.fallen if each.records == run.digest else []:
-            key = (fallen.task, fallen.norm, fallen.eps, fallen.surface)
-            if key in names:
-                found[names[key]] |= set(fallen.ids)
-    return found
 
 
 def _free_name(folder: Path, stem: str) -> Path:

@@ -33,7 +33,7 @@ from mmtard_bench.verify.again import Draw, attack_draws, places_of, require_few
 from mmtard_bench.verify.formed import Formed, require_formed
 from mmtard_bench.verify.replayed import replay, replay_images
 from mmtard_bench.verify.reproduced import reproduce
-from mmtard_bench.verify.weights import load_weights
+from mmtard_bench.verify.weights import load_weights, require_data
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def verify(
 
     Raises InputError at the first thing that is not as it must be.
     """
+    require_data(entry.card.weights)
     formed = [require_formed(run) for run in entry.runs]
     details = [f"{len(run.places)} records of {run.suite.name}" for run in formed]
     for detail in details:

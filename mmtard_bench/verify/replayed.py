@@ -63,9 +63,14 @@ def _require_identity(place: Place, formed: Formed, clip: Clip) -> None:
         suite=formed.suite,
         engine=place.engine,
     )
+    model, task, _ = job.facts
+    if model.parameters != place.record.model.parameters:
+        raise InputError(
+            f"{place.name}: the record says {place.record.model.parameters} parameters; these "
+            f"weights have {model.parameters}."
+        )
     if job.identity == place.record.identity:
         return
-    model, task, _ = job.facts
     what = "the preprocessing"
     if task.prompts_digest != place.record.task.prompts_digest:
         what = "the prompts"

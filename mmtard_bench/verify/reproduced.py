@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
+from mmtard_bench.attacks.checks import SampleCode
 from mmtard_bench.curve import known_from_above
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.recall import CUTOFFS
 from mmtard_bench.records import Record
 from mmtard_bench.resources import Resources
 from mmtard_bench.summary import percent
@@ -36,8 +39,8 @@ def reproduce(
 ) -> list[Comparison]:
     """Run the suite of a run again and compare it sample by sample.
 
-    Raises InputError for an evaluation that fails, or a record in which too many samples are
-    robust for the entry alone.
+    Raises InputError for an evaluation that fails, for a record in which too many samples are
+    robust on one side alone, and for one whose recalls or flags are better than here.
     """
     done: dict[str, list[Record]] = {}
     found = []
@@ -52,11 +55,17 @@ def reproduce(
             f"{percent(place.record.robust_accuracy)}% ({last.entry_only} samples for the entry "
             f"only, {last.ours_only} here only; {record.seconds:.0f} s)"
         )
-        if last.entry_only > last.allowed:
-            raise InputError(
-                f"{place.name}: {last.entry_only} samples are robust for the entry alone; at most "
-                f"{last.allowed} may be by rounding, so the entry overstates its robustness."
-            )
+        for count, whose, how in (
+            (last.entry_only, "for the entry", "over"),
+            (last.ours_only, "here", "under"),
+        ):
+            if count > last.allowed:
+                raise InputError(
+                    f"{place.name}: {count} samples are robust {whose} alone; at most "
+                    f"{last.allowed} may be by rounding, so the entry {how}states its robustness."
+                )
+        _require_recalls(place, record)
+        _require_flags(place, record)
     return found
 
 
@@ -70,6 +79,33 @@ def _again(
     if record.status != "ok":
         raise InputError(f"{place.name}: the evaluation fails here: {record.error}")
     return record
+
+
+def _require_recalls(place: Place, ours: Record) -> None:
+    """Recalls under attack follow from ranks, which no other level looks at."""
+    theirs = place.record.results.recalls if place.record.results else None
+    here = ours.results.recalls if ours.results else None
+    if theirs is None or here is None:
+        return
+    for name in ("image_to_text_attacked", "text_to_image_attacked"):
+        for k, claimed, found in zip(
+            CUTOFFS, getattr(theirs, name), getattr(here, name), strict=True
+        ):
+            if claimed - found > SHARE:
+                raise InputError(
+                    f"{place.name}: the entry says {percent(claimed)}% for {name} at {k}, here it "
+                    f"is {percent(found)}%."
+                )
+
+
+def _require_flags(place: Place, ours: Record) -> None:
+    """What verdicts give reason to doubt can be hidden by naming another stage."""
+    given = {flag.code for flag in place.record.flags}
+    missing = [f for f in ours.flags if f.code in get_args(SampleCode) and f.code not in given]
+    if missing:
+        raise InputError(
+            f"{place.name}: the record lacks the flag '{missing[0].code}': {missing[0].detail}."
+        )
 
 
 def _compared(place: Place, record: Record) -> Comparison:

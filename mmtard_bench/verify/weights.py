@@ -6,18 +6,23 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import is_data, load_model
 
 
-def load_weights(card: Card, weights: str | None = None) -> Clip:
-    """The model that a card is of, from the card's weights or from other ones given.
-
-    Raises InputError if they cannot be had, would run code, or are not those of the card.
-    """
-    spec = weights or card.weights
+def require_data(spec: str) -> None:
+    """Raise InputError for weights that would run code: whoever copies a command would run it."""
     if not is_data(spec):
         raise InputError(
             f"The weights '{spec}' are no architecture or repository that is known here, so they "
             "would have to be a function of some package, which is not run to verify an entry. "
             "Expected weights that are read as data: hf-hub:ORG/REPO, local-dir:PATH or ARCH:FILE."
         )
+
+
+def load_weights(card: Card, weights: str | None = None) -> Clip:
+    """The model that a card is of, from the card's weights or from other ones given.
+
+    Raises InputError if they cannot be had, would run code, or are not those of the card.
+    """
+    spec = weights or card.weights
+    require_data(spec)
     clip = load_model(spec)
     if clip.digest != card.digest:
         raise InputError(

@@ -88,7 +88,7 @@ SPOILED = {
     "a hidden file": (lambda place: (place / ".x").write_text(""), "does not belong"),
     "no suite's name": (lambda place: (place / "Quick-v1.json").write_text(""), "does not belong"),
     "no records": (lambda place: (place / "quick-v1.json").unlink(), "has no records"),
-    "no card": (lambda place: (place / "card.json").unlink(), "cannot be read"),
+    "no card": (lambda place: (place / "card.json").unlink(), "There is no file"),
     "no text": (lambda place: (place / "card.json").write_bytes(b"\xff"), "cannot be read"),
     "another suite": (
         lambda place: (place / "quick-v1.json").rename(place / "slow-v1.json"),

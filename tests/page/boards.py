@@ -56,11 +56,12 @@ def stronger(name: str, count: int) -> Break:
     return Break(
         entry=name,
         suite="quick-v1",
-        records="a" * 64,
+        model=digest_of(name),
         by="B. Breaker",
         paper="https://example.org/attack",
         date="2026-11-21",
         adversarials="b" * 64,
+        images=None,
         fallen=[fallen],
     )
 

@@ -32,6 +32,7 @@ def honest(small_suites: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
             "weak": entry(root, run("student-clean-ft", "small-v1"), "weak"),
             "strong": entry(root, run("student-tecoa", "small-v1"), "strong"),
             "curve": entry(root, run("student-tecoa", "bent-v1"), "curve"),
+            "seen": entry(root, run("tiny-clip-small", "seen-v1"), "seen"),
         }
 
 

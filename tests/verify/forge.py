@@ -44,6 +44,14 @@ threats = [
   { attack = "pgd-3", norm = "linf", eps = "6/255" },
 ]
 """,
+    "seen-v1": """
+name = "seen-v1"
+description = "a test of retrieval"
+n = 16
+seed = 0
+tasks = ["digits/retrieval"]
+threats = [{ attack = "pgd-2", norm = "linf", eps = "4/255" }]
+""",
 }
 
 

@@ -132,7 +132,7 @@ def test_a_stronger_attack_is_written_down_with_credit(here, stronger):
     assert done.returncode == 0, done.stderr
     (found,) = read_breaks(stronger.parent.parent / "breaks")
     assert (found.entry, found.suite, found.by) == ("weak", "small-v1", "A. Breaker")
-    assert found.records == entry.runs[0].digest
+    assert found.model == entry.card.digest
     (fallen,) = found.fallen
     assert (fallen.task, fallen.norm, fallen.eps) == ("digits/digit", "linf", "8/255")
     assert set(fallen.ids) == robust
@@ -144,12 +144,11 @@ def test_a_stronger_attack_is_written_down_with_credit(here, stronger):
     assert names == ["weak--a.-breaker.json"]
 
 
-def test_a_break_of_an_earlier_file_of_records_has_lapsed(here, stronger):
+def test_a_break_is_of_weights_and_outlives_other_records_of_them(here, stronger):
     command = ("break", stronger, "--adversarials", "a.safetensors", "--by", "me")
-    assert here(*command).returncode == 0
-    forge.rewrite(stronger, forge.samples(lambda some: forge.overstated(some, 1)))
-    assert here(*command).returncode == 0
-    assert len(read_breaks(stronger.parent.parent / "breaks")) == 2
+    assert here(*command, "--images", "https://example.org/a.safetensors").returncode == 0
+    forge.rewrite(stronger, forge.each(seconds=1.0))
+    assert_sentence(here(*command), "nobody broke before")
 
 
 def test_images_that_break_nothing_new_are_refused(here, copy):
@@ -234,3 +233,27 @@ def test_a_suite_that_ships_no_more_is_refused(here, copy):
     forge.rewrite(folder, forge.each(suite=facts))
     (folder / "small-v1.json").rename(folder / "gone-v1.json")
     assert_sentence(here("verify", folder), "which does not ship")
+
+
+def test_a_number_of_parameters_that_the_weights_do_not_have_is_refused(here, copy):
+    folder = copy("weak")
+    (one, *_) = read_entry(folder).records
+    # The records first: an entry is read only where card and records agree.
+    forge.rewrite(folder, forge.each(model=one.model.model_copy(update={"parameters": 7})))
+    card = folder / "card.json"
+    card.write_text(
+        card.read_text().replace(f'"parameters": {one.model.parameters}', '"parameters": 7')
+    )
+    assert_sentence(here("verify", folder), "7 parameters", f"have {one.model.parameters}")
+
+
+@pytest.mark.parametrize("level", ["well-formed", "replayed"])
+def test_weights_that_would_run_code_are_refused_at_every_level(here, copy, level):
+    folder = copy("weak")
+    (one, *_) = read_entry(folder).records
+    forge.rewrite(folder, forge.each(model=one.model.model_copy(update={"source": "pip:main"})))
+    card = folder / "card.json"
+    card.write_text(
+        card.read_text().replace(f'"weights": "{one.model.source}"', '"weights": "pip:main"')
+    )
+    assert_sentence(here("verify", folder, "--level", level), "'pip:main'", "not run to verify")
