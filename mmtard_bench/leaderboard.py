@@ -1,12 +1,9 @@
 """From records to ``leaderboard/README.md``. Imports without torch."""
 
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 
 from mmtard_bench.entries.board import Board
-from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import escape, slug, table
-from mmtard_bench.records import Record, find_records, read_record
 from mmtard_bench.reported import reported_section
 from mmtard_bench.standings import Row, SuiteStandings, standings
 from mmtard_bench.summary import RECALL_HEADERS, Accuracy, recall_cells, with_interval
@@ -35,13 +32,6 @@ The engine is what ran attacks that come in two forms, our own code or the refer
 is passes a sample, forward and backward, over all records of a row; seconds are those of the
 machine that made the records.
 """
-
-
-def load_records(root: Path) -> list[Record]:
-    """Every record below a directory. Raises InputError for one that was edited or cut short."""
-    if not root.is_dir():
-        raise InputError(f"There is no directory {root}; expected a directory of records.")
-    return [read_record(path) for path in find_records(root)]
 
 
 def render(board: Board, beside: Collection[str] = ()) -> str:

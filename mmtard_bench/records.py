@@ -427,3 +427,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def find_records(root: Path) -> list[Path]:
     """Every record file below a directory."""
     return sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
+
+
+def load_records(root: Path) -> list[Record]:
+    """Every record below a directory. Raises InputError for one that was edited or cut short."""
+    if not root.is_dir():
+        raise InputError(f"There is no directory {root}; expected a directory of records.")
+    return [read_record(path) for path in find_records(root)]

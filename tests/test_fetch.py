@@ -76,6 +76,7 @@ def verdicts(folder: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_fetch_then_run_then_offline(cli, repositories, tmp_path):
     pytest.importorskip("transformers")
     from tests.models.test_transformers import make

@@ -5,6 +5,7 @@ A trial is one pair of models on N samples; each sample is one of "both stand", 
 """
 
 import json
+import re
 import time
 from itertools import combinations
 
@@ -253,7 +254,14 @@ def test_entries_are_compared(here: Cli):
     done = here("compare", ENTRIES / "student-mmt-ard", ENTRIES / "student-tecoa")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-1]
-    assert "correction for 20 comparisons: A is better in 2 (digits/digit: clean;" in said
+    found = re.search(r"for (\d+) comparisons: A is better in (\d+) .*digits/unseen: clean", said)
+    assert found, said
+    rows = [
+        line for line in done.stdout.splitlines() if line.startswith(("curve-v1: ", "digits-v1: "))
+    ]
+    assert int(found[1]) >= 20
+    assert int(found[1]) == len(rows)
+    assert "no difference is shown in" in said
 
 
 def test_bad_input_is_a_sentence(here: Cli, tmp_path):

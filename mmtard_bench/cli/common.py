@@ -48,8 +48,7 @@ def say_error(message: str) -> None:
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
     from mmtard_bench.entries.folder import read_entries, read_entry
-    from mmtard_bench.leaderboard import load_records
-    from mmtard_bench.records import read_record
+    from mmtard_bench.records import load_records, read_record
 
     if (path / "card.json").is_file():
         return read_entry(path).records

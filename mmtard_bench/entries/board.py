@@ -13,7 +13,7 @@ from mmtard_bench.entries.checked import (
 )
 from mmtard_bench.entries.folder import Entry, Run, read_entries
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import Record, find_records, read_record
+from mmtard_bench.records import Record, load_records
 from mmtard_bench.reported import Reported, read_reported
 
 
@@ -59,7 +59,7 @@ def read_board(root: Path, reported: Path | None = None) -> Board:
     beside = reported or root.parent / "reported.csv"
     figures = read_reported(beside) if reported or beside.is_file() else []
     if not any(root.glob("*/card.json")):
-        return Board(loose=[read_record(path) for path in find_records(root)], reported=figures)
+        return Board(loose=load_records(root), reported=figures)
     return Board(
         entries=read_entries(root),
         verifications=read_verifications(root.parent / "verification.json"),

@@ -31,7 +31,7 @@ class Small(torch.nn.Module):
     ("version", "norm", "eps"),
     [
         ("standard", "linf", "8/255"),
-        ("standard", "l2", "60/255"),
+        pytest.param("standard", "l2", "60/255", marks=pytest.mark.slow),
         ("rand", "linf", "8/255"),
     ],
 )

@@ -54,6 +54,7 @@ def test_two_processes_draw_the_same_curve(recipe, tmp_path, run_small):
     assert curve(tmp_path / "two") == pytest.approx(curve(one), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_gradient_of_one(recipe, tmp_path, run_small):
     # Everything that is of the whole batch: its statistics, mean weights, ranking by text. Steps
     # are tiny: where the student is sure of itself, rounding decides which way they go.
