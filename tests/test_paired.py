@@ -254,7 +254,9 @@ def test_entries_are_compared(here: Cli):
     done = here("compare", ENTRIES / "student-mmt-ard", ENTRIES / "student-tecoa")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()[-1]
-    found = re.search(r"for (\d+) comparisons: A is better in (\d+) .*digits/unseen: clean", said)
+    found = re.search(
+        r"for (\d+) comparisons: A is better in (\d+) .*digits-v1: digits/unseen: clean", said
+    )
     assert found, said
     rows = [
         line for line in done.stdout.splitlines() if line.startswith(("curve-v1: ", "digits-v1: "))

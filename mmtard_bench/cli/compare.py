@@ -64,10 +64,9 @@ def _model(records: "Sequence[Record]", path: Path) -> "ModelFacts":
 def _table(found: "Sequence[Comparison]") -> str:
     headers = ["task", "threat model", "n", "A %", "B %", "A - B, points", "only A", "only B"]
     headers += ["p", "p (Holm)", "better"]
-    suites = {row.suite for row in found}
     rows = [
         [
-            f"{row.suite or 'no suite'}: {row.task}" if len(suites) > 1 else row.task,
+            _place(row, found),
             row.what,
             row.n,
             f"{100 * row.a:.1f}",
@@ -111,10 +110,15 @@ def _conclusion(found: "Sequence[Comparison]") -> str:
 
 def _where(won: "Sequence[Comparison]", found: "Sequence[Comparison]") -> str:
     """The tasks of some comparisons: "digits/digit: all; digits/unseen: clean"."""
-    tasks = dict.fromkeys((row.suite, row.task) for row in won)
     said = []
-    for place in tasks:
-        here = [row.what for row in won if (row.suite, row.task) == place]
-        every = sum((row.suite, row.task) == place for row in found)
-        said.append(f"{place[1]}: {', '.join(here) if len(here) < every else 'all'}")
+    for place in dict.fromkeys(_place(row, found) for row in won):
+        here = [row.what for row in won if _place(row, found) == place]
+        every = sum(_place(row, found) == place for row in found)
+        said.append(f"{place}: {', '.join(here) if len(here) < every else 'all'}")
     return "; ".join(said)
+
+
+def _place(row: "Comparison", found: "Sequence[Comparison]") -> str:
+    """A task, with its suite where there are several."""
+    several = len({other.suite for other in found}) > 1
+    return f"{row.suite or 'no suite'}: {row.task}" if several else row.task
