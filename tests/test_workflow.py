@@ -173,7 +173,7 @@ def test_the_workflow_in_a_clean_clone(tmp_path):
     clone.bench("submit", "runs/quick-v1", "--name", "another")
     done = clone.workflow()
     assert done.returncode != 0
-    assert "stale: write it again" in done.stderr
+    assert "stale: write them again" in done.stderr
     assert "another" in done.stdout
 
     clone.bench("leaderboard")
