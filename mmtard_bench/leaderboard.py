@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 
 from mmtard_bench.entries.board import Board
-from mmtard_bench.markdown import escape, slug, table
+from mmtard_bench.markdown import escape, table
 from mmtard_bench.reported import reported_section
 from mmtard_bench.standings import Row, SuiteStandings, standings
 from mmtard_bench.summary import RECALL_HEADERS, Accuracy, recall_cells, with_interval
@@ -47,14 +47,11 @@ def render(board: Board, beside: Collection[str] = ()) -> str:
 
 
 def _section(suite: SuiteStandings, beside: Collection[str]) -> str:
-    protocol = suite.protocol or "of its own"
-    plot = f"{slug(suite.name)}-scatter.svg"
     parts = [
         f"## {escape(suite.name)}",
-        f"Protocol {escape(protocol)}; {len(suite.tasks)} task{'s' * (len(suite.tasks) > 1)}, "
-        f"{suite.n} samples each, seed {', '.join(map(str, suite.seeds))}.",
+        escape(suite.about),
         _overview(suite),
-        f"![clean against robust accuracy]({plot})" if plot in beside else "",
+        f"![clean against robust accuracy]({suite.plot})" if suite.plot in beside else "",
         *(f"### {escape(task)}\n\n{_task_table(suite, task)}" for task in suite.tasks),
         _recall_table(suite.rows) if suite.metric == "retrieval" else "",
         _remarks(suite.rows),
@@ -66,8 +63,8 @@ def _section(suite: SuiteStandings, beside: Collection[str]) -> str:
 
 
 def _overview(suite: SuiteStandings) -> str:
-    average = "recall at 1" if suite.metric == "retrieval" else "zero-shot average"
-    headers = ["place", "model", average, *(f"worst case {ball}" for ball in suite.balls), "badges"]
+    worst = [f"worst case {ball}" for ball in suite.balls]
+    headers = ["place", "model", suite.average, *worst, "badges"]
     lines = [
         [
             "-" if row.place is None else str(row.place),

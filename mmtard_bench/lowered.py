@@ -6,9 +6,8 @@ same norm and surface, and a radius at least as large, with or without edits of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
-from mmtard_bench.entries.checked import Break, Fallen
+from mmtard_bench.entries.checked import Break
 from mmtard_bench.summary import WorstCase
 
 
@@ -31,7 +30,7 @@ def lowered(
         fell: set[tuple[str, str]] = set()
         for fallen in found.fallen:
             for i, case in enumerate(cases):
-                if not _inside(fallen, case):
+                if not fallen.is_in(case.task, case.threat):
                     continue
                 ids = {x for x in fallen.ids if case.stands.get(x)}
                 stands = {**case.stands, **dict.fromkeys(ids, False)}
@@ -40,9 +39,3 @@ def lowered(
         if fell:
             credits.append(Credit(found.by, found.paper, found.date, len(fell)))
     return cases, credits
-
-
-def _inside(fallen: Fallen, case: WorstCase) -> bool:
-    threat = case.threat
-    same = (fallen.task, fallen.norm, fallen.surface) == (case.task, threat.norm, threat.surface)
-    return same and Fraction(fallen.eps) <= Fraction(threat.eps)

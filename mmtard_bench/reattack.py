@@ -1,7 +1,6 @@
 """Attack chosen samples of a record once more, and keep the images that records do not have."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.records import Record, digest_of
 from mmtard_bench.resources import Resources, full_float32
 from mmtard_bench.suites import list_suites, load_suite, with_overrides
+from mmtard_bench.summary import by_ball, worst_cases
 from mmtard_bench.tasks.resolve import TaskData, load_task
 from mmtard_bench.tasks.scoring import Verdict
 from mmtard_bench.types import Eps, Suite, ThreatModel
@@ -60,8 +60,8 @@ class Ball:
     @cached_property
     def standing(self) -> list[str]:
         """The ids of the samples that no attack broke: the worst case."""
-        columns = zip(*(record.samples for record in self.records), strict=True)
-        return [column[0].id for column in columns if all(sample.robust for sample in column)]
+        (case,) = worst_cases(self.records)
+        return [name for name, stood in case.stands.items() if stood]
 
     @cached_property
     def broken(self) -> list[str]:
@@ -73,10 +73,7 @@ class Ball:
 
 def balls_of(records: Iterable[Record]) -> list[Ball]:
     """The balls of the records of a run, in order of their first records."""
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record.task.name, record.threat.ball].append(record)
-    return [Ball(task, name, tuple(group)) for (task, name), group in groups.items()]
+    return [Ball(task, name, tuple(group)) for (task, name), group in by_ball(records).items()]
 
 
 def _weakness(attack: str) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from mmtard_bench.entries.board import Board
 from mmtard_bench.entries.card import Card
 from mmtard_bench.entries.checked import Verification
 from mmtard_bench.lowered import Credit, lowered
+from mmtard_bench.markdown import slug
 from mmtard_bench.paired import all_pairs
 from mmtard_bench.recall import Recalls
 from mmtard_bench.records import FAST_CODE, Record, SuiteFacts, wilson
@@ -102,6 +103,25 @@ class SuiteStandings:
     threats: Mapping[str, Sequence[str]]
     joint: Mapping[str, Sequence[str]]
     rows: tuple[Row, ...]
+
+    @property
+    def about(self) -> str:
+        """Protocol, tasks, samples and seeds, in a sentence."""
+        count, seeds = len(self.tasks), ", ".join(map(str, self.seeds))
+        return (
+            f"Protocol {self.protocol or 'of its own'}; {count} task{'s' * (count > 1)}, "
+            f"{self.n} samples each, seed {seeds}."
+        )
+
+    @property
+    def average(self) -> str:
+        """What the average of clean accuracies is called."""
+        return "recall at 1" if self.metric == "retrieval" else "zero-shot average"
+
+    @property
+    def plot(self) -> str:
+        """The name of the file with its plot, if it has one."""
+        return f"{slug(self.name)}-scatter.svg"
 
 
 @dataclass(frozen=True)

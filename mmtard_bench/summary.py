@@ -48,17 +48,22 @@ class WorstCase:
         return wilson(sum(self.stands.values()), len(self.stands))
 
 
+def by_ball(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """The records of each task and ball, in order of their first ones."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.task.name, record.threat.ball].append(record)
+    return groups
+
+
 def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
     """Per-sample AND over the threat models of one task and ball.
 
     A failed record makes its worst case unknown, so it is left out. Raises InputError if records
     of one task do not hold the same samples.
     """
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record.task.name, record.threat.ball].append(record)
     found = []
-    for (task, ball), group in groups.items():
+    for (task, ball), group in by_ball(records).items():
         if any(record.status != "ok" for record in group):
             continue
         if len({record.sample_ids_digest for record in group}) != 1:

@@ -7,6 +7,7 @@ break is of weights, and holds for whatever records say of them.
 
 import json
 from datetime import date
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from mmtard_bench.entries.folder import read_plain
 from mmtard_bench.entries.text import EntryName, Plain, SuiteName, Url
 from mmtard_bench.errors import InputError, explain
-from mmtard_bench.records import Digest, Name
+from mmtard_bench.records import Digest, Name, ThreatFacts
 from mmtard_bench.strict import Strict
 
 Level = Literal["well-formed", "replayed", "re-attacked", "reproduced"]
@@ -52,6 +53,11 @@ class PixelBall(Strict):
     norm: Literal["linf", "l2"]
     eps: str = Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")
     surface: Literal["native", "model"]
+
+    def is_in(self, task: str, threat: ThreatFacts) -> bool:
+        """Whether it lies in the ball of a threat model on a task; edits of text are not asked."""
+        same = (self.task, self.norm, self.surface) == (task, threat.norm, threat.surface)
+        return same and Fraction(self.eps) <= Fraction(threat.eps)
 
 
 class Fallen(PixelBall):

@@ -51,18 +51,11 @@ def page_facts(board: Board) -> Facts:
     }
 
 
-def average_name(suite: SuiteStandings) -> str:
-    """What the average of clean accuracies is called."""
-    return "recall at 1" if suite.metric == "retrieval" else "zero-shot average"
-
-
 def _suite(suite: SuiteStandings, name: str) -> Facts:
-    count = len(suite.tasks)
     return {
         "name": name,
-        "about": f"Protocol {suite.protocol or 'of its own'}; {count} task{'s' * (count > 1)}, "
-        f"{suite.n} samples each, seed {', '.join(map(str, suite.seeds))}.",
-        "average": average_name(suite),
+        "about": suite.about,
+        "average": suite.average,
         "balls": suite.balls,
         "deciding": suite.deciding,
         "tasks": [

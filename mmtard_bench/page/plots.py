@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from mmtard_bench.entries.board import Board
-from mmtard_bench.markdown import printable, slug
+from mmtard_bench.markdown import printable
 from mmtard_bench.page.build import asset
-from mmtard_bench.page.facts import average_name
 from mmtard_bench.page.marks import COLOURS, SHAPES
 from mmtard_bench.standings import Row, SuiteStandings, standings
 from mmtard_bench.summary import Accuracy
@@ -30,7 +29,7 @@ def plots(board: Board) -> dict[str, str]:
     for suite in standings(board):
         rows = [row for row in suite.rows if row.complete]
         if len(rows) >= FEWEST and suite.balls:
-            found[f"{slug(suite.name)}-scatter.svg"] = scatter(suite, rows)
+            found[suite.plot] = scatter(suite, rows)
     return found
 
 
@@ -58,7 +57,7 @@ def scatter(suite: SuiteStandings, rows: Sequence[Row]) -> str:
     ]
     for number, ball in enumerate(balls):
         left = number * (_LEFT + _SIZE + _GAP) + _LEFT
-        parts += _panel(rows, ball, average_name(suite), left)
+        parts += _panel(rows, ball, suite.average, left)
     parts += _legend(rows, panels * (_LEFT + _SIZE + _GAP))
     return "\n".join([*parts, "</svg>\n"])
 

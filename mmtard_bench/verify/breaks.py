@@ -16,7 +16,6 @@ from mmtard_bench.reattack import Ball, balls_of
 from mmtard_bench.records import write_atomically
 from mmtard_bench.resources import Resources
 from mmtard_bench.summary import worst_cases
-from mmtard_bench.types import Eps
 from mmtard_bench.verify.formed import Formed, require_formed
 from mmtard_bench.verify.levels import failures_of, today
 from mmtard_bench.verify.replayed import require_model
@@ -121,14 +120,7 @@ def _fallen(
 
 def _holds(ball: Ball, stack: Stack) -> bool:
     """Whether the ball of a stack is in a ball."""
-    threat = ball.strongest.threat
-    if ball.edits or (ball.task, threat.norm, threat.surface) != (
-        stack.task,
-        stack.norm,
-        stack.surface,
-    ):
-        return False
-    return float(Eps.parse(stack.eps)) <= float(Eps.parse(threat.eps))
+    return not ball.edits and stack.is_in(ball.task, ball.strongest.threat)
 
 
 def _standing(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
