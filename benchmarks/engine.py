@@ -103,11 +103,11 @@ class Subject:
         self.model = wrap(plain).eval()
         self.tower = fold(self.clip, self.images[:32])
 
-    def first(self, count: int) -> "Subject":
-        """The same with so many samples."""
-        self.images, self.labels = self.images[:count], self.labels[:count]
-        self.ids = self.ids[:count]
-        return self
+    def part(self, some: slice) -> "Subject":
+        """The same with some of the samples."""
+        found = copy(self)
+        found.images, found.labels, found.ids = self.images[some], self.labels[some], self.ids[some]
+        return found
 
     def attack(
         self,
@@ -268,7 +268,7 @@ def overhead(cells: Cells, rounds: int) -> None:
         for attack in ("pgd-20", "apgd-pair", "autoattack-standard"):
 
             def measure(spec=spec, attack=attack) -> Cell:
-                subject = Subject(spec, 2 * BATCH, lambda model: model).first(BATCH)
+                subject = Subject(spec, 2 * BATCH, lambda model: model).part(slice(BATCH))
                 # PGD is over in less time than a clock needs to be believed.
                 repeats = 10 if attack == "pgd-20" else 1
                 subject.attack("pgd-2", "linf", "fast", eps="1/255")
@@ -305,14 +305,12 @@ def flips(cells: Cells, samples: int) -> None:
         for attack in STAGES:
 
             def measure(spec=spec, eps=eps, attack=attack) -> Cell:
-                subject = Subject(spec, 2 * samples, lambda model: model).first(samples)
+                subject = Subject(spec, 2 * samples, lambda model: model).part(slice(samples))
 
                 def standing(batch_size: int, *parts: slice) -> list[bool]:
                     found = {}
                     for part in parts or (slice(None),):
-                        some = copy(subject)
-                        some.images, some.labels = subject.images[part], subject.labels[part]
-                        some.ids = subject.ids[part]
+                        some = subject.part(part)
                         result = some.attack(attack, "linf", "fast", eps=eps, batch_size=batch_size)
                         found.update(zip(some.ids, result.broken_by, strict=True))
                     return [found[name] is None for name in subject.ids]

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable, slug
-from mmtard_bench.records import Record, write_atomically
+from mmtard_bench.records import Record, oldest_first, write_atomically
 
 _LONGEST = 40
 """Characters of a name in a legend."""
@@ -46,7 +46,7 @@ def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record
     """
     places: dict[tuple[str, str, str], dict[tuple[str, str], Record]] = defaultdict(dict)
     named = _names(records)
-    for record in sorted(records, key=lambda r: (r.created, r.identity)):
+    for record in oldest_first(records):
         suite, model = record.suite, record.model
         on = (suite.name, suite.digest) if suite else ("no-suite", record.sample_ids_digest)
         if record.results is not None:

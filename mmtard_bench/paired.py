@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import Record, wilson
+from mmtard_bench.records import Record, oldest_first, wilson
 from mmtard_bench.summary import worst_cases
 
 LEVEL = 0.05
@@ -177,7 +177,7 @@ Group = tuple[str, str, str, str, str]
 def _by_place(records: Iterable[Record]) -> dict[tuple[Group, str], Record]:
     """Finished records by group and threat model; of two for one place the newer one."""
     places = {}
-    for record in sorted(records, key=lambda record: (record.created, record.identity)):
+    for record in oldest_first(records):
         if record.results is not None:
             suite, task = record.suite, record.task
             on = (suite.name, suite.digest) if suite else ("", "")

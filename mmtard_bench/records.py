@@ -10,6 +10,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -422,6 +423,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             f"{path} could not be written: {error.strerror or error}. Nothing that was finished "
             "is lost; free space or choose another directory, and run the same command again."
         ) from error
+
+
+def oldest_first(records: Iterable[Record]) -> list[Record]:
+    """Records in an order in which, of two for one place, the one that counts comes last."""
+    return sorted(records, key=lambda record: (record.created, record.identity))
 
 
 def find_records(root: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from mmtard_bench.lowered import Credit, lowered
 from mmtard_bench.markdown import slug
 from mmtard_bench.paired import all_pairs
 from mmtard_bench.recall import Recalls
-from mmtard_bench.records import FAST_CODE, Record, SuiteFacts, wilson
+from mmtard_bench.records import FAST_CODE, Record, SuiteFacts, oldest_first, wilson
 from mmtard_bench.summary import Accuracy, WorstCase, is_complete, worst_cases
 
 
@@ -173,7 +173,7 @@ def _grouped(records: Iterable[Record]) -> Iterable[tuple[SuiteFacts, _Raw]]:
     """Records by suite and model."""
     models: dict[tuple[str, ...], dict[tuple[str, str], Record]] = defaultdict(dict)
     # Of two records for one place the newer one counts.
-    for record in sorted(records, key=lambda r: (r.created, r.identity)):
+    for record in oldest_first(records):
         if record.suite is not None:
             row = (record.suite.name, record.suite.digest, record.model.name, record.model.digest)
             models[row][record.task.name, record.threat.name] = record

@@ -12,7 +12,7 @@ from mmtard_bench.entries.card import Card, card_from_text, card_to_text
 from mmtard_bench.entries.folder import Entry, names_of, read_entry, require_distinct
 from mmtard_bench.entries.pack import pack
 from mmtard_bench.errors import InputError, explain
-from mmtard_bench.records import Record, write_atomically
+from mmtard_bench.records import Record, oldest_first, write_atomically
 from mmtard_bench.summary import is_complete
 
 LISTS = ("authors",)
@@ -67,7 +67,7 @@ def newest(records: Sequence[Record]) -> dict[str, list[Record]]:
             "such as runs/digits-v1/my-clip-1a2b3c4d."
         )
     runs: dict[str, dict[tuple[str, str], Record]] = defaultdict(dict)
-    for record in sorted(records, key=lambda record: (record.created, record.identity)):
+    for record in oldest_first(records):
         suite = record.suite.name if record.suite else ""
         if not suite or "+" in suite:
             raise InputError(
