@@ -57,8 +57,8 @@ def execute(
             evaluation, doubts, own = processes.agree(settle)
             every = [*earlier, *evaluation.collect(own)]
             samples = evaluation.in_order(every)
-        said = [*job.data.notes, *notes, *(note for batch in every for note in batch.notes)]
-        said = list(dict.fromkeys(said))
+        found = (note for batch in every for note in batch.notes)
+        said = list(dict.fromkeys([*job.clip.notes, *job.data.notes, *notes, *found]))
     except StorageError:
         raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust

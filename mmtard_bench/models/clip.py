@@ -65,6 +65,8 @@ class Clip:
     ``architecture`` is hashed too: whatever decides answers and shows neither in weights nor in
     kinds of layers, such as the number of heads. ``config`` is the content of an
     ``open_clip_config.json``, where the model has one: what a trainer needs to save it again.
+    ``notes`` state what was assumed when the model was loaded (an activation, a preprocessing),
+    one sentence each; every record of the model repeats them.
     """
 
     module: ClipModel
@@ -75,6 +77,7 @@ class Clip:
     given_digest: str | None = None
     architecture: str | None = None
     config: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    notes: tuple[str, ...] = ()
     heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
     batch_sizes: dict[tuple[object, ...], int] = field(
         default_factory=dict, repr=False, compare=False
