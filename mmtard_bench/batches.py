@@ -88,7 +88,7 @@ class Evaluation:
     def _find_batch_size(self) -> int:
         """Once a model and size of images: looking costs some passes."""
         key = (self.probes.shape[1:], self.device)
-        found = self.job.clip.batch_sizes
+        found = self.job.clip.cache.batch_sizes
         if key not in found:
             found[key] = find_batch_size(self.scorer.classifier, self.probes[0])
         return found[key]

@@ -14,7 +14,7 @@ from mmtard_bench.errors import InputError, StorageError, reason
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
-from mmtard_bench.records import Flag, Record, Sample, aggregate
+from mmtard_bench.records import SCHEMA_VERSION, Flag, Record, Sample, aggregate
 from mmtard_bench.resources import Resources, full_float32
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import NOTE
@@ -154,7 +154,7 @@ def _record(
 ) -> Record:
     model, task, threat = job.facts
     return Record(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         identity=job.identity,
         status="ok" if error is None else "error",
         error=error,

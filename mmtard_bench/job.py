@@ -84,6 +84,7 @@ def prepare(
     Retrieval asks how far down a broken image falls, so there attacks go on to their end, which
     the fast engine's do not: they are the reference's, whatever the ``engine``.
     """
+    clip.refresh()
     attack = attack_on(data, threat, suite=suite, engine=engine)
     if attack.edits is not None:
         _require_text_side(clip, data, threat)

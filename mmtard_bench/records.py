@@ -27,7 +27,9 @@ from mmtard_bench.errors import InputError, StorageError, explain
 from mmtard_bench.recall import Ranks, Recalls, recalls_of, require_ranks
 from mmtard_bench.strict import Strict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[2] = 2
+"""Of the records that are written. Version 1 had digests of models that covered their weights alone
+(see ``mmtard_bench.models.digest``), and of prompts that covered one template's tokens."""
 FAST_CODE = "mmtard_bench fast"
 """How the "code" of a threat model's parameters begins where the fast engine ran the attack."""
 
@@ -205,7 +207,7 @@ class Record(_Sparse):
     through the model, where the attack measures them; of several processes, their sum.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     identity: Digest
     status: Literal["ok", "error"]
     error: str | None
@@ -291,6 +293,7 @@ def digest_of(value: object) -> str:
 def identity_of(record: Record) -> str:
     """The identity that a record's own configuration leads to."""
     return identity(
+        version=record.schema_version,
         suite=record.suite,
         model=record.model,
         task=record.task,
@@ -303,6 +306,7 @@ def identity_of(record: Record) -> str:
 
 def identity(
     *,
+    version: int = SCHEMA_VERSION,
     suite: SuiteFacts | None,
     model: ModelFacts,
     task: TaskFacts,
@@ -314,7 +318,7 @@ def identity(
     """Hash what changes a verdict: not the batch size, device, versions, or a model's name."""
     return digest_of(
         {
-            "schema": SCHEMA_VERSION,
+            "schema": version,
             "suite": suite.model_dump() if suite else None,
             "model": [model.digest, model.preprocessing],
             "task": [

@@ -21,6 +21,7 @@ from mmtard_bench.records import (
     TaskFacts,
     ThreatFacts,
     aggregate,
+    SCHEMA_VERSION,
     digest_of,
     from_text,
     identity,
@@ -52,6 +53,7 @@ def record_of(
     attack: str = "pgd-5",
     task: dict[str, object] | None = None,
     threat: dict[str, object] | None = None,
+    version: int = SCHEMA_VERSION,
 ) -> Record:
     """A record of these samples; ``task`` and ``threat`` have facts that differ from the usual."""
     facts = {
@@ -83,8 +85,8 @@ def record_of(
         "sample_ids_digest": digest_of([s.id for s in samples]),
     }
     return Record(
-        schema_version=1,
-        identity=identity(**facts),
+        schema_version=version,
+        identity=identity(version=version, **facts),
         status="ok",
         error=None,
         results=aggregate(samples),
@@ -104,6 +106,14 @@ def record_of(
         samples=samples,
         **facts,
     )
+
+
+def test_records_of_the_first_version_stay_readable_under_an_identity_of_their_own():
+    old, new = record_of([sample(0, "robust")], version=1), record_of([sample(0, "robust")])
+    assert from_text(to_text(old), "here") == old
+    assert old.identity != new.identity
+    with pytest.raises(InputError, match="identity"):
+        from_text(to_text(old.model_copy(update={"schema_version": 2})), "here")
 
 
 OUTCOMES = st.lists(st.sampled_from(["wrong", "robust", "broken"]), min_size=1, max_size=30)

@@ -1,8 +1,6 @@
-"""A CLIP-like model with what it takes to score it: tokenizer, preprocessing, weights digest."""
+"""A CLIP-like model with what it takes to score it: tokenizer, preprocessing, digest."""
 
-import hashlib
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -10,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.models.digest import checksum, model_digest
 from mmtard_bench.types import ClipModel, Tokenizer
 
 Triple = tuple[float, float, float]
@@ -53,17 +52,30 @@ class Preprocess:
         return (images - mean) / images.new_tensor(self.std).view(1, 3, 1, 1)
 
 
+@dataclass
+class Cache:
+    """What was computed from a model, and belongs to its weights: it is never copied.
+
+    ``heads`` are class embeddings, ``towers`` what attacks look at by device, ``batch_sizes`` those
+    that suit the model; ``state`` is the checksum of the module that they belong to.
+    """
+
+    state: int | None = None
+    digest: str | None = None
+    heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    batch_sizes: dict[tuple[object, ...], int] = field(default_factory=dict)
+    towers: dict[torch.device, nn.Module | None] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Clip:
     """A model to score: ``module`` meets ``ClipModel``; ``source`` says where it was loaded from.
 
-    The module is put in evaluation mode and its parameters are frozen. Its weights must not change
-    afterwards: what is computed from them (the digest, the class embeddings in ``heads``) is kept,
-    as are the ``batch_sizes`` that suit it and the ``towers`` that attacks look at.
-    For a module without a ``state_dict``, ``given_digest`` stands in for the hash of its weights;
-    it must change when the model's answers do, since it decides which records are reused.
-    ``architecture`` is hashed too: whatever decides answers and shows neither in weights nor in
-    kinds of layers, such as the number of heads. ``config`` is the content of an
+    The module is put in evaluation mode and its parameters are frozen. It may change between two
+    evaluations (a training loop that scores each epoch): each one looks whether it did.
+    ``given_digest`` is needed for a module without a ``state_dict``: a string that changes when the
+    model does. Like ``architecture``, it goes into the digest: whatever decides answers and shows
+    neither in weights nor in kinds of layers. ``config`` is the content of an
     ``open_clip_config.json``, where the model has one: what a trainer needs to save it again.
     ``notes`` state what was assumed when the model was loaded (an activation, a preprocessing),
     one sentence each; every record of the model repeats them.
@@ -78,13 +90,7 @@ class Clip:
     architecture: str | None = None
     config: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
-    heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
-    batch_sizes: dict[tuple[object, ...], int] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-    towers: dict[torch.device, nn.Module | None] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    cache: Cache = field(default_factory=Cache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for attribute in ("encode_image", "encode_text", "logit_scale"):
@@ -96,29 +102,30 @@ class Clip:
         if isinstance(self.module, nn.Module):
             self.module.eval().requires_grad_(False)
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over the logit scale, the kinds of layers, and the weights as float32.
+    def refresh(self) -> Cache:
+        """The cache, emptied if the module changed since it was filled.
 
-        Which file held the weights, and in which precision, does not matter.
+        The module is put in evaluation mode again, which a training loop may have ended.
         """
-        if self.given_digest is not None:
-            return self.given_digest
-        if not isinstance(self.module, nn.Module):
+        if isinstance(self.module, nn.Module):
+            self.module.eval()
+        state = checksum(self.module)
+        if state != self.cache.state:
+            object.__setattr__(self, "cache", Cache(state))
+        return self.cache
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the model is made of and what it answers; see ``model_digest``."""
+        if self.given_digest is None and not isinstance(self.module, nn.Module):
             raise InputError(
                 f"The model '{self.name}' is no torch module, so its weights cannot be hashed; "
                 "pass given_digest= with a string that changes whenever the model does."
             )
-        sha = hashlib.sha256(f"scale {float(self.scale()):.6g}".encode())
-        if self.architecture is not None:
-            sha.update(f"architecture {self.architecture}".encode())
-        for key, layer in self.module.named_modules():
-            sha.update(f"{key} {type(layer).__qualname__}".encode())
-        for key, value in sorted(self.module.state_dict().items()):
-            sha.update(f"{key} {tuple(value.shape)}".encode())
-            values = value.detach().float().cpu().contiguous()
-            sha.update(values.numpy().tobytes())
-        return sha.hexdigest()
+        cache = self.refresh()
+        if cache.digest is None:
+            cache.digest = model_digest(self)
+        return cache.digest
 
     @property
     def parameters(self) -> int | None:

@@ -18,9 +18,9 @@ _LOG = logging.getLogger(__name__)
 
 def folded(clip: Clip, probe: Tensor) -> nn.Module | None:
     """``fold``, once a model and device: a suite has many records."""
-    if probe.device not in clip.towers:
-        clip.towers[probe.device] = fold(clip, probe)
-    return clip.towers[probe.device]
+    if probe.device not in clip.cache.towers:
+        clip.cache.towers[probe.device] = fold(clip, probe)
+    return clip.cache.towers[probe.device]
 
 
 def fold(clip: Clip, probe: Tensor) -> nn.Module | None:

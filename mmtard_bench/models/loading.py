@@ -3,14 +3,16 @@
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import open_clip
+from torch import nn
 
 from mmtard_bench import registry
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, reason
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.openclip import load_open_clip
 from mmtard_bench.models.towers import with_adapter, with_visual
@@ -51,9 +53,6 @@ def load_model(spec: str) -> Clip:
             "then one +lora:DIR at most."
         )
     clip = _load_base(base)
-    if changes and base.partition(":")[0] not in (*_SCHEMES, *open_clip.list_models()):
-        # Other people's functions may return one object again and again, and it will change.
-        clip = replace(clip, module=deepcopy(clip.module))
     for change in changes:
         kind, _, where = change.partition(":")
         clip = (with_visual if kind == "visual" else with_adapter)(clip, Path(where), spec)
@@ -79,7 +78,7 @@ def is_data(spec: str) -> bool:
 
 def _load_base(spec: str) -> Clip:
     if spec in registry.models:
-        return require_clip(registry.models.get(spec)(), f"what '{spec}' returned")
+        return _made_by(spec, registry.models.get(spec))
     scheme, _, rest = spec.partition(":")
     if not rest:
         spec = scheme
@@ -139,10 +138,29 @@ def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise InputError(f"'{spec}': {module_name} has no function '{attribute}'.")
+    return _made_by(spec, factory)
+
+
+def _made_by(spec: str, factory: Callable[[], object]) -> Clip:
+    """What a function returns, with a module of its own.
+
+    A function may return one object again and again. What is done to a loaded model (another
+    tower, training) must not reach whoever else holds that object.
+    """
     try:
         made = factory()
     except InputError:
         raise
-    except Exception as error:  # the user's own code
-        raise InputError(f"'{spec}': {attribute}() failed: {error!r}") from error
-    return require_clip(made, f"what '{spec}' returned")
+    except Exception as error:  # other people's code
+        raise InputError(f"'{spec}' could not be loaded: it raised {error!r}.") from error
+    clip = require_clip(made, f"what '{spec}' returned")
+    if not isinstance(clip.module, nn.Module):
+        return clip
+    try:
+        return replace(clip, module=deepcopy(clip.module))
+    except Exception as error:  # modules may hold anything
+        raise InputError(
+            f"'{spec}' returned a module that copy.deepcopy cannot copy ({reason(error)}); each "
+            "loaded model needs a module of its own. Remove what cannot be copied, such as a lock "
+            "or a tensor that is the result of a computation."
+        ) from error

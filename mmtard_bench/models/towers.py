@@ -159,8 +159,7 @@ def _fill(visual: nn.Module, state: Mapping[str, Tensor], spec: str, source: str
 
 
 def _changed(clip: Clip, spec: str) -> Clip:
-    # Not its heads: they belong to the weights.
-    return replace(clip, name=spec, source=spec, heads={})
+    return replace(clip, name=spec, source=spec)
 
 
 def warn_of_gelu(what: str, module: nn.Module) -> None:

@@ -77,9 +77,9 @@ def class_embeddings(
 ) -> Tensor:
     """Unit class embeddings (C, D) from one prompt a template and class, computed once a model."""
     key = (classes, templates, device)
-    if key not in clip.heads:
-        clip.heads[key] = embed_names(clip, classes, templates, device)
-    return clip.heads[key]
+    if key not in clip.cache.heads:
+        clip.cache.heads[key] = embed_names(clip, classes, templates, device)
+    return clip.cache.heads[key]
 
 
 def embed_names(

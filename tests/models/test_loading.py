@@ -67,7 +67,9 @@ def test_an_object_without_weights_needs_a_digest():
     clip = mb.Clip(Plain(), tokenize, preprocess, "plain", given_digest="v1")
     record = mb.evaluate(clip, task="digits/digit", threat="pgd-1", eps="1/255", n=8)
     assert record.status == "ok"
-    assert record.model.digest == "v1"
+    assert record.model.digest == clip.digest
+    assert mb.Clip(Plain(), tokenize, preprocess, "x", given_digest="v1").digest == clip.digest
+    assert mb.Clip(Plain(), tokenize, preprocess, "x", given_digest="v2").digest != clip.digest
 
 
 def test_registered_models_are_found_and_checked():
