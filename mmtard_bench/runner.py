@@ -179,6 +179,7 @@ def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:
         text = (
             f"{name}: clean {percent(results.clean_accuracy)}%, "
             f"robust {percent(results.robust_accuracy)}% ({how})"
+            + "".join(f" [{flag.code}]" for flag in record.flags)
         )
     progress.say(text)
 

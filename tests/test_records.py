@@ -14,6 +14,7 @@ from mmtard_bench.edits import NameEdit
 from mmtard_bench.errors import InputError
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import (
+    SCHEMA_VERSION,
     Environment,
     ModelFacts,
     Record,
@@ -21,7 +22,6 @@ from mmtard_bench.records import (
     TaskFacts,
     ThreatFacts,
     aggregate,
-    SCHEMA_VERSION,
     digest_of,
     from_text,
     identity,

@@ -5,6 +5,7 @@ follow Athalye et al. (2018), Carlini et al. (2019), and Croce et al. (2022), wh
 randomised and adaptive defences AutoAttack prints; here they are data.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from scipy.special import bdtrc
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, margin, norm_of
@@ -22,6 +24,7 @@ from mmtard_bench.types import Norm, ThreatModel
 _RANDOM = 1e-4  # of the range of the logits
 _BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
 _FEW_ZERO = 0.05  # share of samples without a gradient that an honest model may have
+_CHANCE_LEVEL = 0.05
 _SCALES = (5.0, 1000.0)  # CLIP starts at 14.3 and ends at 100
 
 
@@ -38,7 +41,9 @@ ModelCode = Literal[
     "zero-gradients",
 ]
 """What ``inspect_model`` may find."""
-SampleCode = Literal["square-beats-gradients", "unconfirmed-adversarials"]
+SampleCode = Literal[
+    "clean-accuracy-at-chance", "square-beats-gradients", "unconfirmed-adversarials"
+]
 """What ``check_samples`` may find."""
 
 
@@ -213,6 +218,9 @@ def _check_gradients(model: Classifier, images: Tensor, labels: Tensor) -> Doubt
 def check_samples(samples: Sequence[Sample]) -> list[Doubt]:
     """What the verdicts of a record give reason to doubt."""
     doubts = []
+    chance = check_chance(samples)
+    if chance is not None:
+        doubts.append(chance)
     square = check_square([sample.broken_by for sample in samples])
     if square is not None:
         doubts.append(square)
@@ -224,6 +232,32 @@ def check_samples(samples: Sequence[Sample]) -> list[Doubt]:
         )
         doubts.append(Doubt("unconfirmed-adversarials", detail))
     return doubts
+
+
+def check_chance(samples: Sequence[Sample]) -> Doubt | None:
+    """Clean accuracy must be above what the same predictions in another order would have.
+
+    So much is right by chance if predictions do not depend on the images (Cohen, 1960), also where
+    one class is always predicted and where classes are of different sizes. The test is the
+    binomial one; samples too few for it are doubted only where fewer are right than by chance.
+    """
+    count = len(samples)
+    labels = Counter(sample.label for sample in samples)
+    predictions = Counter(sample.prediction for sample in samples)
+    if len(labels) < 2:
+        return None
+    chance = sum(labels[name] * times for name, times in predictions.items()) / count**2
+    right = sum(sample.clean_correct for sample in samples)
+    p = float(bdtrc(right - 1, count, chance)) if right else 1.0
+    testable = chance**count < _CHANCE_LEVEL
+    if right > chance * count and (p <= _CHANCE_LEVEL or not testable):
+        return None
+    return Doubt(
+        "clean-accuracy-at-chance",
+        f"the clean accuracy, {right} of {count}, is not above chance, {chance:.1%} (binomial test "
+        f"at {_CHANCE_LEVEL:.0%}): check that the towers were trained together, and the "
+        "preprocessing, the prompts and the order of the classes",
+    )
 
 
 def check_square(broken_by: list[str | None]) -> Doubt | None:

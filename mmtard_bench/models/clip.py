@@ -109,7 +109,7 @@ class Clip:
         """
         if isinstance(self.module, nn.Module):
             self.module.eval()
-        state = checksum(self.module)
+        state = checksum(self.module, self.tokenizer)
         if state != self.cache.state:
             object.__setattr__(self, "cache", Cache(state))
         return self.cache

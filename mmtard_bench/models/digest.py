@@ -148,12 +148,18 @@ def _images(clip: "Clip", dtype: torch.dtype, device: torch.device) -> Tensor:
     return ((waves + fine) / 1.2).to(device, dtype)
 
 
-def checksum(module: object) -> int:
-    """CRC-32 over every tensor and plain setting of a module: has it changed since the last time?
+def checksum(*objects: object) -> int:
+    """CRC-32 over the tensors, plain settings and code of objects: did they change since?
 
     For one process alone: unlike the digest it is cheap, and means nothing elsewhere.
     """
     found = 0
+    for one in objects:
+        found = _checksum(one, found)
+    return found
+
+
+def _checksum(module: object, found: int) -> int:
     for key, value in _tensors(module):
         found = zlib.crc32(f"{key} {value.dtype} {tuple(value.shape)}".encode(), found)
         if value.numel():
@@ -183,11 +189,18 @@ def _tensors(module: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def _settings(module: object) -> Iterator[tuple[str, object]]:
-    """Kinds of layers, and numbers, texts, functions and hooks that they keep as attributes."""
+    """Kinds of layers with their code, and what they keep: numbers, texts, functions, hooks.
+
+    Code may change under an object: notebooks reload modules in place.
+    """
     for name, layer, held in _layers(module):
-        yield name, type(layer).__qualname__
+        kinds = [kind for kind in type(layer).__mro__ if kind not in (nn.Module, object)]
+        members = [member for kind in kinds for member in vars(kind).values()]
+        yield name, (kinds, [getattr(member, "__code__", None) for member in (*members, layer)])
         for key, value in held.items():
-            several = value.values() if isinstance(value, dict) else value
-            parts = several if isinstance(value, dict | tuple | list) else (value,)
+            if isinstance(value, dict) and isinstance(layer, nn.Module):
+                parts = [*value.values()]
+            else:  # a dictionary of a tokenizer is its vocabulary, or remembers texts
+                parts = [*value] if isinstance(value, tuple | list) else [value]
             if all(isinstance(part, _PLAIN) or callable(part) for part in parts):
                 yield f"{name}.{key}", value

@@ -1,10 +1,13 @@
 """Which models are refused, which are flagged, and that honest ones are neither."""
 
+import numpy as np
 import pytest
 import torch
 
 import mmtard_bench as mb
+from mmtard_bench.attacks.checks import check_chance
 from mmtard_bench.attacks.fast.rows import Search
+from mmtard_bench.records import Sample
 from tests.conftest import ToyClip, wrap
 
 
@@ -49,10 +52,75 @@ def codes(record):
     return {flag.code for flag in record.flags}
 
 
-def test_an_honest_model_is_not_flagged():
+def test_an_untrained_model_is_flagged_for_nothing_but_chance():
     record = scored(ToyClip())
     assert record.status == "ok"
-    assert codes(record) == set()
+    assert codes(record) == {"clean-accuracy-at-chance"}
+
+
+def samples_of(pairs):
+    """Samples with these (label, prediction), the right ones robust."""
+    return [
+        Sample(
+            id=str(i),
+            label=label,
+            prediction=prediction,
+            clean_correct=label == prediction,
+            robust=label == prediction,
+            broken_by=None,
+            unconfirmed=False,
+            forward=0,
+            backward=0,
+        )
+        for i, (label, prediction) in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "at_chance"),
+    [
+        ([(i % 10, (i + i // 10) % 10) for i in range(100)], True),  # each label, each prediction
+        ([(i % 10, i % 10) for i in range(100)], False),
+        ([(i % 10, i % 10 if i < 25 else 0) for i in range(100)], False),  # 25 + some of 100
+        ([(0, 0)] * 60 + [(1, 0)] * 40, True),  # 60%, but one class is always predicted
+        ([(0, 0)] * 60 + [(1, 1)] * 40, False),
+        ([(0, 1), (1, 0)] * 20, True),  # worse than chance
+        ([(0, 0), (1, 1)], False),  # all right: two samples cannot say more
+        ([(0, 1), (1, 2)], True),
+        ([(3, 3)], False),
+    ],
+)
+def test_clean_accuracy_is_compared_with_what_chance_gives(pairs, at_chance):
+    assert (check_chance(samples_of(pairs)) is not None) == at_chance
+
+
+def test_an_honest_guesser_is_said_to_guess_and_a_weak_model_is_not():
+    """The level of the test, and its power at twice the accuracy of chance."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 10, (200, 500)).tolist()
+    guesses = generator.integers(0, 10, (200, 500)).tolist()
+    flagged = [
+        check_chance(samples_of(zip(*both, strict=True)))
+        for both in zip(labels, guesses, strict=True)
+    ]
+    assert sum(doubt is not None for doubt in flagged) >= 180
+    known = generator.random((200, 500)) < 0.12
+    better = np.where(known, labels, guesses).tolist()
+    flagged = [
+        check_chance(samples_of(zip(*both, strict=True)))
+        for both in zip(labels, better, strict=True)
+    ]
+    assert sum(doubt is not None for doubt in flagged) <= 2
+
+
+def test_an_image_tower_under_another_text_tower_is_flagged():
+    """The towers were not trained together: right on its own, at chance here."""
+    clip, other = mb.load_model("tiny-clip"), mb.load_model("tiny-clip")
+    with torch.no_grad():
+        other.module.text_projection.copy_(other.module.text_projection.flip(1))
+    settings = {"task": "digits/digit", "threat": "pgd-1", "eps": "1/255", "n": 64}
+    assert codes(mb.evaluate(clip, **settings)) == set()
+    assert "clean-accuracy-at-chance" in codes(mb.evaluate(other, **settings))
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "teacher-robust"])
