@@ -106,7 +106,7 @@ def test_a_batch_size_is_found_once_a_model_and_size_of_images():
     first, second = (
         mb.evaluate(clip, task="digits/digit", threat="pgd-1", eps="8/255", n=4) for _ in range(2)
     )
-    (found,) = clip.batch_sizes.values()
+    (found,) = clip.cache.batch_sizes.values()
     assert found in (16, 32, 64, 128)
     assert first.environment.batch_size == second.environment.batch_size == found
 
