@@ -51,6 +51,9 @@ def model_digest(clip: "Clip") -> str:
         for key, layer in clip.module.named_modules():
             sha.update(f"{key} {type(layer).__qualname__}".encode())
         for key, value in sorted(clip.module.state_dict().items()):
+            if not isinstance(value, Tensor):  # a layer's extra state may be anything
+                sha.update(f"{key} {value!r}".encode())
+                continue
             sha.update(f"{key} {tuple(value.shape)}".encode())
             sha.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     sha.update(f"answers {answers(clip)}".encode())
