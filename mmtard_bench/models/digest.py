@@ -88,7 +88,10 @@ def answers(clip: "Clip") -> dict[str, list[int] | str]:
     """
     if isinstance(clip.module, nn.Module):
         try:
-            exact = _ask(clip, deepcopy(clip.module).double(), torch.float64, _STEP)
+            module = deepcopy(clip.module)
+            if _device(module).type == "mps":  # it has no float64
+                module.cpu()
+            exact = _ask(clip, module.double(), torch.float64, _STEP)
         except Exception:  # modules may hold what cannot be copied
             exact = {"images": _FAILS}
         if exact["images"] != _FAILS:
@@ -97,7 +100,7 @@ def answers(clip: "Clip") -> dict[str, list[int] | str]:
 
 
 def _ask(clip: "Clip", module: Any, dtype: torch.dtype, step: float) -> dict[str, list[int] | str]:
-    device = next((tensor.device for _, tensor in _tensors(module)), torch.device("cpu"))
+    device = _device(module)
     images = _images(clip, dtype, device)
 
     def of_images() -> Tensor:
@@ -133,6 +136,10 @@ def _rounded(
     if np.abs(seen[0] - seen[1]).max() > step / 10:
         return "does not repeat"
     return [int(value) for value in np.rint(seen[0] / step).flatten()]
+
+
+def _device(module: object) -> torch.device:
+    return next((tensor.device for _, tensor in _tensors(module)), torch.device("cpu"))
 
 
 def _images(clip: "Clip", dtype: torch.dtype, device: torch.device) -> Tensor:
