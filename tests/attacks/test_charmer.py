@@ -304,7 +304,9 @@ def test_an_attack_that_cheats_is_an_error(monkeypatch, change, reason):
     monkeypatch.setattr(charmer, "worst_names", cheating)
     others = [f"animal {i}" for i in range(8)]
     task = Task(name="t", data="digits/test", templates=("{}",), classes=("cat", "car", *others))
-    record = mb.evaluate(wrap(ToyClip()), task=task, threat="text-charmer-k2", eps="2/1", n=200)
+    record = mb.evaluate(
+        wrap(ToyClip(seed=1)), task=task, threat="text-charmer-k2", eps="2/1", n=200
+    )
     assert record.status == "error"
     assert reason in record.error
 
