@@ -47,10 +47,12 @@ class Eps:
 
     @classmethod
     def parse(cls, text: object, *, norm: ThreatNorm = "linf") -> "Eps":
-        """Read "8/255". Raises InputError for a decimal, a number type, or anything else.
+        """Read "8/255", or take an ``Eps``. Raises InputError for a decimal or anything else.
 
         Zero is refused too, but for "levenshtein": no edits at all is a budget like another.
         """
+        if isinstance(text, Eps):
+            text = str(text)
         match = None
         if isinstance(text, str):
             match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
@@ -71,7 +73,7 @@ class Eps:
 
 def _radius(value: object) -> Eps:
     # Zero is allowed here, and refused once the norm is there.
-    return value if isinstance(value, Eps) else Eps.parse(value, norm="levenshtein")
+    return Eps.parse(value, norm="levenshtein")
 
 
 @checked
@@ -91,7 +93,7 @@ class ThreatModel:
     surface: Surface = "native"
 
     def __post_init__(self) -> None:
-        Eps.parse(str(self.eps), norm=self.norm)
+        Eps.parse(self.eps, norm=self.norm)
         if self.norm == "linf" and float(self.eps) > 1:
             raise InputError(
                 f"eps = {self.eps} is beyond the range of pixels, which are in [0, 1]; expected an "

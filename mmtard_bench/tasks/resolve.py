@@ -264,7 +264,7 @@ def open_data(task: Task) -> Dataset:
         from mmtard_bench.data.outside import open_outside
 
         return open_outside(task)
-    return registry.datasets.get(task.data)()
+    return registry.made(registry.datasets, task.data)
 
 
 def _gallery(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
