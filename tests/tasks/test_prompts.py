@@ -256,7 +256,6 @@ def test_templates_that_data_bring_are_checked_too():
         None,
         (b"a {}",),
     ],
-    ids=str,
 )
 def test_a_task_is_checked_in_python_as_from_a_file(templates):
     base = find_task("digits/digit")
@@ -282,7 +281,6 @@ def test_a_task_is_checked_in_python_as_from_a_file(templates):
         {"surface": "deep"},
         {"metric": "retrieval", "templates": ()},
     ],
-    ids=repr,
 )
 def test_fields_of_a_task_are_checked(change):
     with pytest.raises(mb.InputError):
