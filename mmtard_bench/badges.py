@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from mmtard_bench import registry
 from mmtard_bench.entries.checked import Verification
-from mmtard_bench.records import Record
+from mmtard_bench.records import Record, made_at
 
 MASKING = frozenset(
     {
@@ -104,4 +104,4 @@ def _age(records: Sequence[Record]) -> Badge:
 
 def newest(records: Iterable[Record]) -> str:
     """The day of the newest record, such as 2026-11-24."""
-    return max(record.created for record in records)[:10]
+    return max(map(made_at, records)).date().isoformat()

@@ -3,8 +3,11 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, InstanceOf, SkipValidation
 
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
 from mmtard_bench.attacks.checks import Doubt, check_samples
@@ -16,9 +19,10 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
 from mmtard_bench.records import SCHEMA_VERSION, Flag, Record, Sample, aggregate
 from mmtard_bench.resources import Resources, full_float32
+from mmtard_bench.strict import Text, checked
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import NOTE
-from mmtard_bench.types import Eps, Surface, Task, ThreatModel, ThreatNorm
+from mmtard_bench.types import Eps, Several, Surface, Task, ThreatModel, ThreatNorm
 
 
 def execute(
@@ -79,46 +83,63 @@ def execute(
     )
 
 
+@checked
 def evaluate(
-    model: str | Clip,
+    model: SkipValidation[str | Path | Clip],
     *,
-    task: str | Task,
-    threat: str,
-    eps: str,
+    task: str | InstanceOf[Task],
+    threat: Text | InstanceOf[ThreatModel],
+    eps: SkipValidation[str | None] = None,
     norm: ThreatNorm | None = None,
-    surface: Surface = "native",
-    n: int | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str = "auto",
+    surface: Surface | None = None,
+    n: Several | None = None,
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
+    batch_size: Several | None = None,
+    device: str | InstanceOf[torch.device] = "auto",
     engine: EngineName = "fast",
     precision: Precision = "float32",
 ) -> Record:
     """Score a model on a task under a threat model.
 
     ``model`` is a ``Clip`` or anything ``load_model`` takes; ``task`` a registered task, a data
-    spec (``parquet:``, ``imagefolder:``, ``wds:``, ``hub:``) or a ``Task``; ``eps`` an exact
-    fraction such as "8/255"; ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for
-    attacks on text alone, whose eps is "1/1" for one edit); ``n`` samples are drawn with ``seed``,
-    all if None; ``engine`` and ``precision`` are as in ``Engine``.
+    spec (``parquet:``, ``imagefolder:``, ``wds:``, ``hub:``) or a ``Task``; ``threat`` an attack,
+    or a ``ThreatModel`` that has the next three; ``eps`` an exact fraction such as "8/255";
+    ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for attacks on text alone, whose
+    eps is "1/1" for one edit); ``surface`` is "native" unless given; ``n`` samples are drawn with
+    ``seed``, all if None; ``engine`` and ``precision`` are as in ``Engine``.
     Raises InputError for bad input; a model that fails under evaluation, and images that cannot be
     used, give a record with ``status == "error"``.
     """
-    clip = load_model(model) if isinstance(model, str) else require_clip(model, "the model")
+    attacker = _threat(threat, eps, norm, surface)
+    on = find_device(device)
+    clip = load_model(model) if isinstance(model, str | Path) else require_clip(model, "the model")
     chosen = find_task(task) if isinstance(task, str) else task
-    if not 0 <= seed < 2**32:
-        raise InputError(f"The seed {seed} is out of range; expected 0 to 2^32 - 1.")
+    data = load_task(chosen, n=n, seed=seed)
+    job = prepare(clip, data, attacker, seed=seed, engine=Engine(engine, precision))
+    return execute(job, Resources(on, batch_size))
+
+
+def _threat(
+    threat: str | ThreatModel, eps: str | None, norm: ThreatNorm | None, surface: Surface | None
+) -> ThreatModel:
+    """The threat model that the arguments of ``evaluate`` describe. Raises InputError."""
+    if isinstance(threat, ThreatModel):
+        own = (str(threat.eps), threat.norm, threat.surface)
+        for given, has in zip((eps, norm, surface), own, strict=True):
+            if given is not None and str(given) != has:
+                raise InputError(
+                    f"The threat model {threat.name} has {has}, but {given} was given beside it; "
+                    "leave eps, norm and surface out, or write the threat as the attack's name."
+                )
+        return threat
     if norm is None:
         text = threat.startswith("text-")
         norm = "levenshtein" if text else "l2" if threat == "cw-l2" else "linf"
-    attacker = ThreatModel(threat, norm, Eps.parse(eps, norm=norm), surface)
-    data = load_task(chosen, n=n, seed=seed)
-    job = prepare(clip, data, attacker, seed=seed, engine=Engine(engine, precision))
-    return execute(job, Resources(find_device(device), batch_size))
+    return ThreatModel(threat, norm, Eps.parse(eps, norm=norm), surface or "native")
 
 
-def find_device(name: str, place: int | None = None) -> torch.device:
-    """A device by name; "auto" is a CUDA device if there is one. Raises InputError.
+def find_device(name: str | torch.device, place: int | None = None) -> torch.device:
+    """A device by name, or as it is; "auto" is a CUDA device if there is one. Raises InputError.
 
     ``place`` counts the processes of this machine where there are several: each has its GPU.
     """
@@ -171,6 +192,6 @@ def _record(
         environment=describe(resources.device, batch_size, resources.processes.world),
         seconds=seconds,
         model_seconds=round(model_seconds, 3) if job.attack.stream else None,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
         samples=samples or [],
     )

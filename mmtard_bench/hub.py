@@ -40,6 +40,7 @@ from huggingface_hub.utils.tqdm import (
 )
 
 from mmtard_bench.errors import InputError, StorageError, first_line
+from mmtard_bench.muted import no_logs
 
 T = TypeVar("T")
 Kind = Literal["dataset", "model"]
@@ -48,6 +49,7 @@ LONGEST_WAIT = 300
 """Seconds that one request may wait in all where the hub limits its rate: its usual window."""
 
 log = logging.getLogger(__name__)
+_LISTENERS: list[Callable[[str], None]] = []
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -77,14 +79,14 @@ def download(spec: str, repository: str, file: str, commit: str, *, kind: Kind =
     """
     place = _snapshot(repository, commit, kind) / file
     if not place.exists():
-        log.info("%s: downloading %s", repository, file)
+        _tell(f"{repository}: downloading {file}")
         started = time.monotonic()
         run(spec, lambda: hf_hub_download(repository, file, repo_type=kind, revision=commit))
         if _is_damaged(place):
             _forget(place)
             require_sound(spec, [file])
         size, seconds = place.stat().st_size / 1e6, time.monotonic() - started
-        log.info("%s: %s, %.1f MB in %.1f s", repository, file, size, seconds)
+        _tell(f"{repository}: {file}, {size:.1f} MB in {seconds:.1f} s")
     return place
 
 
@@ -101,7 +103,7 @@ def look(spec: str, repository: str, file: str, commit: str, work: Callable[[Bin
         with files.open(place, cache_type="none") as opened:
             return work(opened)
 
-    log.info("%s: reading in %s", repository, file)
+    _tell(f"{repository}: reading in {file}")
     return run(spec, read)
 
 
@@ -175,18 +177,18 @@ def check_cache(
 @contextmanager
 def told(say: Callable[[str], None]) -> Iterator[None]:
     """Have ``say`` called with a line for every download, and for waiting."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            say(record.getMessage())
-
-    handler = Handler()
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    _LISTENERS.append(say)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        _LISTENERS.remove(say)
+
+
+def _tell(line: str) -> None:
+    # Not by a logger alone: an application may have switched that off.
+    log.info(line)
+    for say in _LISTENERS:
+        say(line)
 
 
 @contextmanager
@@ -198,13 +200,11 @@ def quiet() -> Iterator[None]:
     bars = not are_progress_bars_disabled()
     if bars and not sys.stderr.isatty():
         disable_progress_bars()
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with no_logs, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
         if bars:
             enable_progress_bars()
 
@@ -220,7 +220,7 @@ def run(spec: str, work: Callable[[], T]) -> T:
             limit = next((e for e in _causes(error) if isinstance(e, _RateLimitError)), None)
             if limit is None or waited + limit.seconds > LONGEST_WAIT:
                 raise refusal(spec, error) from error
-            log.info("%s: the hub asks to wait for %d s", spec, limit.seconds)
+            _tell(f"{spec}: the hub asks to wait for {limit.seconds} s")
             time.sleep(limit.seconds)
             waited += limit.seconds
 

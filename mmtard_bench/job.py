@@ -5,7 +5,7 @@ from functools import cached_property
 
 from mmtard_bench.attacks.base import Attack, Engine
 from mmtard_bench.attacks.catalogue import build_attack
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.text_table import TextTable
 from mmtard_bench.records import (
@@ -16,6 +16,7 @@ from mmtard_bench.records import (
     digest_of,
     identity,
 )
+from mmtard_bench.tasks.prompts import prompts_of, understood
 from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.tasks.retrieval import fewest_columns
 from mmtard_bench.types import Suite, ThreatModel
@@ -44,10 +45,7 @@ class Job:
             parameters=self.clip.parameters,
             preprocessing=self.clip.preprocessing(),
         )
-        classes, templates = list(self.data.classes), list(self.data.templates)
-        # Another tokenizer makes other prompts: the tokens of one template tell them apart.
-        tokens = self.clip.tokenizer([templates[0].replace("{}", name) for name in classes])
-        prompts = digest_of([classes, templates, tokens.tolist()])
+        prompts = prompts_of(self.clip, self.data.classes, self.data.templates).digest
         return model, task_facts(self.data, prompts), threat_facts(self.threat, self.attack)
 
     @cached_property
@@ -85,6 +83,8 @@ def prepare(
     the fast engine's do not: they are the reference's, whatever the ``engine``.
     """
     clip.refresh()
+    _require_reach(clip, data, threat)
+    data = understood(clip, data)
     attack = attack_on(data, threat, suite=suite, engine=engine)
     if attack.edits is not None:
         _require_text_side(clip, data, threat)
@@ -141,6 +141,17 @@ def threat_facts(threat: ThreatModel, attack: Attack) -> ThreatFacts:
         parameters=dict(attack.parameters),
         block=attack.block,
     )
+
+
+def _require_reach(clip: Clip, data: TaskData, threat: ThreatModel) -> None:
+    if threat.norm != "l2":
+        return
+    try:
+        native = threat.surface == "native"
+        height, width = data.pixels(0).shape[:2] if native else clip.preprocess.size
+    except DamagedImageError:  # the evaluation says so, with the others
+        return
+    threat.require_reach(height, width)
 
 
 def _require_text_side(clip: Clip, data: TaskData, threat: ThreatModel) -> None:

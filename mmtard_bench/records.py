@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -32,6 +33,9 @@ SCHEMA_VERSION: Literal[2] = 2
 (see ``mmtard_bench.models.digest``), and of prompts that covered one template's tokens."""
 FAST_CODE = "mmtard_bench fast"
 """How the "code" of a threat model's parameters begins where the fast engine ran the attack."""
+
+_MARKS = {"identity", "samples", "sample_ids_digest"}
+"""Keys that only records have."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -394,13 +398,16 @@ def from_text(text: str, where: str) -> Record:
     return record
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """Read one record file. Raises InputError if it is unreadable, edited or cut short."""
+    return from_text(_read(path), str(path))
+
+
+def _read(path: str | Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return Path(path).read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise InputError(f"The record {path} cannot be read: {error}.") from error
-    return from_text(text, str(path))
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -429,18 +436,45 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         ) from error
 
 
+def made_at(record: Record) -> datetime:
+    """When a record was made; a time without a zone is taken as UTC. Raises InputError."""
+    try:
+        made = datetime.fromisoformat(record.created)
+    except ValueError as error:
+        raise InputError(
+            f"A record of {record.model.name} on {record.task.name} was created at "
+            f"{record.created[:40]!r}; expected a time such as 2026-11-24T09:30:00+00:00."
+        ) from error
+    return made if made.tzinfo else made.replace(tzinfo=UTC)
+
+
 def oldest_first(records: Iterable[Record]) -> list[Record]:
     """Records in an order in which, of two for one place, the one that counts comes last."""
-    return sorted(records, key=lambda record: (record.created, record.identity))
-
-
-def find_records(root: Path) -> list[Path]:
-    """Every record file below a directory."""
-    return sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
+    return sorted(records, key=lambda record: (made_at(record), record.identity))
 
 
 def load_records(root: Path) -> list[Record]:
-    """Every record below a directory. Raises InputError for one that was edited or cut short."""
+    """Every record below a directory, by path. Files of JSON that are no records are passed over.
+
+    Raises InputError for one that was edited or cut short.
+    """
     if not root.is_dir():
         raise InputError(f"There is no directory {root}; expected a directory of records.")
-    return [read_record(path) for path in find_records(root)]
+    paths = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
+    found = (_record_at(path) for path in paths if path.is_file())
+    return [record for record in found if record is not None]
+
+
+def _record_at(path: Path) -> Record | None:
+    """The record in a file; None for whole JSON that has nothing of a record."""
+    text = _read(path)
+    try:
+        return from_text(text, str(path))
+    except InputError:
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            body = dict.fromkeys(_MARKS)
+        if isinstance(body, dict) and body.keys() & _MARKS:
+            raise
+        return None

@@ -5,30 +5,51 @@ imported, and registers with the decorators below, the first time a name is look
 """
 
 import difflib
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
-from mmtard_bench.errors import InputError
+from pydantic import TypeAdapter
+
+from mmtard_bench.errors import InputError, reason
+from mmtard_bench.strict import Text, fitting
+from mmtard_bench.types import Task
 
 if TYPE_CHECKING:
     from mmtard_bench.attacks.base import Attack
     from mmtard_bench.data.base import Dataset
     from mmtard_bench.models.clip import Clip
-    from mmtard_bench.types import Protocol, Task, ThreatModel
+    from mmtard_bench.types import Protocol, ThreatModel
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+RANGES = {"steps": (1, 100_000), "edits": (0, 9)}
+"""What may stand in braces in the name of an attack, and from where to where."""
 
 _MOST = 40
 """Names that an error sentence lists."""
+_NAME = TypeAdapter[str](Text)
+_ATTACK = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:+-]|\{\w+\}){0,100}")
+"""Names that records can have, with places for numbers."""
 
 
 @cache
 def _load_other_packages() -> None:
+    """Import what other packages register; one that cannot be imported costs only its own names."""
     for entry in entry_points(group="mmtard_bench"):
-        entry.load()
+        try:
+            entry.load()
+        except (Exception, SystemExit) as error:  # anybody's code
+            warnings.warn(
+                f"The package behind the entry point '{entry.name}' ({entry.value}) could not be "
+                f"imported, so what it registers is missing: {reason(error)}. Repair or remove it.",
+                stacklevel=2,
+            )
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
@@ -57,6 +78,7 @@ class Registry(Generic[T]):
         _load_other_packages()
 
     def add(self, name: str, item: T) -> None:
+        fitting(_NAME, name, f"The name of the {self.kind}")
         if name in self._items:
             raise InputError(f"The {self.kind} '{name}' is taken; choose another.")
         self._items[name] = item
@@ -83,8 +105,28 @@ attacks: "Registry[Callable[[ThreatModel, int], Attack]]" = Registry("attack", "
 protocols: "Registry[Protocol]" = Registry("protocol", "protocols")
 
 
+def made(registry: Registry[Callable[P, T]], name: str, *args: P.args, **named: P.kwargs) -> T:
+    """What a registered function returns. Raises InputError, with its name, if it raises."""
+    build = registry.get(name)
+    try:
+        return build(*args, **named)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # anybody's code
+        raise InputError(
+            f"The {registry.kind} '{name}' is registered, but its function "
+            f"{getattr(build, '__name__', build)} failed: {reason(error)}."
+        ) from error
+
+
 def _decorator(registry: Registry[T], name: str) -> Callable[[T], T]:
+    fitting(_NAME, name, f"The name of the {registry.kind}")
+
     def register(item: T) -> T:
+        if not callable(item):
+            raise InputError(
+                f"The {registry.kind} '{name}' is a {type(item).__name__}; expected a function."
+            )
         registry.add(name, item)
         return item
 
@@ -108,9 +150,23 @@ def register_attack(
 
     ``{steps}`` and ``{edits}`` in a name stand for every number of them, as in ``pgd-{steps}``.
     """
-    return _decorator(attacks, name)
+    register = _decorator(attacks, name)
+    places = re.findall(r"\{(\w+)\}", name)
+    if (
+        not _ATTACK.fullmatch(name)
+        or not set(places) <= RANGES.keys()
+        or len(set(places)) < len(places)
+    ):
+        allowed = " or ".join(f"{{{what}}}" for what in RANGES)
+        raise InputError(
+            f"'{name}' cannot be the name of an attack; expected letters, digits and any of "
+            f"._:+- with at most one {allowed} of each, which stand for numbers."
+        )
+    return register
 
 
 def register_task(task: "Task") -> None:
-    """Register a task under its own name."""
+    """Register a task under its own name. Raises InputError for anything but a ``Task``."""
+    if not isinstance(task, Task):
+        raise InputError(f"register_task was given a {type(task).__name__}; expected a Task.")
     tasks.add(task.name, task)

@@ -1,9 +1,85 @@
-"""What every model of data from outside begins with."""
+"""How values from outside are checked: tables by ``Strict`` models, arguments by ``checked``."""
 
-from pydantic import BaseModel, ConfigDict
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+from mmtard_bench.errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 class Strict(BaseModel):
     """Fields as they are declared, no others, no conversion, and nothing changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_said)]
+
+
+def checked(function: F) -> F:
+    """Check the arguments of a public function, or the fields of a dataclass, as annotated.
+
+    Annotations are pydantic's, with ``InstanceOf`` for classes. What pydantic has no rule for
+    (protocols, tensors) and ``SkipValidation`` are left to the function. There is no conversion
+    but what an annotation has. Values that do not fit raise InputError, with what was given and
+    what was expected.
+    """
+    if isinstance(function, type):
+        function.__init__ = checked(function.__init__)  # type: ignore[misc]
+        return function
+    signature = inspect.signature(function)
+    name = function.__qualname__.removesuffix(".__init__")
+
+    @functools.cache
+    def kinds() -> dict[str, TypeAdapter[Any] | None]:
+        # On the first call: a name in an annotation may be defined further down.
+        hints = get_type_hints(function, include_extras=True)
+        return {key: _kind(hints[key]) for key in signature.parameters.keys() & hints}
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        bound = signature.bind(*arguments, **named)
+        for key, kind in kinds().items():
+            if kind is not None and key in bound.arguments:
+                bound.arguments[key] = fitting(kind, bound.arguments[key], f"{name}: {key}")
+        return function(*bound.args, **bound.kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def _kind(hint: Any) -> TypeAdapter[Any] | None:
+    try:
+        return TypeAdapter(hint)
+    except PydanticSchemaGenerationError:
+        return None
+
+
+def fitting(kind: TypeAdapter[T], value: object, what: str) -> T:
+    """The value as it is of a kind. Raises InputError, with what it is called, if it is not."""
+    try:
+        return kind.validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = dict.fromkeys(
+            re.sub(r"^(Input should be|Value error,) ", "", problem["msg"])
+            for problem in error.errors(include_url=False)
+        )
+        given = repr(value)
+        given = given if len(given) <= 80 else f"{given[:77]}..."
+        raise InputError(
+            f"{what} = {given} ({type(value).__name__}) does not fit; expected "
+            f"{' or '.join(wanted)}."
+        ) from error

@@ -248,31 +248,9 @@ def resolve_task(table: str | TaskTable) -> Task:
     """The task that a suite or recipe names or declares. Raises InputError."""
     if isinstance(table, str):
         return find_task(table)
-    templates = default_templates(table.data, table.metric)
-    if table.templates is not None:
-        templates = tuple(table.templates)
-    for template in templates:
-        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-            raise InputError(
-                f"The template '{template}' of the task '{table.name}' needs exactly one {{}} "
-                "for the class name, and no other braces."
-            )
-    return Task(
-        name=table.name,
-        data=table.data,
-        templates=templates,
-        classes=_classes(table),
-        split=table.split,
-        image_column=table.image_column,
-        label_column=table.label_column,
-        convert_rgb=table.convert_rgb,
-        metric=table.metric,
-        description=table.description,
-        n_classes=table.n_classes,
-        samples=table.samples,
-        shard_samples=table.shard_samples,
-        samples_file=table.samples_file,
-    )
+    templates = table.templates or default_templates(table.data, table.metric)
+    own = table.model_dump(exclude={"templates", "classes", "classes_file"})
+    return Task(**own, templates=tuple(templates), classes=_classes(table))
 
 
 def _classes(table: TaskTable) -> tuple[str, ...]:

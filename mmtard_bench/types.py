@@ -1,14 +1,17 @@
 """Facts that never change while a program runs: radii, threat models, tasks, suites, protocols."""
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol as Interface
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol as Interface
+
+from pydantic import BeforeValidator, Field, InstanceOf
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.strict import Text, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 Norm = Literal["linf", "l2"]
@@ -17,8 +20,19 @@ ThreatNorm = Literal["linf", "l2", "levenshtein"]
 """What a threat model is measured in: pixels, or characters of the class name."""
 Metric = Literal["zero-shot classification", "retrieval"]
 Surface = Literal["native", "model"]
-NORMS: tuple[ThreatNorm, ...] = ("linf", "l2", "levenshtein")
-SURFACES: tuple[Surface, ...] = ("native", "model")
+
+
+def _in_order(value: object) -> object:
+    """A list as the tuple that it may be given for. A set has no order, a string no elements."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, tuple) or not all(isinstance(text, str) for text in value):
+        raise ValueError('a tuple of strings; a single one is written ("...",)')
+    return value
+
+
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_in_order)]
+Several = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, order=True)
@@ -33,10 +47,12 @@ class Eps:
 
     @classmethod
     def parse(cls, text: object, *, norm: ThreatNorm = "linf") -> "Eps":
-        """Read "8/255". Raises InputError for a decimal, a number type, or anything else.
+        """Read "8/255", or take an ``Eps``. Raises InputError for a decimal or anything else.
 
         Zero is refused too, but for "levenshtein": no edits at all is a budget like another.
         """
+        if isinstance(text, Eps):
+            text = str(text)
         match = None
         if isinstance(text, str):
             match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
@@ -55,27 +71,45 @@ class Eps:
         return f"{self.numerator}/{self.denominator}"
 
 
+def _radius(value: object) -> Eps:
+    # Zero is allowed here, and refused once the norm is there.
+    return Eps.parse(value, norm="levenshtein")
+
+
+@checked
 @dataclass(frozen=True)
 class ThreatModel:
     """What an attacker may do: an attack with its budget, a ball, and the pixels it touches.
 
     ``surface`` is "native" (the data set's own pixels, resized inside the model) or "model"
     (pixels at the model's input size). With the norm "levenshtein" the pixels stay, and ``eps`` is
-    k/1 for k edits of the class name.
+    k/1 for k edits of the class name; it may be given as text. Raises InputError for fields of
+    another kind, and for an L-inf radius above 1.
     """
 
-    attack: str
+    attack: Text
     norm: ThreatNorm
-    eps: Eps
+    eps: Annotated[InstanceOf[Eps], BeforeValidator(_radius)]
     surface: Surface = "native"
 
     def __post_init__(self) -> None:
-        for what, given, known in (
-            ("norm", self.norm, NORMS),
-            ("surface", self.surface, SURFACES),
-        ):
-            if given not in known:
-                raise InputError(f"The {what} '{given}' is unknown; expected {' or '.join(known)}.")
+        Eps.parse(self.eps, norm=self.norm)
+        if self.norm == "linf" and float(self.eps) > 1:
+            raise InputError(
+                f"eps = {self.eps} is beyond the range of pixels, which are in [0, 1]; expected an "
+                f"L-inf radius of at most 1/1. For {self.eps.numerator} of 255 levels write "
+                f'"{self.eps.numerator}/255".'
+            )
+
+    def require_reach(self, height: int, width: int) -> None:
+        """Raise InputError for an L2 radius above the diameter of the box of such RGB images."""
+        reach = math.sqrt(3 * height * width)
+        if self.norm == "l2" and float(self.eps) > reach:
+            raise InputError(
+                f"eps = {self.eps} is an L2 radius above {reach:.1f}, the largest distance between "
+                f"two images of {width} x {height} pixels in [0, 1]. Published L2 radii are about "
+                '0.5 to 3, written "128/255" or "3/1".'
+            )
 
     @property
     def pixel_norm(self) -> Norm:
@@ -94,6 +128,7 @@ class ThreatModel:
         return f"{self.attack} {self.norm} {self.eps}{suffix}"
 
 
+@checked
 @dataclass(frozen=True)
 class Task:
     """Zero-shot classification of one data set with one set of prompts, or retrieval.
@@ -116,25 +151,48 @@ class Task:
     For the metric "retrieval" the data are images with captions: ``label_column`` names the column
     of captions (a list of strings, or one string with a caption a line), and ``templates`` is what
     a caption is put into, ("{}",) for the caption as it is.
+
+    Lists become tuples. Raises InputError for fields of another kind, for empty names, and for
+    templates without exactly one place for the name.
     """
 
-    name: str
-    data: str
-    templates: tuple[str, ...]
-    classes: tuple[str, ...] = ()
+    name: Text
+    data: Text
+    templates: Texts
+    classes: Texts = ()
     split: str | None = None
     image_column: str = "image"
     label_column: str = "label"
     convert_rgb: bool = False
     metric: Metric = "zero-shot classification"
     description: str = ""
-    n_classes: int | None = None
-    samples: int | None = None
-    shard_samples: int | None = None
-    samples_file: str | None = None
+    n_classes: Annotated[int, Field(ge=2)] | None = None
+    samples: Several | None = None
+    shard_samples: Several | None = None
+    samples_file: Text | None = None
     surface: Surface = "native"
     licence: str = ""
     citation: str = ""
+
+    def __post_init__(self) -> None:
+        require_templates(self.templates, self.name)
+        if self.metric == "retrieval" and not self.templates:
+            raise InputError(
+                f"The task '{self.name}' is retrieval and has no template; expected one such as "
+                '("{}",), which leaves captions as they are.'
+            )
+
+
+def require_templates(templates: Sequence[str], task: str) -> None:
+    """Raise InputError unless every template has exactly one place for the name, ``{}``."""
+    for template in templates:
+        if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+            other = re.search(r"\{[^{}]+\}", template)
+            hint = f" Write {{}} in place of {other[0]}." if other else ""
+            raise InputError(
+                f"The template '{template}' of the task '{task}' needs exactly one {{}} for the "
+                f"class name, and no other braces.{hint}"
+            )
 
 
 @dataclass(frozen=True)

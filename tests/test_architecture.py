@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "mmtard_bench"
 # Who may import whom, lowest first; a module may import from its own layer and from lower ones.
 LAYERS = [
-    {"strict", "errors", "edits", "recall", "links"},
+    {"strict", "errors", "edits", "recall", "links", "muted"},
     {"types", "processes"},
     {"registry", "hub"},
     {"records"},

@@ -35,7 +35,7 @@ def test_threat_models_have_names():
 @pytest.mark.parametrize("wrong", [{"norm": "l7"}, {"surface": "deep"}])
 def test_threat_models_are_checked(wrong):
     facts = {"attack": "pgd-2", "norm": "linf", "eps": Eps.parse("8/255"), **wrong}
-    with pytest.raises(InputError, match="unknown; expected"):
+    with pytest.raises(InputError, match="does not fit; expected"):
         ThreatModel(**facts)
 
 

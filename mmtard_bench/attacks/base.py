@@ -8,6 +8,7 @@ from typing import Literal, Protocol as Interface, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mmtard_bench.strict import checked
 from mmtard_bench.types import Norm
 
 T = TypeVar("T")
@@ -128,6 +129,7 @@ def in_parts(run: Run) -> Stream:
     return stream
 
 
+@checked
 @dataclass(frozen=True)
 class Attack:
     """An attack with everything that changes its output fixed.
@@ -147,6 +149,7 @@ class Attack:
     stream: Stream | None = None
 
 
+@checked
 @dataclass(frozen=True)
 class Engine:
     """What runs the attacks. "fast" is ours, where it has the attack; "reference" the library's.

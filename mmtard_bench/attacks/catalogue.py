@@ -11,9 +11,6 @@ from mmtard_bench.types import ThreatModel
 
 __all__ = ["build_attack", "charmer", "cw", "joint", "pgd", "reference"]
 
-_RANGES = {"steps": (1, 100_000), "edits": (0, 9)}
-"""What may stand in the name of a family, and from where to where."""
-
 
 def attack_family(name: str) -> str:
     """The registered name of an attack: "pgd-20" -> "pgd-{steps}". Raises InputError."""
@@ -25,7 +22,7 @@ def attack_family(name: str) -> str:
         if match is None:
             continue
         for what, number in match.groupdict().items():
-            least, most = _RANGES[what]
+            least, most = registry.RANGES[what]
             if not least <= int(number) <= most:
                 raise InputError(f"The attack '{name}' needs {least} to {most} {what}.")
         return family
@@ -48,4 +45,10 @@ def build_attack(threat: ThreatModel, *, n_classes: int, engine: Engine) -> Atta
             f"The precision {engine.precision} is for attacks of the fast engine; {threat.attack} "
             f"runs in float32 here. Those with another: {', '.join(FAST)}."
         )
-    return registry.attacks.get(family)(threat, n_classes)
+    attack = registry.made(registry.attacks, family, threat, n_classes)
+    if not isinstance(attack, Attack):
+        raise InputError(
+            f"The attack '{family}' was registered with a function that returned a "
+            f"{type(attack).__name__}; expected an Attack."
+        )
+    return attack

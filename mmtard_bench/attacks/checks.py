@@ -25,6 +25,8 @@ _RANDOM = 1e-4  # of the range of the logits
 _BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
 _FEW_ZERO = 0.05  # share of samples without a gradient that an honest model may have
 _CHANCE_LEVEL = 0.05
+_SAME = 1e-6  # of unit embeddings; rounding alone makes 1e-7
+_CHUNK = 1024  # rows of the head that are compared at once
 _SCALES = (5.0, 1000.0)  # CLIP starts at 14.3 and ends at 100
 
 
@@ -96,6 +98,21 @@ def inside(found: Tensor, images: Tensor, *, norm: Norm, eps: float) -> Tensor:
 def _reach(eps: float) -> float:
     """Pixels near 1 are known to 6e-8; an L2 norm adds up many such errors."""
     return eps * (1 + 1e-5) + 1e-6
+
+
+def require_distinct_rows(head: Tensor, names: Sequence[str]) -> None:
+    """Raise ModelError if two different names have one row of unit embeddings (C, D)."""
+    for first in range(0, len(head), _CHUNK):
+        rows = head[first : first + _CHUNK]
+        near = (rows @ head.T > 1 - _SAME).nonzero().tolist()
+        for i, other in near:
+            one = first + i
+            if names[one] != names[other] and bool((head[one] - head[other]).abs().max() < _SAME):
+                raise ModelError(
+                    f"The text tower gives the classes {names[one]!r} and {names[other]!r} one "
+                    "embedding, though their tokens differ: it does not read what differs. Check "
+                    "its end-of-text token, its pooling and the length of its context."
+                )
 
 
 def inspect_model(

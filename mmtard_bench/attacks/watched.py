@@ -24,6 +24,7 @@ class Watched(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(self._hooked(images))
+        self._require_gradient(images, logits)
         self._look(logits.detach())
         return logits
 
@@ -32,6 +33,14 @@ class Watched(nn.Module):
         if not self.finite:
             raise ModelError(
                 "The model returned NaN or infinite logits or gradients while it was attacked."
+            )
+
+    def _require_gradient(self, images: Tensor, answers: Tensor) -> None:
+        if torch.is_grad_enabled() and images.requires_grad and not answers.requires_grad:
+            raise ModelError(
+                "No gradient reaches the pixels, so that attacks by gradients cannot work: "
+                "encode_image runs under torch.no_grad or torch.inference_mode, detaches its "
+                "answer, or leaves torch. Let it be differentiable; parameters may stay frozen."
             )
 
     def _hooked(self, images: Tensor) -> Tensor:
@@ -57,6 +66,7 @@ class WatchedPrompts(Watched):
 
     def features(self, images: Tensor) -> Tensor:
         features = self.model.features(self._hooked(images))
+        self._require_gradient(images, features)
         self._look(features.detach())
         return features
 

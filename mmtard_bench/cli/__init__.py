@@ -18,7 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 2 for bad input, 3 where another process of the run ended, 130 when it was interrupted.
     """
     parsed = _parser().parse_args(arguments)
-    warnings.showwarning = _warn
+    with warnings.catch_warnings():  # an application that calls this has its own way afterwards
+        warnings.showwarning = _warn
+        return _run(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> int:
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
         return run(parsed)

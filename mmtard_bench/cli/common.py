@@ -47,12 +47,12 @@ def say_error(message: str) -> None:
 
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
-    from mmtard_bench.entries.folder import read_entries, read_entry
+    from mmtard_bench.entries.folder import holds_entries, is_entry, read_entries, read_entry
     from mmtard_bench.records import load_records, read_record
 
-    if (path / "card.json").is_file():
+    if is_entry(path):
         return read_entry(path).records
-    if path.is_dir() and any(path.glob("*/card.json")):
+    if holds_entries(path):
         return [record for entry in read_entries(path) for record in entry.records]
     records = [read_record(path)] if path.is_file() else load_records(path)
     if not records:

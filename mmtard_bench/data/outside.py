@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import logging
 import os
 from pathlib import Path
 
@@ -10,17 +9,15 @@ import datasets
 
 from mmtard_bench.data.base import CaptionedDataset, local_path, sample_list
 from mmtard_bench.data.hub_parquet import open_repository
-from mmtard_bench.data.table import TableDataset, as_dataset, load_table, split_of
+from mmtard_bench.data.table import TableDataset, as_dataset, load_table, silent, split_of
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import resolve_commit
 from mmtard_bench.types import Task
 
 
+@silent
 def open_outside(task: Task) -> CaptionedDataset:
     """Open ``task.data`` (``parquet:``, ``imagefolder:`` or ``hub:``). Raises InputError."""
-    datasets.disable_progress_bars()
-    # What it logs before it raises says nothing more.
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     scheme, _, where = task.data.partition(":")
     open_it = {"parquet": _open_parquet, "imagefolder": _open_folder, "hub": _open_hub}[scheme]
     return open_it(task, where)

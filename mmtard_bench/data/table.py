@@ -1,5 +1,6 @@
 """A table of Hugging Face ``datasets`` as a data set: images, with labels or captions."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,10 @@ import datasets
 from mmtard_bench.data.base import Pixels, captions_in, sample_ids
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import DamagedImageError, InputError, first_line
+from mmtard_bench.muted import Muted
 from mmtard_bench.types import Task
+
+_LOG = logging.getLogger("datasets")
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,25 @@ def _cast_image(task: Task, table: "datasets.Dataset") -> "datasets.Dataset":
         ) from error
 
 
+def _silence() -> tuple[int, bool]:
+    before = _LOG.level, datasets.are_progress_bars_disabled()
+    _LOG.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    return before
+
+
+def _speak(before: tuple[int, bool]) -> None:
+    level, disabled = before
+    _LOG.setLevel(level)
+    if not disabled:
+        datasets.enable_progress_bars()
+
+
+silent = Muted(_silence, _speak)
+"""Without the bars of ``datasets``, and what it logs before it raises, which says nothing more."""
+
+
+@silent
 def load_table(task: Task, builder: str, **arguments: Any) -> Any:
     """``datasets.load_dataset`` for files that are here. Raises InputError."""
     try:

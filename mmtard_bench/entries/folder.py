@@ -1,6 +1,7 @@
 """An entry is a directory: ``card.json``, and a file of records a suite."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,22 @@ def read_entries(root: Path) -> list[Entry]:
     names = names_of(root)
     require_distinct(names)
     return [read_entry(root / name) for name in names]
+
+
+def is_entry(folder: Path) -> bool:
+    """Whether a folder has the card of an entry, whole or damaged; a training's card is another."""
+    try:
+        card = json.loads((folder / "card.json").read_bytes())
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(card, dict) and "weights" in card
+
+
+def holds_entries(root: Path) -> bool:
+    """Whether a directory is one of entries, and not of a run's records."""
+    return any(is_entry(path.parent) for path in root.glob("*/card.json"))
 
 
 def names_of(root: Path) -> list[str]:

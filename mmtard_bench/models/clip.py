@@ -1,5 +1,6 @@
 """A CLIP-like model with what it takes to score it: tokenizer, preprocessing, digest."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -8,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.models.answers import embeddings_of, require_log_scale, tokens_of
 from mmtard_bench.models.digest import checksum, model_digest
+from mmtard_bench.records import Name
+from mmtard_bench.strict import Text, checked
 from mmtard_bench.types import ClipModel, Tokenizer
 
 Triple = tuple[float, float, float]
@@ -56,17 +60,19 @@ class Preprocess:
 class Cache:
     """What was computed from a model, and belongs to its weights: it is never copied.
 
-    ``heads`` are class embeddings, ``towers`` what attacks look at by device, ``batch_sizes`` those
-    that suit the model; ``state`` is the checksum of the module that they belong to.
+    ``prompts`` are tokens, ``heads`` class embeddings, ``towers`` what attacks look at by device,
+    ``batch_sizes`` those that suit the model; ``state`` is the checksum of the module.
     """
 
     state: int | None = None
     digest: str | None = None
+    prompts: dict[tuple[object, ...], Any] = field(default_factory=dict)
     heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
     batch_sizes: dict[tuple[object, ...], int] = field(default_factory=dict)
     towers: dict[torch.device, nn.Module | None] = field(default_factory=dict)
 
 
+@checked
 @dataclass(frozen=True)
 class Clip:
     """A model to score: ``module`` meets ``ClipModel``; ``source`` says where it was loaded from.
@@ -84,9 +90,9 @@ class Clip:
     module: ClipModel
     tokenizer: Tokenizer
     preprocess: Preprocess
-    name: str
+    name: Text
     source: str = "python object"
-    given_digest: str | None = None
+    given_digest: Name | None = None
     architecture: str | None = None
     config: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
@@ -99,6 +105,19 @@ class Clip:
                     f"The model '{self.name}' has no '{attribute}'; a CLIP-like model needs "
                     "encode_image, encode_text and logit_scale."
                 )
+        if not callable(self.tokenizer):
+            raise InputError(
+                f"The tokenizer of the model '{self.name}' is a {type(self.tokenizer).__name__}, "
+                "which cannot be called; expected a function from a list of texts to a tensor."
+            )
+        if not isinstance(self.preprocess, Preprocess):
+            raise InputError(
+                f"The preprocess of the model '{self.name}' is a {type(self.preprocess).__name__}; "
+                "expected mmtard_bench.Preprocess(size=(H, W), mean=(R, G, B), std=(R, G, B)), "
+                "which gradients pass through. A Compose has these figures in its Resize and "
+                "Normalize."
+            )
+        require_log_scale(self.module.logit_scale, self.name)
         if isinstance(self.module, nn.Module):
             self.module.eval().requires_grad_(False)
 
@@ -148,19 +167,27 @@ class Clip:
             self.module.to(device)
             self.module.to(memory_format=torch.channels_last)
 
-    def text_features(self, texts: list[str], device: torch.device) -> Tensor:
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """The tokens of texts, one row each, on the CPU. Raises InputError for anything else."""
+        return tokens_of(self.tokenizer, texts, self.name)
+
+    def text_features(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """Unit text embeddings, (len(texts), D), float32."""
+        return self.token_features(self.tokens(texts), device)
+
+    def token_features(self, tokens: Tensor, device: torch.device) -> Tensor:
+        """Unit text embeddings of rows of tokens, (len(tokens), D), float32."""
         with torch.no_grad():
             batches = [
-                self.module.encode_text(self.tokenizer(texts[i : i + 256]).to(device))
-                for i in range(0, len(texts), 256)
+                embeddings_of(self.module.encode_text, part.to(device), self.name)
+                for part in torch.split(tokens, 256)
             ]
-        return F.normalize(torch.cat(batches).float(), dim=-1)
+        return torch.cat(batches)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unit image embeddings (N, D) of images (N, 3, H, W) in [0, 1], differentiable."""
         inputs = self.preprocess.normalise(self.preprocess.resize(images))
-        return F.normalize(self.module.encode_image(inputs).float(), dim=-1)
+        return embeddings_of(self.module.encode_image, inputs, self.name)
 
     def scale(self) -> Tensor:
         """The factor of the cosines: exp(logit_scale), 100 for OpenAI's models."""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -17,6 +18,7 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.openclip import load_open_clip
 from mmtard_bench.models.towers import with_adapter, with_visual
 from mmtard_bench.models.transformers_clip import load_transformers
+from mmtard_bench.strict import Text, checked
 
 _SCHEMES = ("hf-hub", "local-dir", "transformers")
 _FORMS = (
@@ -27,10 +29,12 @@ _FORMS = (
 )
 
 
-def load_model(spec: str) -> Clip:
+@checked
+def load_model(spec: Text | Path) -> Clip:
     """Load a model by registered name or by where it is.
 
-    A spec is BASE, BASE+visual:FILE, BASE+lora:DIR or BASE+visual:FILE+lora:DIR.
+    A spec is BASE, BASE+visual:FILE, BASE+lora:DIR or BASE+visual:FILE+lora:DIR; a ``Path`` is
+    taken as ``local-dir:PATH``.
 
     - BASE is a registered name; ``ARCH:TAG`` or ``ARCH:FILE`` (open_clip's architectures;
       ``ARCH:random`` has untrained weights from seed 0); ``hf-hub:ORG/REPO`` or
@@ -45,6 +49,8 @@ def load_model(spec: str) -> Clip:
     and a warning is given where only a name does (see ``load_open_clip``). Raises InputError for
     anything that cannot be loaded.
     """
+    if isinstance(spec, Path):
+        spec = f"local-dir:{spec}"
     base, *changes = parts_of(spec)
     kinds = [change.partition(":")[0] for change in changes]
     if kinds not in ([], ["visual"], ["lora"], ["visual", "lora"]):
@@ -78,7 +84,7 @@ def is_data(spec: str) -> bool:
 
 def _load_base(spec: str) -> Clip:
     if spec in registry.models:
-        return _made_by(spec, registry.models.get(spec))
+        return _made_by(spec, partial(registry.made, registry.models, spec))
     scheme, _, rest = spec.partition(":")
     if not rest:
         spec = scheme

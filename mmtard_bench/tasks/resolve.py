@@ -78,6 +78,12 @@ class TaskData:
         matches = tuple(self.matches[i] for i in rows) if self.matches else ()
         return replace(self, manifest=manifest, labels=labels, matches=matches)
 
+    def prompted(self, notes: Sequence[str], matches: tuple[tuple[int, ...], ...]) -> "TaskData":
+        """The same samples with more notes, and other matches; decoded images are shared."""
+        changed = replace(self, notes=(*self.notes, *notes), matches=matches)
+        changed.__dict__["_kept"] = self._kept
+        return changed
+
     def pixels(self, row: int) -> Pixels:
         """The image of a sample, 8-bit. Raises InputError if it is unusable."""
         found = self._kept.images.get(row)
@@ -258,7 +264,7 @@ def open_data(task: Task) -> Dataset:
         from mmtard_bench.data.outside import open_outside
 
         return open_outside(task)
-    return registry.datasets.get(task.data)()
+    return registry.made(registry.datasets, task.data)
 
 
 def _gallery(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.tasks.prompts import prompts_of
 
 _KNOWN = 2048
 """So many lists of names are kept with their embeddings; an attack's lists have 100 or less."""
@@ -78,7 +79,8 @@ def class_embeddings(
     """Unit class embeddings (C, D) from one prompt a template and class, computed once a model."""
     key = (classes, templates, device)
     if key not in clip.cache.heads:
-        clip.cache.heads[key] = embed_names(clip, classes, templates, device)
+        tokens = prompts_of(clip, classes, templates).tokens
+        clip.cache.heads[key] = _pooled(clip.token_features(tokens, device), len(templates))
     return clip.cache.heads[key]
 
 
@@ -87,5 +89,8 @@ def embed_names(
 ) -> Tensor:
     """Unit embeddings (M, D) of names: the normalised mean over one prompt a template."""
     prompts = [template.replace("{}", name) for name in names for template in templates]
-    features = clip.text_features(prompts, device).view(len(names), len(templates), -1)
-    return F.normalize(features.mean(1), dim=-1)
+    return _pooled(clip.text_features(prompts, device), len(templates))
+
+
+def _pooled(features: Tensor, templates: int) -> Tensor:
+    return F.normalize(features.view(-1, templates, features.shape[-1]).mean(1), dim=-1)

@@ -304,7 +304,9 @@ def test_an_attack_that_cheats_is_an_error(monkeypatch, change, reason):
     monkeypatch.setattr(charmer, "worst_names", cheating)
     others = [f"animal {i}" for i in range(8)]
     task = Task(name="t", data="digits/test", templates=("{}",), classes=("cat", "car", *others))
-    record = mb.evaluate(wrap(ToyClip()), task=task, threat="text-charmer-k2", eps="2/1", n=200)
+    record = mb.evaluate(
+        wrap(ToyClip(seed=1)), task=task, threat="text-charmer-k2", eps="2/1", n=200
+    )
     assert record.status == "error"
     assert reason in record.error
 
@@ -434,7 +436,7 @@ def test_nan_for_an_edited_name_is_an_error():
     task = find_task("digits/digit")
     data = load_task(task, n=60, seed=0)
     key = (data.classes, task.templates, CPU)
-    clip.heads[key] = torch.nn.functional.normalize(torch.randn(10, 16), dim=1)
+    clip.cache.heads[key] = torch.nn.functional.normalize(torch.randn(10, 16), dim=1)
     record = mb.evaluate(clip, task=task, threat="text-charmer-k1", eps="1/1", n=60)
     assert record.status == "error"
     assert "NaN" in record.error

@@ -115,7 +115,9 @@ def test_new_weights_need_every_suite_again(tmp_path):
 
 def test_the_newest_record_of_a_place_counts(tmp_path):
     old, new = (
-        made(text).model_copy(update={"created": day}) for text, day in (("rr", "1"), ("rb", "2"))
+        made(text).model_copy(update={"created": when})
+        # As text the older one is the larger.
+        for text, when in (("rr", "2026-11-24T09:00:00+05:00"), ("rb", "2026-11-24T05:00:00+00:00"))
     )
     entry, _ = submitted(tmp_path, new, old)
     assert [record.robust_accuracy for record in entry.records] == [0.5]

@@ -1,0 +1,202 @@
+"""What a tokenizer makes of a task's prompts, and whether it still tells their names apart.
+
+A tokenizer may cut what exceeds its context, drop letter case, or know no accents, so that prompts
+of different names have equal tokens. Then a model cannot but answer alike for both.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mmtard_bench.edits import plain
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.records import digest_of
+from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.types import require_templates
+
+ENDING = " x"
+"""A prompt whose tokens stay the same with this at its end fills the tokenizer's context."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """The prompts of N names in T templates.
+
+    ``tokens`` (N * T, ...) has those of a name one after the other. ``alike`` are the groups of
+    names, by their places, that have equal tokens in every template, ``blurred`` is the number of
+    templates in which some different names do. ``full`` are the places in ``tokens`` of prompts
+    that fill the context: whatever follows there is cut.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    tokens: Tensor
+    alike: tuple[tuple[int, ...], ...]
+    blurred: int
+    full: frozenset[int]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of names, templates, and the tokens of every prompt."""
+        tokens = self.tokens.contiguous()
+        facts = [self.names, self.templates, tuple(tokens.shape), str(tokens.dtype)]
+        return digest_of([*facts, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()])
+
+    @property
+    def context(self) -> int:
+        """How many tokens a prompt has."""
+        return self.tokens[0].numel()
+
+    @property
+    def clashes(self) -> list[tuple[int, int]]:
+        """The first two places of each group of ``alike`` that has different names."""
+        pairs = []
+        for group in self.alike:
+            first, *others = group
+            other = next((i for i in others if self.names[i] != self.names[first]), None)
+            if other is not None:
+                pairs.append((first, other))
+        return pairs
+
+
+def prompts_of(clip: Clip, names: tuple[str, ...], templates: tuple[str, ...]) -> Prompts:
+    """The prompts of some names, in a model's tokens; computed once a model. Raises InputError."""
+    key = (names, templates)
+    if key not in clip.cache.prompts:
+        clip.cache.prompts[key] = _tokenise(clip, names, templates)
+    found: Prompts = clip.cache.prompts[key]
+    return found
+
+
+def prompts_digest_v1(clip: Clip, data: TaskData) -> str:
+    """The hash that records of digest version 1 have: of tokens, those of the first template."""
+    names, templates = list(data.classes), list(data.templates)
+    tokens = clip.tokens(_fill(names, templates[:1]))
+    return digest_of([names, templates, tokens.tolist()])
+
+
+def understood(clip: Clip, data: TaskData) -> TaskData:
+    """The samples of a task with notes on what a model's tokenizer makes of its prompts.
+
+    In classification, different names of equal tokens raise InputError. In retrieval, a caption
+    matches the images of every caption with its tokens.
+    """
+    prompts = prompts_of(clip, data.classes, data.templates)
+    notes, matches = _notes(prompts), data.matches
+    if data.task.metric != "retrieval":
+        require_distinct(prompts, model=clip.name, task=data.task.name)
+    elif prompts.alike:
+        same = {place: group for group in prompts.alike for place in group}
+        matches = tuple(
+            tuple(dict.fromkeys(other for place in own for other in same.get(place, (place,))))
+            for own in data.matches
+        )
+        count = sum(len(group) - 1 for group in prompts.alike)
+        notes.append(
+            f"{count} of {len(data.classes)} captions have the tokens of an earlier caption in "
+            "this model's tokenizer, so each counts as a match of the other's images"
+        )
+    return data.prompted(notes, matches) if notes else data
+
+
+def require_distinct(prompts: Prompts, *, model: str, task: str) -> None:
+    """Raise InputError if different names have equal tokens in every template."""
+    clashes = prompts.clashes
+    if not clashes:
+        return
+    one, other = clashes[0]
+    count, several = len(prompts.templates), f" ({len(clashes)} such pairs)"
+    rows = {place * count + i for place in (one, other) for i in range(count)}
+    first, second = (prompts.names[place] for place in (one, other))
+    if rows <= prompts.full:
+        why = (
+            f"the prompts are cut at the context of {prompts.context} tokens; shorten the templates"
+        )
+    elif plain(first) == plain(second):
+        why = "the tokenizer does not see letter case or spaces; give names that differ otherwise"
+    else:
+        why = "the tokenizer does not know what differs; give names in words that it knows"
+    raise InputError(
+        f"The model '{model}' cannot tell the classes {first!r} and {second!r} of the task "
+        f"'{task}' apart{several if len(clashes) > 1 else ''}: their prompts have equal tokens in "
+        f"every template, because {why}."
+    )
+
+
+def _notes(prompts: Prompts) -> list[str]:
+    notes = []
+    twice = _twice(prompts.names)
+    if twice:
+        shown = ", ".join(re.sub(r"[^\w ,.()'-]", "?", name)[:40] for name in twice[:3])
+        notes.append(
+            f"{len(twice)} class names occur more than once ({shown}); their logits are equal, and "
+            "the lower label wins"
+        )
+    if prompts.full:
+        notes.append(
+            f"{len(prompts.full)} of {len(prompts.tokens)} prompts fill the model's context of "
+            f"{prompts.context} tokens: whatever follows there is cut"
+        )
+    if prompts.blurred and not prompts.clashes:
+        notes.append(
+            f"in {prompts.blurred} of {len(prompts.templates)} templates different class names "
+            "have equal tokens"
+        )
+    return notes
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return [names[group[0]] for group in _groups(names)]
+
+
+def _tokenise(clip: Clip, names: tuple[str, ...], templates: tuple[str, ...]) -> Prompts:
+    require_templates(templates, "its data")
+    texts = _fill(names, templates)
+    tokens = clip.tokens(texts)
+    flat = tokens.reshape(len(tokens), -1).contiguous()
+    rows = [row.tobytes() for row in flat.numpy()]
+    count = len(templates)
+    blurred = sum(
+        len(set(column)) < len(set(zip(names, column, strict=True)))
+        for column in (rows[i::count] for i in range(count))
+    )
+    every = [tuple(rows[i : i + count]) for i in range(0, len(rows), count)]
+    full = _full(clip, texts, flat)
+    return Prompts(names, templates, tokens, tuple(_groups(every)), blurred, full)
+
+
+def _fill(names: Iterable[str], templates: Sequence[str]) -> list[str]:
+    return [template.replace("{}", name) for name in names for template in templates]
+
+
+def _groups(values: Iterable[Hashable]) -> list[tuple[int, ...]]:
+    """The places of equal values, of those that occur more than once."""
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for place, value in enumerate(values):
+        places[value].append(place)
+    return [tuple(group) for group in places.values() if len(group) > 1]
+
+
+def _full(clip: Clip, texts: Sequence[str], tokens: Tensor) -> frozenset[int]:
+    """The prompts to which a word can be added without a change, as far as that can be tried."""
+    # Padding is a value that is repeated at the end; most prompts have some, and are not tried.
+    padded = tokens[:, -1] == tokens[:, -2] if tokens.shape[1] > 1 else torch.zeros(len(tokens))
+    tried = (~padded.bool()).nonzero().flatten().tolist()
+    if not tried:
+        return frozenset()
+    try:
+        longer = clip.tokens([texts[place] + ENDING for place in tried])
+    except InputError:  # of a fixed list of prompts, say
+        return frozenset()
+    longer = longer.reshape(len(tried), -1)
+    if longer.shape[1] != tokens.shape[1]:
+        return frozenset()
+    same = (longer == tokens[tried]).all(1).tolist()
+    return frozenset(place for place, equal in zip(tried, same, strict=True) if equal)

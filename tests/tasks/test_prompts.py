@@ -1,0 +1,332 @@
+"""Prompts in a model's tokens: what is told apart, what is cut, and what decides the identity."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+import mmtard_bench as mb
+from mmtard_bench.job import prepare
+from mmtard_bench.records import digest_of
+from mmtard_bench.tasks.hub_tasks import imagenet_classes
+from mmtard_bench.tasks.prompts import prompts_digest_v1, prompts_of, require_distinct, understood
+from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.zero_shot import class_embeddings
+from mmtard_bench.types import Eps, Task, ThreatModel
+from tests.conftest import ToyClip, tokenize, wrap
+from tests.tasks.test_retrieval import captioned
+
+CPU = torch.device("cpu")
+THREAT = ThreatModel("pgd-1", "linf", Eps.parse("1/255"))
+FILLER = (
+    "a photo, taken on a sunny day by somebody who knows what he does, of something that is a {}"
+)
+
+
+def padded(texts, *, length=12, fold=False):
+    """A token a character behind a start, then an end, cut and padded as CLIP's tokenizer does."""
+    rows = []
+    for text in texts:
+        letters = [ord(c) % 500 + 10 for c in (text.lower() if fold else text)][: length - 2]
+        rows.append([1, *letters, 2, *[0] * (length - 2 - len(letters))])
+    return torch.tensor(rows)
+
+
+class Reader(ToyClip):
+    """Embeds a row of tokens by the sum of their embeddings, weighted by place."""
+
+    def encode_text(self, tokens):
+        weights = torch.arange(1, tokens.shape[1] + 1).sin()[None, :, None]
+        return (self.text[tokens % 997] * weights).sum(1)
+
+
+def clip_with(tokenizer, module=None):
+    return replace(wrap(module or Reader()), tokenizer=tokenizer)
+
+
+def task(classes, templates=("{}",)):
+    names = (*classes, *(f"n{i}" for i in range(10 - len(classes))))
+    return replace(find_task("digits/digit"), classes=names, templates=templates)
+
+
+def scored(clip, chosen, **changes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that occur twice
+        options = {"threat": "pgd-1", "eps": "1/255", "n": 8, **changes}
+        return mb.evaluate(clip, task=chosen, **options)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "classes", "templates", "words"),
+    [
+        (padded, ("cat", "dog"), ("a long photo of {}",), "cut at the context of 12"),
+        (lambda t: padded(t, fold=True), ("Polish", "polish"), ("{}",), "letter case"),
+        # An alphabet without accents: what it does not know is one token.
+        (
+            lambda t: padded([x.encode("ascii", "replace").decode() for x in t]),
+            ("é", "ü"),
+            ("{}",),
+            "does not know what differs",
+        ),
+        (lambda t: padded([x.strip(".") for x in t]), ("St", "St."), ("{}",), "does not know"),
+        (lambda t: torch.zeros(len(t), 5, dtype=torch.long), ("cat", "dog"), ("{}",), "equal"),
+    ],
+    ids=["cut", "case", "accents", "punctuation", "constant"],
+)
+def test_different_classes_of_equal_tokens_are_refused(tokenizer, classes, templates, words):
+    with pytest.raises(mb.InputError, match=words) as refused:
+        scored(clip_with(tokenizer), task(classes, templates))
+    assert repr(classes[0]) in str(refused.value)
+
+
+def test_what_one_template_blurs_another_may_tell_apart():
+    record = scored(clip_with(padded), task((), ("{}", "a long photo of {}")))
+    assert record.status == "ok", record.error
+    assert "in 1 of 2 templates different class names have equal tokens" in record.notes
+    assert (
+        "10 of 20 prompts fill the model's context of 12 tokens: whatever follows there is "
+        "cut" in record.notes
+    )
+
+
+def test_the_prompts_of_the_shipped_models_are_whole():
+    assert (
+        mb.evaluate("tiny-clip", task="digits/digit", threat="pgd-1", eps="1/255", n=4).notes == []
+    )
+
+
+def test_a_long_prompt_of_a_shipped_model_is_refused_where_it_loses_the_name():
+    chosen = replace(find_task("digits/digit"), templates=(FILLER,))
+    with pytest.raises(mb.InputError, match=r"'zero' and 'one'.*cut at the context"):
+        scored("tiny-clip", chosen)
+
+
+def test_classes_of_one_name_are_noted_and_work():
+    record = scored(clip_with(padded), task(("missile", "missile", "sun", "sun")))
+    assert record.status == "ok", record.error
+    assert any("2 class names occur more than once (missile, sun)" in note for note in record.notes)
+    names = imagenet_classes()
+    found = prompts_of(clip_with(lambda t: padded(t, length=77)), names, ("{}",))
+    assert sorted(names[group[0]] for group in found.alike) == ["missile", "sunglasses"]
+    require_distinct(found, model="toy", task="imagenet")
+
+
+def test_a_tower_that_does_not_read_what_differs_is_an_error():
+    """Tokens differ behind the place that the tower looks at, as with a wrong end of text."""
+
+    class Short(Reader):
+        def encode_text(self, tokens):
+            return super().encode_text(tokens[:, :3])
+
+    record = scored(clip_with(padded, Short()), task(("cat", "car")))
+    assert record.status == "error"
+    assert "'cat' and 'car' one embedding" in record.error
+
+
+def brute_force(rows):
+    return {frozenset(j for j, other in enumerate(rows) if other == row) for row in rows} - {
+        frozenset([i]) for i in range(len(rows))
+    }
+
+
+@given(st.lists(st.text("aAbB", min_size=1, max_size=3), min_size=1, max_size=8), st.integers(3, 6))
+def test_groups_of_equal_tokens_agree_with_a_comparison_of_all_pairs(names, length):
+    clip = clip_with(lambda texts: padded(texts, length=length, fold=True))
+    templates = ("{}", "b{}")
+    found = prompts_of(clip, tuple(names), templates)
+    rows = [
+        padded([t.format(n) for t in templates], length=length, fold=True).tolist() for n in names
+    ]
+    assert set(map(frozenset, found.alike)) == brute_force(rows)
+    full = {
+        i
+        for i, text in enumerate(t.format(n) for n in names for t in templates)
+        if len(text) >= length - 2
+    }
+    assert found.full == full
+
+
+def test_tokenizers_that_pad_to_the_longest_or_know_a_list_are_never_full():
+    def longest(texts):
+        return padded(texts, length=2 + max(map(len, texts)))
+
+    def listed(texts):
+        return torch.tensor([{"cat": 0, "dog": 1}[text] for text in texts])
+
+    for tokenizer in (longest, listed):
+        assert prompts_of(clip_with(tokenizer), ("cat", "dog"), ("{}",)).full == frozenset()
+
+
+def test_prompts_are_tokenised_once_and_rows_are_those_of_each_prompt():
+    calls = []
+
+    def counting(texts):
+        calls.append(list(texts))
+        return padded(texts)
+
+    clip = clip_with(counting)
+    names, templates = ("cat", "dog", "elk"), ("{}", "a {}")
+    for _ in range(2):
+        head = class_embeddings(clip, names, templates, CPU)
+    assert calls == [["cat", "a cat", "dog", "a dog", "elk", "a elk"]]
+    for row, name in zip(head, names, strict=True):
+        each = clip.text_features([name, f"a {name}"], CPU).mean(0)
+        torch.testing.assert_close(row, each / each.norm())
+
+
+def test_the_digest_sees_every_template_and_the_old_one_the_first():
+    """Two tokenizers that differ in the second template alone."""
+    data = load_task(replace(find_task("digits/digit"), templates=("{}", "a {}")), n=8, seed=0)
+
+    def other(texts):
+        return padded([text.replace("a ", "b ") for text in texts])
+
+    one, two = (clip_with(tokenizer) for tokenizer in (padded, other))
+    digests = [prompts_of(clip, data.classes, data.templates).digest for clip in (one, two)]
+    assert digests[0] != digests[1]
+    assert prepare(one, data, THREAT, seed=0).facts[1].prompts_digest == digests[0]
+    old = [prompts_digest_v1(clip, data) for clip in (one, two)]
+    names = list(data.classes)
+    assert old[0] == old[1] == digest_of([names, ["{}", "a {}"], padded(names).tolist()])
+
+
+@pytest.mark.parametrize("case", ["lower", "cut"])
+def test_captions_of_equal_tokens_match_each_others_images(tmp_path, case):
+    captions = [["A cat"], ["a cat", "a dog"], ["a bird"], ["a fish"]]
+    if case == "cut":
+        captions = [["a black cat 1"], ["a black cat 2", "a dog"], ["a bird"], ["a fish"]]
+    data = load_task(captioned(tmp_path / "a.parquet", captions), n=None, seed=0)
+    clip = clip_with(lambda texts: padded(texts, length=13, fold=True))
+    found = understood(clip, data)
+    places = {text: place for place, text in enumerate(data.classes)}
+    one, other = (places[own[0]] for own in captions[:2])
+    for own, index in zip(found.matches, data.manifest.indices, strict=True):
+        expected = {places[text] for text in captions[index]}
+        if expected & {one, other}:
+            expected |= {one, other}
+        assert set(own) == expected
+    assert found.labels == data.labels
+    assert "1 of 5 captions have the tokens of an earlier caption" in " ".join(found.notes)
+    record = mb.evaluate(clip, task=data.task, threat="pgd-1", eps="1/255")
+    assert record.status == "ok", record.error
+    assert found.notes[-1] in record.notes
+
+
+def test_captions_of_equal_tokens_are_no_rivals(tmp_path):
+    """Before, an image whose caption differs from another's in case lost every tie."""
+
+    class Same(Reader):
+        """One embedding for every image: only ties decide."""
+
+        def encode_text(self, tokens):
+            return torch.nn.functional.one_hot(tokens[:, 3] % 16, 16).float()
+
+        def encode_image(self, images):
+            chosen = torch.nn.functional.one_hot(torch.tensor(ord("c") % 500 + 10) % 16, 16)
+            return (
+                chosen.float() + 0 * images.flatten(1)[:, :1] + 1e-3 * super().encode_image(images)
+            )
+
+    task = captioned(tmp_path / "a.parquet", ["a cat", "A cat", "a dog"])
+    clip = clip_with(lambda texts: padded(texts, fold=True), Same())
+    record = mb.evaluate(clip, task=task, threat="pgd-1", eps="1/255")
+    assert record.status == "ok", record.error
+    assert sorted(s.ranks.image[0] for s in record.samples)[:2] == [1, 1]
+
+
+def test_templates_that_data_bring_are_checked_too():
+    with pytest.raises(mb.InputError, match=r"exactly one \{\}"):
+        prompts_of(clip_with(padded), ("cat", "dog"), ("{}", "a photo"))
+
+
+@pytest.mark.parametrize(
+    "templates",
+    [
+        "a photo of {}",
+        ("a photo of {c}",),
+        ("a photo of {label}",),
+        ("a photo",),
+        ("{} and {}",),
+        ("{0}",),
+        ("",),
+        {"a {}", "the {}"},
+        (str.title,),
+        None,
+        (b"a {}",),
+    ],
+)
+def test_a_task_is_checked_in_python_as_from_a_file(templates):
+    base = find_task("digits/digit")
+    for make in (lambda: replace(base, templates=templates), lambda: Task("t", "d", templates)):
+        with pytest.raises(mb.InputError, match=r"tuple of strings|exactly one|not empty"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": "abc"},
+        {"classes": {"cat", "dog"}},
+        {"classes": ("cat", "")},
+        {"classes": (1, 2)},
+        {"metric": "accuracy"},
+        {"name": ""},
+        {"data": None},
+        {"n_classes": 10.0},
+        {"n_classes": 1},
+        {"samples": True},
+        {"convert_rgb": "yes"},
+        {"surface": "deep"},
+        {"metric": "retrieval", "templates": ()},
+    ],
+)
+def test_fields_of_a_task_are_checked(change):
+    with pytest.raises(mb.InputError):
+        replace(find_task("digits/digit"), **change)
+
+
+def test_lists_become_tuples_and_an_unknown_placeholder_is_named():
+    made = Task("t", "digits/test", ["a {}"], classes=["cat", "dog"])
+    assert (made.templates, made.classes) == (("a {}",), ("cat", "dog"))
+    with pytest.raises(mb.InputError, match=r"Write \{\} in place of \{c\}"):
+        Task("t", "digits/test", ("a {c}",))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [
+        (lambda texts: {"input_ids": padded(texts)}, "returned a dict"),
+        (lambda texts: padded(texts)[0], "shape"),
+        (lambda texts: [[1], [2, 3]], "failed on"),
+        (lambda texts: texts["no"], "TypeError"),
+        (lambda texts: None, "NoneType"),
+    ],
+    ids=["dict", "one row", "ragged", "raises", "nothing"],
+)
+def test_tokenizers_that_do_not_fit_are_sentences(tokenizer, words):
+    with pytest.raises(mb.InputError, match=words):
+        scored(clip_with(tokenizer), task(()))
+
+
+def test_a_tokenizer_may_return_a_list():
+    listed, whole = (
+        scored(clip_with(tokenizer), task(()))
+        for tokenizer in (lambda t: padded(t).tolist(), padded)
+    )
+    assert listed.status == "ok", listed.error
+    assert listed.samples == whole.samples
+    assert listed.identity == whole.identity
+
+
+def test_no_two_names_of_the_digits_share_a_token_of_the_toys():
+    """Or the toys of these tests would be refused."""
+    for name in ("digits/digit", "digits/validation"):
+        data = load_task(find_task(name), n=4, seed=0)
+        assert (
+            prompts_of(
+                replace(wrap(ToyClip()), tokenizer=tokenize), data.classes, data.templates
+            ).alike
+            == ()
+        )
