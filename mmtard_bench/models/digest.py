@@ -107,7 +107,7 @@ def _ask(clip: "Clip", module: Any, dtype: torch.dtype, step: float) -> dict[str
         return module.encode_image(images)  # type: ignore[no-any-return]
 
     def of_texts() -> Tensor:
-        return module.encode_text(clip.tokenizer(list(PROMPTS)).to(device))  # type: ignore[no-any-return]
+        return module.encode_text(clip.tokens(PROMPTS).to(device))  # type: ignore[no-any-return]
 
     devices = [device] if device.type == "cuda" else []
     towers = {"images": of_images, "texts": of_texts}

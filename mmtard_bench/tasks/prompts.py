@@ -85,14 +85,11 @@ def prompts_digest_v1(clip: Clip, data: TaskData) -> str:
 def understood(clip: Clip, data: TaskData) -> TaskData:
     """The samples of a task with notes on what a model's tokenizer makes of its prompts.
 
-    In classification, different names of equal tokens raise InputError. In retrieval, a caption
-    matches the images of every caption with its tokens.
+    In retrieval, a caption matches the images of every caption with its tokens.
     """
     prompts = prompts_of(clip, data.classes, data.templates)
     notes, matches = _notes(prompts), data.matches
-    if data.task.metric != "retrieval":
-        require_distinct(prompts, model=clip.name, task=data.task.name)
-    elif prompts.alike:
+    if data.task.metric == "retrieval" and prompts.alike:
         same = {place: group for group in prompts.alike for place in group}
         matches = tuple(
             tuple(dict.fromkeys(other for place in own for other in same.get(place, (place,))))
@@ -106,7 +103,7 @@ def understood(clip: Clip, data: TaskData) -> TaskData:
     return data.prompted(notes, matches) if notes else data
 
 
-def require_distinct(prompts: Prompts, *, model: str, task: str) -> None:
+def require_distinct(prompts: Prompts, *, model: str) -> None:
     """Raise InputError if different names have equal tokens in every template."""
     clashes = prompts.clashes
     if not clashes:
@@ -124,9 +121,9 @@ def require_distinct(prompts: Prompts, *, model: str, task: str) -> None:
     else:
         why = "the tokenizer does not know what differs; give names in words that it knows"
     raise InputError(
-        f"The model '{model}' cannot tell the classes {first!r} and {second!r} of the task "
-        f"'{task}' apart{several if len(clashes) > 1 else ''}: their prompts have equal tokens in "
-        f"every template, because {why}."
+        f"The model '{model}' cannot tell the classes {first!r} and {second!r} "
+        f"apart{several if len(clashes) > 1 else ''}: their prompts have equal tokens in every "
+        f"template, because {why}."
     )
 
 

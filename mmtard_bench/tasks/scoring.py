@@ -9,6 +9,7 @@ from torch import Tensor
 from mmtard_bench.attacks.checks import require_distinct_rows, require_logits
 from mmtard_bench.attacks.watched import Watched, WatchedPrompts
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.tasks.prompts import prompts_of, require_distinct
 from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.tasks.zero_shot import ZeroShotClassifier, embed_names
 
@@ -44,13 +45,16 @@ class ZeroShotScorer:
     """Accuracy of the prediction.
 
     ``classifier`` and ``labels`` (N,), its truth, are for checks of the model. ``ranked`` is
-    whether verdicts have ranks, so that every image needs one after an attack.
+    whether verdicts have ranks, so that every image needs one after an attack. Raises InputError
+    if the model cannot tell two classes of different names apart.
     """
 
     ranked = False
 
     def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
         self.clip = clip
+        prompts = prompts_of(clip, data.classes, data.templates)
+        require_distinct(prompts, model=clip.name)
         self.classifier = ZeroShotClassifier(clip, data.classes, data.templates, device)
         require_distinct_rows(self.classifier.head, data.classes)
         self.labels = torch.tensor(data.labels, device=device)
