@@ -100,13 +100,14 @@ class Evaluation:
 
     def inspect(self) -> list[Doubt]:
         """Check the model on the first samples of the manifest."""
-        return inspect_model(
+        found = inspect_model(
             self.scorer.classifier,
             self.probes,
             self.scorer.labels[: len(self.probes)],
             classes=self.scorer.columns,
             scale=float(self.job.clip.scale()),
         )
+        return [*found, *self.scorer.doubts()]
 
     def run(
         self,

@@ -1,5 +1,7 @@
 """The one exception that the command line turns into a sentence and exit status 2."""
 
+import re
+
 from pydantic import ValidationError
 
 
@@ -31,6 +33,11 @@ def explain(error: ValidationError) -> str:
         else:
             said.append(f"'{where}': {problem['msg']}" if where else problem["msg"])
     return "; ".join(said) + "."
+
+
+def shown(name: str) -> str:
+    """A name of somebody's data, short and without characters that format, for a record's text."""
+    return re.sub(r"[^\w ,.()'-]", "?", name.strip())[:40]
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from scipy.special import bdtrc
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, margin, norm_of
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, shown
 from mmtard_bench.records import Sample
 from mmtard_bench.types import Norm, ThreatModel
 
@@ -25,7 +25,7 @@ _RANDOM = 1e-4  # of the range of the logits
 _BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
 _FEW_ZERO = 0.05  # share of samples without a gradient that an honest model may have
 _CHANCE_LEVEL = 0.05
-_SAME = 1e-6  # of unit embeddings; rounding alone makes 1e-7
+_SAME = 1e-12  # less than 1 is the cosine where embeddings differ by more than float32 rounds
 _CHUNK = 1024  # rows of the head that are compared at once
 _SCALES = (5.0, 1000.0)  # CLIP starts at 14.3 and ends at 100
 
@@ -41,8 +41,9 @@ ModelCode = Literal[
     "softmax-output",
     "unusual-logit-scale",
     "zero-gradients",
+    "equal-class-embeddings",
 ]
-"""What ``inspect_model`` may find."""
+"""What ``inspect_model`` and ``check_head`` may find."""
 SampleCode = Literal[
     "clean-accuracy-at-chance", "square-beats-gradients", "unconfirmed-adversarials"
 ]
@@ -100,19 +101,26 @@ def _reach(eps: float) -> float:
     return eps * (1 + 1e-5) + 1e-6
 
 
-def require_distinct_rows(head: Tensor, names: Sequence[str]) -> None:
-    """Raise ModelError if two different names have one row of unit embeddings (C, D)."""
-    for first in range(0, len(head), _CHUNK):
-        rows = head[first : first + _CHUNK]
-        near = (rows @ head.T > 1 - _SAME).nonzero().tolist()
-        for i, other in near:
-            one = first + i
-            if names[one] != names[other] and bool((head[one] - head[other]).abs().max() < _SAME):
-                raise ModelError(
-                    f"The text tower gives the classes {names[one]!r} and {names[other]!r} one "
-                    "embedding, though their tokens differ: it does not read what differs. Check "
-                    "its end-of-text token, its pooling and the length of its context."
-                )
+def check_head(head: Tensor, names: Sequence[str]) -> list[Doubt]:
+    """Whether different names have one row of text embeddings (C, D)."""
+    rows = F.normalize(head.double().cpu(), dim=1)
+    first = {name: place for place, name in reversed(list(enumerate(names)))}
+    numbers = [first[name] for name in names]
+    pairs = [
+        (start + i, other)
+        for start in range(0, len(rows), _CHUNK)
+        for i, other in (rows[start : start + _CHUNK] @ rows.T > 1 - _SAME).nonzero().tolist()
+        if numbers[start + i] < numbers[other]
+    ]
+    if not pairs:
+        return []
+    one, other = (shown(names[place]) for place in pairs[0])
+    detail = (
+        f"{len(pairs)} pairs of classes have different names and one text embedding, {one} and "
+        f"{other} for one: the text tower does not read what differs, and which of them is "
+        "predicted means nothing"
+    )
+    return [Doubt("equal-class-embeddings", detail)]
 
 
 def inspect_model(

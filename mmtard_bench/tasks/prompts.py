@@ -5,7 +5,6 @@ of different names have equal tokens. Then a model cannot but answer alike for b
 """
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmtard_bench.edits import plain
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, shown
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records import digest_of
 from mmtard_bench.tasks.resolve import TaskData
@@ -131,9 +130,9 @@ def _notes(prompts: Prompts) -> list[str]:
     notes = []
     twice = _twice(prompts.names)
     if twice:
-        shown = ", ".join(re.sub(r"[^\w ,.()'-]", "?", name)[:40] for name in twice[:3])
+        few = ", ".join(shown(name) for name in twice[:3])
         notes.append(
-            f"{len(twice)} class names occur more than once ({shown}); their logits are equal, and "
+            f"{len(twice)} class names occur more than once ({few}); their logits are equal, and "
             "the lower label wins"
         )
     if prompts.full:

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.checks import ModelError, require_logits
+from mmtard_bench.attacks.checks import Doubt, ModelError, require_logits
 from mmtard_bench.attacks.watched import Watched
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.resolve import TaskData
@@ -115,6 +115,10 @@ class RetrievalScorer:
         self.classifier = self._classifier(self.apart)
         self.labels = self.classifier.columns[list(data.labels)]
         self.columns = self.classifier.count
+
+    def doubts(self) -> list[Doubt]:
+        """Nothing: captions of one embedding tie, and ties are lost."""
+        return []
 
     def aims(self, rows: Sequence[int]) -> list[Aim]:
         """What an attack on the images of these rows sees: one classifier for most of them.

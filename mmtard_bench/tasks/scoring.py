@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.checks import require_distinct_rows, require_logits
+from mmtard_bench.attacks.checks import Doubt, check_head, require_logits
 from mmtard_bench.attacks.watched import Watched, WatchedPrompts
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.prompts import prompts_of, require_distinct
@@ -56,9 +56,12 @@ class ZeroShotScorer:
         prompts = prompts_of(clip, data.classes, data.templates)
         require_distinct(prompts, model=clip.name)
         self.classifier = ZeroShotClassifier(clip, data.classes, data.templates, device)
-        require_distinct_rows(self.classifier.head, data.classes)
         self.labels = torch.tensor(data.labels, device=device)
         self.columns = len(data.classes)
+
+    def doubts(self) -> list[Doubt]:
+        """What the text side gives reason to doubt."""
+        return check_head(self.classifier.head, self.classifier.names)
 
     def aims(self, rows: Sequence[int]) -> list[Aim]:
         """What an attack on the images of these rows sees: one classifier for all."""
