@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from mmtard_bench import registry
 from mmtard_bench.entries.checked import Verification
-from mmtard_bench.records import Record
+from mmtard_bench.records import Record, oldest_first
 
 MASKING = frozenset(
     {
@@ -104,4 +104,4 @@ def _age(records: Sequence[Record]) -> Badge:
 
 def newest(records: Iterable[Record]) -> str:
     """The day of the newest record, such as 2026-11-24."""
-    return max(record.created for record in records)[:10]
+    return oldest_first(records)[-1].created[:10]

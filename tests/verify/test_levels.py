@@ -45,8 +45,8 @@ def test_a_seed_is_chosen_and_printed(here, copy):
 
 def test_what_was_drawn_and_what_that_says(here, copy):
     done = here("verify", copy("strong"), "--reattack", 4, "--seed", 0)
-    line = next(line for line in done.stdout.splitlines() if "re-attacked: digits/digit" in line)
-    assert "0 of 4 fell to cw-linf-5" in line
+    line = next(line for line in done.stdout.splitlines() if "digits/digit linf" in line)
+    assert "0 of 4 broken by cw-linf-5" in line
     assert "overstated by at most" in line
     assert "10 points would be caught with" in line
 
