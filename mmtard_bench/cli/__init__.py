@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from mmtard_bench import __version__
 from mmtard_bench.cli import board, compare, evaluate, listing, show, training, verify
-from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, say_error
+from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, STATUS_PIPE, say_error
+from mmtard_bench.cli.output import OutputLost, guarded_errors, guarded_output
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
 
@@ -15,10 +16,21 @@ from mmtard_bench.markdown import printable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
-    It is 2 for bad input, 3 where another process of the run ended, 130 when it was interrupted.
+    It is 2 for bad input and for output that cannot be written, 3 where another process of the run
+    ended, 130 when it was interrupted, 141 when the reader of a pipe left.
     """
-    parsed = _parser().parse_args(arguments)
-    warnings.showwarning = _warn
+    with guarded_errors():
+        parsed = argparse.Namespace()
+        try:
+            with guarded_output():
+                _parser().parse_args(arguments, parsed)
+                warnings.showwarning = _warn
+                return _run(parsed)
+        except OutputLost as lost:
+            return _output_lost(lost, kept=getattr(parsed, "kept", ""))
+
+
+def _run(parsed: argparse.Namespace) -> int:
     run: Callable[[argparse.Namespace], int] = parsed.run
     try:
         return run(parsed)
@@ -26,13 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say_error(str(error))
         return STATUS_INPUT
     except KeyboardInterrupt:
-        again = getattr(parsed, "again", "the same command")
-        say_error(f"Stopped. What was finished is kept; {again} goes on from there.")
+        say_error(f"Stopped. {getattr(parsed, 'kept', '')}".strip())
         return STATUS_INTERRUPT
-    except BrokenPipeError:
-        # The reader of a pipe left (head, less): not our error, and nothing more to say.
-        sys.stderr.close()
-        return 0
+
+
+def _output_lost(lost: OutputLost, *, kept: str) -> int:
+    if not isinstance(lost.error, BrokenPipeError):
+        say_error(f"The output could not be written: {lost.error.strerror}. {kept}".strip())
+        return STATUS_INPUT
+    # Of a command that only prints (list, show) that is no news, as of other Unix commands.
+    if kept:
+        say_error(f"The reader of the output left, so the command stopped. {kept}")
+    return STATUS_PIPE
 
 
 def _parser() -> argparse.ArgumentParser:

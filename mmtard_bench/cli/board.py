@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtard_bench.cli.common import STATUS_STALE, Commands, records_at, say_error
+from mmtard_bench.cli.common import AGAIN, STATUS_STALE, Commands, records_at, say_error
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
 
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
         help="attack again, and write the images that break samples into this file",
     )
     command.add_argument("--device", default="auto", help="for --adversarials: auto, cpu, cuda")
-    command.set_defaults(run=_submit)
+    command.set_defaults(run=_submit, kept=AGAIN)
 
     command = commands.add_parser("leaderboard", help="write the leaderboard from its entries")
     command.add_argument(

@@ -17,6 +17,12 @@ STATUS_STALE = 1
 STATUS_INPUT = 2
 STATUS_LOST = 3
 STATUS_INTERRUPT = 130
+STATUS_PIPE = 141
+"""As of a program that SIGPIPE ends."""
+
+KEPT = "What was finished is kept; the same command goes on from there."
+AGAIN = "The same command begins again."
+"""What commands that take long say when they are stopped."""
 
 
 def positive(text: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtard_bench.cli.common import (
+    KEPT,
     STATUS_INPUT,
     STATUS_INTERRUPT,
     STATUS_LOST,
@@ -54,7 +55,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--workers", type=count, help="threads that decode images; never changes verdicts"
     )
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, kept=KEPT)
 
     command = commands.add_parser(
         "fetch", help="download what a suite needs; then HF_HUB_OFFLINE=1 run works"
@@ -63,7 +64,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--model", action="append", default=[], help="may be repeated")
     command.add_argument("--limit", type=positive, help="for runs with this --limit")
     command.add_argument("--seed", type=seed, help="for runs with this --seed")
-    command.set_defaults(run=_fetch)
+    command.set_defaults(run=_fetch, kept=KEPT)
 
     command = commands.add_parser("manifest", help="print the samples that a task is scored on")
     command.add_argument("task", help="a task's name, or a data spec")

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mmtard_bench.cli.common import Commands, positive, seed
+from mmtard_bench.cli.common import KEPT, Commands, positive, seed
 
 
 def add(commands: Commands) -> None:
@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
         "--tracker", action="append", default=[], help="tensorboard, wandb; may be repeated"
     )
     command.add_argument("--adapter", action="store_true", help="save LoRA adapters on their own")
-    command.set_defaults(run=_train, again="the same command with --resume")
+    command.set_defaults(run=_train, kept=KEPT.replace("command", "command with --resume"))
 
     command = commands.add_parser(
         "reproduce", help="train every method with several seeds and compare them"
@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change every recipe"
     )
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
-    command.set_defaults(run=_reproduce)
+    command.set_defaults(run=_reproduce, kept=KEPT)
 
 
 def _train(arguments: argparse.Namespace) -> int:
