@@ -51,16 +51,39 @@ def say_error(message: str) -> None:
     print(printable(f"mmtard-bench: {message}"), file=sys.stderr)
 
 
+def output(text: str) -> Path:
+    """A place to write to: outside of entries and of directories of entries."""
+    from mmtard_bench.entries.folder import require_outside
+
+    try:
+        return require_outside(Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
-    from mmtard_bench.entries.folder import read_entries, read_entry
-    from mmtard_bench.records import load_records, read_record
+    return [record for _, record in files_at(path)]
 
-    if (path / "card.json").is_file():
-        return read_entry(path).records
-    if path.is_dir() and any(path.glob("*/card.json")):
-        return [record for entry in read_entries(path) for record in entry.records]
-    records = [read_record(path)] if path.is_file() else load_records(path)
-    if not records:
+
+def files_at(path: Path) -> "list[tuple[Path, Record]]":
+    """The records of a file, an entry or a directory, each with its file; as ``records_at``."""
+    from mmtard_bench.entries.folder import holds_entries, is_entry, read_entries, read_entry
+    from mmtard_bench.records import find_records, read_record
+
+    if path.is_file():
+        return [(path, read_record(path))]
+    if not path.is_dir():
+        raise InputError(f"There is no directory {path}; expected a directory of records.")
+    if is_entry(path) or holds_entries(path):
+        entries = [read_entry(path)] if is_entry(path) else read_entries(path)
+        return [
+            (entry.place / f"{run.suite}.json", record)
+            for entry in entries
+            for run in entry.runs
+            for record in run.records
+        ]
+    found = [(file, read_record(file)) for file in find_records(path)]
+    if not found:
         raise InputError(f"There are no records below {path}.")
-    return records
+    return found

@@ -5,7 +5,6 @@ import json
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtard_bench.cli.common import (
@@ -15,6 +14,7 @@ from mmtard_bench.cli.common import (
     STATUS_LOST,
     Commands,
     count,
+    output,
     positive,
     say_error,
     seed,
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     command.add_argument("suite", help="a suite's name, or the path of a .toml file")
     command.add_argument("--model", action="append", required=True, help="may be repeated")
     command.add_argument("--visual", metavar="FILE", help="with the image tower of a checkpoint")
-    command.add_argument("--out", type=Path, default=Path("runs"), help="default: runs")
+    command.add_argument("--out", type=output, default="runs", help="default: runs")
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     command.add_argument(
         "--batch-size", type=positive, help="found if not given; never changes verdicts"

@@ -4,14 +4,14 @@ import argparse
 import os
 from pathlib import Path
 
-from mmtard_bench.cli.common import KEPT, Commands, positive, seed
+from mmtard_bench.cli.common import KEPT, Commands, output, positive, seed
 
 
 def add(commands: Commands) -> None:
     """Add train and reproduce."""
     command = commands.add_parser("train", help="train a student from a recipe")
     command.add_argument("recipe", help="a recipe's name, or the path of a .toml file")
-    command.add_argument("--out", type=Path, required=True, help="the checkpoint's directory")
+    command.add_argument("--out", type=output, required=True, help="the checkpoint's directory")
     command.add_argument("--seed", type=seed, default=0)
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("study", help="digits")
     command.add_argument("--seeds", type=positive, default=5)
-    command.add_argument("--out", type=Path, help="default: runs/reproduce-STUDY")
+    command.add_argument("--out", type=output, help="default: runs/reproduce-STUDY")
     command.add_argument("--method", action="append", help="only this one; may be repeated")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change every recipe"
@@ -68,11 +68,13 @@ def _train(arguments: argparse.Namespace) -> int:
 def _reproduce(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from mmtard_bench.entries.folder import require_outside
     from mmtard_bench.train.reproduce import reproduce
 
+    out = arguments.out or require_outside(Path("runs") / f"reproduce-{arguments.study}")
     report = reproduce(
         arguments.study,
-        out=arguments.out or Path("runs") / f"reproduce-{arguments.study}",
+        out=out,
         seeds=arguments.seeds,
         methods=arguments.method,
         overrides=arguments.set,

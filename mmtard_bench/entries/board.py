@@ -11,7 +11,7 @@ from mmtard_bench.entries.checked import (
     read_breaks,
     read_verifications,
 )
-from mmtard_bench.entries.folder import Entry, Run, read_entries
+from mmtard_bench.entries.folder import Entry, Run, holds_entries, read_entries
 from mmtard_bench.errors import InputError
 from mmtard_bench.records import Record, load_records
 from mmtard_bench.reported import Reported, read_reported
@@ -58,7 +58,7 @@ def read_board(root: Path, reported: Path | None = None) -> Board:
         raise InputError(f"There is no directory {root}; expected entries, or records of runs.")
     beside = reported or root.parent / "reported.csv"
     figures = read_reported(beside) if reported or beside.is_file() else []
-    if not any(root.glob("*/card.json")):
+    if not holds_entries(root):
         return Board(loose=load_records(root), reported=figures)
     return Board(
         entries=read_entries(root),

@@ -1,6 +1,7 @@
 """An entry is a directory: ``card.json``, and a file of records a suite."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,43 @@ def read_entry(folder: Path) -> Entry:
     return Entry(card, tuple(runs), folder)
 
 
+def is_entry(folder: Path) -> bool:
+    """Whether a directory holds an entry's card; training runs have a card of another kind."""
+    path = folder / "card.json"
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where it may not look
+        return False
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return True  # damaged: whoever reads it says so
+    return not (isinstance(body, dict) and "recipe_digest" in body)
+
+
+def holds_entries(folder: Path) -> bool:
+    """Whether a directory is one of entries."""
+    try:
+        return any(is_entry(path) for path in folder.iterdir())
+    except OSError:
+        return False
+
+
+def require_outside(path: Path) -> Path:
+    """The path, if what is written there harms no entry.
+
+    An entry holds nothing but its card and records, and a directory of entries nothing but entries:
+    any other file makes ``verify`` and ``leaderboard`` refuse them. Raises InputError.
+    """
+    folders = [path.resolve(), *path.resolve().parents]
+    inside = next(filter(is_entry, folders), None)
+    existing = next(filter(os.path.isdir, folders))
+    if inside is None and not holds_entries(existing):
+        return path
+    raise InputError(
+        f"{path} is in the leaderboard's {'entry' if inside else 'entries'} {inside or existing}, "
+        "which would be refused with another file in it; choose a place outside."
+    )
+
+
 def read_entries(root: Path) -> list[Entry]:
     """Every entry below a directory, by name. Raises InputError, also for names that look alike."""
     if not root.is_dir():
@@ -119,7 +157,9 @@ def require_plain_file(path: Path) -> None:
     if not os.path.lexists(path):
         raise InputError(f"There is no file {path}; expected one.")
     if path.is_symlink() or not path.is_file():
-        raise InputError(f"{path} is not a plain file; the leaderboard has nothing else.")
+        raise InputError(
+            f"{path} is not a plain file; the leaderboard has nothing else. Remove it."
+        )
     if path.stat().st_size > LARGEST:
         raise InputError(
             f"{path} has {path.stat().st_size:,} bytes; files of the leaderboard have at most "
@@ -150,7 +190,8 @@ def _files(folder: Path) -> Sequence[Path]:
                 _SUITE.validate_python(path.name.removesuffix(".json"))
             except ValidationError:
                 raise InputError(
-                    f"{path} does not belong into an entry; expected card.json and SUITE.json."
+                    f"{path} does not belong into an entry; expected card.json and SUITE.json. "
+                    "Remove it."
                 ) from None
     return files
 
