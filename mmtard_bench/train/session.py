@@ -47,7 +47,7 @@ from mmtard_bench.train.methods import find_method
 from mmtard_bench.train.methods.base import Method, Options
 from mmtard_bench.train.progress import TrainProgress
 from mmtard_bench.train.recipe import Named
-from mmtard_bench.train.towers import Head, Role, Teacher, Tower, head_of
+from mmtard_bench.train.towers import Head, Role, Teacher, Tower, head_of, require_apart
 from mmtard_bench.train.watch import Figures, History, Validator, deciles, figures_of
 
 
@@ -141,7 +141,7 @@ class Session:
         self.accelerator = accelerator
         self.console = console
         self.main = accelerator.is_main_process
-        self.states = States(place.folder, self.recipe.keep)
+        self.states = States(place.folder, self.recipe.keep, self.recipe.steps)
         self.history = History(place.folder)
         self.seconds = 0.0
         self.metrics: Figures = {}
@@ -182,8 +182,8 @@ class Session:
             self.accelerator.load_state(str(folder))
         except Exception as error:  # torch, pickle, safetensors and system errors: no common base
             raise InputError(
-                f"The state {folder} cannot be read ({type(error).__name__}); delete it, and "
-                "--resume goes on from the one before."
+                f"The state {folder} cannot be read ({type(error).__name__}). Delete it, and "
+                "--resume goes on from the state before."
             ) from error
         self.seconds = progress.seconds
         self._say(f"Going on from step {progress.step}.")
@@ -208,6 +208,8 @@ class Session:
         # In the order of the method on every process: figures are joined by position.
         roles = dict.fromkeys(role for role, _ in self.method.targets(self.options))
         self.teachers = {role: self._teacher(role) for role in roles}
+        for role, (clip, _) in self.teachers.items():
+            require_apart(self.student, clip, f"{role} teacher")
         digests = {"student": self.student.digest, "data": self.data.revision}
         digests |= {f"{role} teacher": clip.digest for role, (clip, _) in self.teachers.items()}
         self.origin = Origin(
