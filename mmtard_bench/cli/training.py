@@ -10,7 +10,11 @@ from mmtard_bench.cli.common import KEPT, Commands, output, positive, seed
 def add(commands: Commands) -> None:
     """Add train and reproduce."""
     command = commands.add_parser("train", help="train a student from a recipe")
-    command.add_argument("recipe", help="a recipe's name, or the path of a .toml file")
+    command.add_argument(
+        "recipe",
+        help="a recipe's name, or the path of a .toml file; trust it as a script: models that it "
+        "names as package.module:function are code, which is run",
+    )
     command.add_argument("--out", type=output, required=True, help="the checkpoint's directory")
     command.add_argument("--seed", type=seed, default=0)
     command.add_argument(

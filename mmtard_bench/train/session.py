@@ -21,7 +21,7 @@ from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError
 from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import load_model
+from mmtard_bench.models.loading import is_data, load_model
 from mmtard_bench.records import write_atomically
 from mmtard_bench.runner import only_process
 from mmtard_bench.suites import resolve_task
@@ -193,6 +193,10 @@ class Session:
 
     def _load_models(self) -> None:
         recipe = self.recipe
+        teachers = {f"{role} teacher": spec for role, spec in recipe.teachers.items()}
+        for role, spec in {"student": recipe.student, **teachers}.items():
+            if not is_data(spec):
+                self._say(f"The recipe has code run: its {role} is made by {spec}.")
         self.data = load_training_data(resolve_task(recipe.train), labelled=self.method.labels)
         if self.method.classes and not self.data.classes:
             raise InputError(
