@@ -22,6 +22,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import is_data, load_model
+from mmtard_bench.processes import Launcher
 from mmtard_bench.records import write_atomically
 from mmtard_bench.runner import only_process
 from mmtard_bench.suites import resolve_task
@@ -143,6 +144,7 @@ class Session:
         self.main = accelerator.is_main_process
         self.states = States(place.folder, self.recipe.keep, self.recipe.steps)
         self.history = History(place.folder)
+        self.launcher = Launcher()
         self.seconds = 0.0
         self.metrics: Figures = {}
 
@@ -302,7 +304,7 @@ class Session:
         first = self.accelerator.process_index * size
         shares = [self.order(step)[first : first + size] for step in range(begin, recipe.steps)]
         batches = self.images.batches([share.tolist() for share in shares], recipe.workers)
-        with Interruption() as interruption:
+        with Interruption(self.launcher) as interruption:
             for step, share in enumerate(shares, begin):
                 self._step(step, share, next(batches), progress)
                 if self._any(interruption.asked) and step + 1 < recipe.steps:
