@@ -210,7 +210,9 @@ class Processes:
     def _watch(self, launcher: Launcher) -> None:
         while not launcher.ended:
             time.sleep(1)
-        self._end(ProcessLost(f"The launcher ended, so all stop. {KEPT}" if self.first else ""))
+        # The first one says it, and others only where it is another launcher's.
+        time.sleep(0 if self.first else 3)
+        self._end(ProcessLost(f"The launcher ended, so all stop. {KEPT}"))
 
     def _end(self, cause: BaseException) -> None:
         """Interrupt the main thread, whatever it is at."""
