@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with guarded_errors():
         parsed = argparse.Namespace()
         try:
-            with guarded_output():
+            # An application that calls this has its own way with warnings afterwards.
+            with guarded_output(), warnings.catch_warnings():
                 _parser().parse_args(arguments, parsed)
                 warnings.showwarning = _warn
                 return _run(parsed)

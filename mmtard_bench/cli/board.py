@@ -1,6 +1,7 @@
 """Commands for the leaderboard: submit, leaderboard."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,10 +84,14 @@ def _submit(arguments: argparse.Namespace) -> int:
     if arguments.adversarials is not None:
         facts["adversarials"] = _adversarials(records, arguments.adversarials, arguments.device)
     entry, written = submit(records, name=arguments.name, facts=facts, root=arguments.entries)
-    print("\n".join(map(str, written)))
+    print(printable("\n".join(map(str, written))))
     if entry.card.unsaid:
         print(printable(f"the card does not say: {', '.join(entry.card.unsaid)} (--set KEY=VALUE)"))
-    print(f"check it: mmtard-bench verify {entry.place}\nthen: mmtard-bench leaderboard")
+    board = argparse.Namespace(records=arguments.entries, output=None, reported=None)
+    if arguments.entries != ENTRIES:
+        board.output = arguments.entries.parent / "README.md"
+    check = f"mmtard-bench verify {shlex.quote(str(entry.place))}"
+    print(printable(f"check it: {check}\nthen: {_command(board)}"))
     return 0
 
 
@@ -153,7 +158,7 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     texts = {out: render(board, beside=made)}
     texts |= {out.with_name(name): text for name, text in made.items()}
     if arguments.check:
-        return _check(texts, "mmtard-bench leaderboard" + " --html" * html)
+        return _check(texts, _command(arguments) + " --html" * html)
     for path, text in texts.items():
         write_atomically(path, text)
     print(texts[out])
@@ -162,6 +167,16 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     if arguments.open and not webbrowser.open(shown.resolve().as_uri()):
         print(f"no program was found that shows it; open {shown} yourself", file=sys.stderr)
     return 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command that writes a leaderboard from the same records to the same place."""
+    words = ["mmtard-bench", "leaderboard"]
+    for option in ("records", "output", "reported"):
+        value = getattr(arguments, option)
+        if value not in (None, ENTRIES):
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)
 
 
 def _check(texts: Mapping[Path, str], command: str) -> int:

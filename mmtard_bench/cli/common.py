@@ -63,27 +63,21 @@ def output(text: str) -> Path:
 
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
-    return [record for _, record in files_at(path)]
-
-
-def files_at(path: Path) -> "list[tuple[Path, Record]]":
-    """The records of a file, an entry or a directory, each with its file; as ``records_at``."""
     from mmtard_bench.entries.folder import holds_entries, is_entry, read_entries, read_entry
-    from mmtard_bench.records import find_records, read_record
+    from mmtard_bench.records import load_records, read_record
 
-    if path.is_file():
-        return [(path, read_record(path))]
-    if not path.is_dir():
-        raise InputError(f"There is no directory {path}; expected a directory of records.")
-    if is_entry(path) or holds_entries(path):
-        entries = [read_entry(path)] if is_entry(path) else read_entries(path)
-        return [
-            (entry.place / f"{run.suite}.json", record)
-            for entry in entries
-            for run in entry.runs
-            for record in run.records
-        ]
-    found = [(file, read_record(file)) for file in find_records(path)]
-    if not found:
+    if is_entry(path):
+        return read_entry(path).records
+    if holds_entries(path):
+        return [record for entry in read_entries(path) for record in entry.records]
+    records = [read_record(path)] if path.is_file() else load_records(path)
+    if not records:
         raise InputError(f"There are no records below {path}.")
-    return found
+    return records
+
+
+def file_of(record: "Record", path: Path) -> Path:
+    """The file below a path that holds a record; the path itself where it is packed with others."""
+    marks = [record.identity.encode(), record.created.encode()]
+    files = sorted(path.rglob("*.json")) if path.is_dir() else []
+    return next((file for file in files if all(m in file.read_bytes() for m in marks)), path)

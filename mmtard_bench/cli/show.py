@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtard_bench.cli.common import Commands, files_at, output, positive, records_at, seed
+from mmtard_bench.cli.common import Commands, file_of, output, positive, records_at, seed
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable, slug
 
@@ -62,8 +62,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from mmtard_bench.records import to_text
     from mmtard_bench.summary import counted, table_of
 
-    files = {id(record): (file, record) for file, record in files_at(arguments.path)}
-    records = [record for _, record in files.values()]
+    records = records_at(arguments.path)
     if arguments.json:
         print("[" + ",\n".join(to_text(record).strip() for record in records) + "]")
         return 0
@@ -76,7 +75,8 @@ def _show(arguments: argparse.Namespace) -> int:
         shown, others = counted(group)
         print(f"{printable(name)}\n\n{printable(table_of(shown))}\n")
         for record in others:
-            print(printable(f"not counted: {files[id(record)][0]}: {_why_not(record, shown)}"))
+            where = file_of(record, arguments.path)
+            print(printable(f"not counted: {where}: {_why_not(record, shown)}"))
     return 0
 
 

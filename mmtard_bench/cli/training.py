@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from mmtard_bench.cli.common import KEPT, Commands, output, positive, seed
@@ -62,9 +63,10 @@ def _train(arguments: argparse.Namespace) -> int:
     card = train(named, place, Console(highlight=False))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         shares = ", ".join(f"{name} {value:.1%}" for name, value in card.metrics.items())
+        model = shlex.quote(f"local-dir:{arguments.out}")
         print(
             f"{named.name}: {named.recipe.steps} steps in {card.seconds:.0f} s, {shares}\n"
-            f"{arguments.out}: mmtard-bench run SUITE --model local-dir:{arguments.out}"
+            f"{arguments.out}: mmtard-bench run SUITE --model {model}"
         )
     return 0
 

@@ -72,24 +72,29 @@ def read_entry(folder: Path) -> Entry:
     return Entry(card, tuple(runs), folder)
 
 
+def read_entries(root: Path) -> list[Entry]:
+    """Every entry below a directory, by name. Raises InputError, also for names that look alike."""
+    if not root.is_dir():
+        raise InputError(f"There is no directory {root}; expected a directory of entries.")
+    names = names_of(root)
+    require_distinct(names)
+    return [read_entry(root / name) for name in names]
+
+
 def is_entry(folder: Path) -> bool:
-    """Whether a directory holds an entry's card; training runs have a card of another kind."""
-    path = folder / "card.json"
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where it may not look
-        return False
+    """Whether a folder has the card of an entry, whole or damaged; a training's card is another."""
     try:
-        body = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return True  # damaged: whoever reads it says so
-    return not (isinstance(body, dict) and "recipe_digest" in body)
-
-
-def holds_entries(folder: Path) -> bool:
-    """Whether a directory is one of entries."""
-    try:
-        return any(is_entry(path) for path in folder.iterdir())
+        card = json.loads((folder / "card.json").read_bytes())
     except OSError:
         return False
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(card, dict) and "weights" in card
+
+
+def holds_entries(root: Path) -> bool:
+    """Whether a directory is one of entries, and not of a run's records."""
+    return any(is_entry(path.parent) for path in root.glob("*/card.json"))
 
 
 def require_outside(path: Path) -> Path:
@@ -107,15 +112,6 @@ def require_outside(path: Path) -> Path:
         f"{path} is in the leaderboard's {'entry' if inside else 'entries'} {inside or existing}, "
         "which would be refused with another file in it; choose a place outside."
     )
-
-
-def read_entries(root: Path) -> list[Entry]:
-    """Every entry below a directory, by name. Raises InputError, also for names that look alike."""
-    if not root.is_dir():
-        raise InputError(f"There is no directory {root}; expected a directory of entries.")
-    names = names_of(root)
-    require_distinct(names)
-    return [read_entry(root / name) for name in names]
 
 
 def names_of(root: Path) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mmtard_bench.entries.card import Card, card_from_text, card_to_text
-from mmtard_bench.entries.folder import Entry, names_of, read_entry, require_distinct
+from mmtard_bench.entries.folder import Entry, is_entry, names_of, read_entry, require_distinct
 from mmtard_bench.entries.pack import pack
 from mmtard_bench.errors import InputError, StorageError, explain
 from mmtard_bench.records import Record, write_atomically
@@ -30,7 +30,14 @@ def submit(
     Returns the entry and the files that were written. Raises InputError, and then leaves everything
     as it was: the whole entry is written and read beside its place before it goes there.
     """
-    require_distinct([*(names_of(root) if root.is_dir() else ()), name])
+    there = names_of(root) if root.is_dir() else []
+    require_distinct([*there, name])
+    for other in there:
+        if not is_entry(root / other):
+            raise InputError(
+                f"{root} holds '{other}', which is no entry, and would be refused with it; choose "
+                "other --entries, a directory of entries alone."
+            )
     runs = newest(records)
     folder = root / name
     card = _card(next(iter(runs.values()))[0], name, facts, folder / "card.json")

@@ -286,7 +286,7 @@ class Session:
             path = self._memory(role)
             teacher = self.teachers[role][1]
             if path.exists():
-                teacher.known = _read_memory(path)
+                teacher.known = _read_memory(path, len(self.images))
                 continue
             started = time.monotonic()
             self._say(f"The {role} teacher looks at {len(self.images)} images.")
@@ -397,11 +397,15 @@ class Session:
         return rest | {f"visual.{key}": value for key, value in merged(visual).items()}
 
 
-def _read_memory(path: Path) -> Tensor:
+def _read_memory(path: Path, images: int) -> Tensor:
     try:
-        return load_file(path)["embeddings"]
+        known = load_file(path)["embeddings"]
+        why = "" if known.ndim == 2 and len(known) == images else f"shape {tuple(known.shape)}"
     except Exception as error:  # safetensors and system errors have no common base
+        why = type(error).__name__
+    if why or not known.isfinite().all():
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}); delete it, and the teacher looks "
-            "at the images again."
-        ) from error
+            f"{path} does not hold an embedding for each of {images} images "
+            f"({why or 'not finite'}); delete it, and the teacher looks at the images again."
+        )
+    return known

@@ -163,8 +163,8 @@ def _require_date(place: Place) -> None:
     text = place.record.created
     try:
         made = datetime.fromisoformat(text)
-        exact = {made.isoformat(timespec=unit) for unit in ("seconds", "microseconds")}
-        good = text in exact and made < datetime.now(UTC) + timedelta(days=1)
+        good = text in [made.isoformat(timespec=unit) for unit in ("seconds", "microseconds")]
+        good = good and made < datetime.now(UTC) + timedelta(days=1)
     except (ValueError, TypeError):  # TypeError: a time without its zone
         good = False
     if not good:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_a_run_is_submitted_and_its_card_stays(here: Cli, tmp_path):
     place = tmp_path / "leaderboard" / "entries" / "my-clip"
     assert sorted(path.name for path in place.iterdir()) == ["card.json", "tiny-v1.json"]
     assert "the card does not say: code, architecture" in done.stdout
+    assert done.stdout.endswith("then: mmtard-bench leaderboard\n")
     card = read_entry(place).card
     assert (card.authors, card.weights) == (["A. One", "B. Two"], "tiny-clip")
     assert {record.model.name for record in read_entry(place).records} == {"my-clip"}
@@ -46,6 +48,16 @@ def test_a_run_is_submitted_and_its_card_stays(here: Cli, tmp_path):
     assert_sentence(here(*run, "--set", "licence"), "expected KEY=VALUE")
     assert_sentence(here(*run, "--set", "contact=<me>"), "U+003C is not allowed")
     assert read_entry(place).card.licence == "MIT"
+    # What it says to do next can be done as it is printed.
+    done = here(*run, "--entries", "my board/entries")
+    for line in done.stdout.splitlines()[-2:]:
+        words = shlex.split(line.partition(": mmtard-bench ")[2])
+        assert "my board/" in line
+        if words[0] == "leaderboard":
+            assert here(*words).returncode == 0
+    assert (tmp_path / "my board" / "README.md").is_file()
+    # Beside a run's directories an entry, and they beside it, would be refused.
+    assert_sentence(here(*run, "--entries", "runs"), "runs holds 'tiny-v1', which is no entry")
 
 
 def test_a_limited_run_is_refused(here: Cli, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.models.loading import load_local_dir, load_model
@@ -462,6 +462,7 @@ def test_a_single_image_cannot_be_normalised(run_small):
         run_small("run", "batch=1")
 
 
+FOREIGN = save({"embeddings": torch.zeros(3, 4)})
 LINE = b'{"step": 1, "seconds": 0.5, "loss/a": 1, "weights/a": [0.5]}\n'
 
 
@@ -469,6 +470,7 @@ LINE = b'{"step": 1, "seconds": 0.5, "loss/a": 1, "weights/a": [0.5]}\n'
     ("name", "content", "words"),
     [
         ("states/memory-robust.safetensors", b"no tensors", "delete it, and the teacher looks"),
+        ("states/memory-robust.safetensors", FOREIGN, r"\(shape \(3, 4\)\); delete it"),
         ("history.jsonl", b"[1, 2]\n", "history.jsonl, line 1 is damaged"),
         ("history.jsonl", b"half\n", "history.jsonl, line 1 is damaged: Invalid JSON"),
         ("history.jsonl", LINE + b'{"step": 2, "seconds": 1, "\xff": 1}\n', "line 2 is damaged"),
