@@ -16,7 +16,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable, slug
-from mmtard_bench.records import Record, oldest_first, write_atomically
+from mmtard_bench.records import Record, write_atomically
+from mmtard_bench.summary import counted
 
 _LONGEST = 40
 """Characters of a name in a legend."""
@@ -41,19 +42,22 @@ def standing(record: Record) -> list[tuple[int, float]]:
 def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
     """Finished records by suite, its digest and task; in each, by model, attack and radius.
 
-    Of two records for one place the newer one counts, as on the leaderboard. Models that share a
-    name are told apart by their weights.
+    Of each model those count that ``summary.counted`` says. Models that share a name are told apart
+    by their weights.
     """
-    places: dict[tuple[str, str, str], dict[tuple[str, str], Record]] = defaultdict(dict)
+    runs: dict[tuple[tuple[str, str], str], list[Record]] = defaultdict(list)
     named = _names(records)
-    for record in oldest_first(records):
+    for record in records:
         suite, model = record.suite, record.model
         on = (suite.name, suite.digest) if suite else ("no-suite", record.sample_ids_digest)
-        if record.results is not None:
-            facts = model.model_copy(update={"name": named[model.name, model.digest]})
-            found = record.model_copy(update={"model": facts})
-            places[(*on, record.task.name)][facts.name, record.threat.name] = found
-    return {where: sorted(places[where].values(), key=_order) for where in sorted(places)}
+        facts = model.model_copy(update={"name": named[model.name, model.digest]})
+        runs[on, facts.name].append(record.model_copy(update={"model": facts}))
+    places: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for (on, _), group in runs.items():
+        for record in counted(group)[0]:
+            if record.results is not None:
+                places[*on, record.task.name].append(record)
+    return {where: sorted(places[where], key=_order) for where in sorted(places)}
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:

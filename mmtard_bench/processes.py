@@ -12,6 +12,7 @@ middle of an attack too, and whoever waits may do so for days.
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -47,6 +48,21 @@ class Failure:
     def error(self) -> InputError:
         """The exception to raise elsewhere."""
         return StorageError(self.text) if self.storage else InputError(self.text)
+
+
+class Launcher:
+    """The torchrun that started this process; where it is killed by -9, nobody ends its workers.
+
+    Other parents are not asked: a shell may end before what it started.
+    """
+
+    def __init__(self) -> None:
+        self._parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was there and is gone."""
+        return self._parent not in (None, os.getppid())
 
 
 class Processes:
@@ -138,6 +154,7 @@ class Processes:
         """Begin to hear the others; from now on a signal ends this process with a sentence."""
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGTERM, self._stop)
+        threading.Thread(target=self._watch, args=(Launcher(),), daemon=True).start()
         for rank, link in self._links.items():
             threading.Thread(target=self._listen, args=(rank, link), daemon=True).start()
 
@@ -190,6 +207,13 @@ class Processes:
         self._end(ProcessLost(f"Process {rank + 1} of {self.world} ended, so all stop. {KEPT}"))
         link.values.put(None)
 
+    def _watch(self, launcher: Launcher) -> None:
+        while not launcher.ended:
+            time.sleep(1)
+        # The first one says it, and others only where it is another launcher's.
+        time.sleep(0 if self.first else 3)
+        self._end(ProcessLost(f"The launcher ended, so all stop. {KEPT}"))
+
     def _end(self, cause: BaseException) -> None:
         """Interrupt the main thread, whatever it is at."""
         if self._cause is None:
@@ -219,12 +243,12 @@ def joined() -> Iterator[Processes]:
     at any moment in here) if they do not find each other.
     """
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    if "RANK" not in os.environ or world == 1:
+    if "RANK" not in os.environ or (world == 1 and "TORCHELASTIC_RUN_ID" not in os.environ):
         yield ALONE
         return
     if rank >= world:
         raise InputError(f"RANK is {rank}, but WORLD_SIZE is {world}; a launcher sets both.")
-    processes = Processes(rank, world, _meet(rank, world))
+    processes = Processes(rank, world, _meet(rank, world) if world > 1 else {})
     processes.listen()
     try:
         yield processes

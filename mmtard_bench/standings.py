@@ -25,7 +25,11 @@ from mmtard_bench.markdown import slug
 from mmtard_bench.paired import all_pairs
 from mmtard_bench.recall import Recalls
 from mmtard_bench.records import FAST_CODE, Record, SuiteFacts, oldest_first, wilson
+from mmtard_bench.shipped import suite_folder
 from mmtard_bench.summary import Accuracy, WorstCase, is_complete, worst_cases
+
+PYTHON_OBJECT = "python object"
+"""The source of a model that no text can load."""
 
 
 class Remark(NamedTuple):
@@ -351,13 +355,18 @@ def _remarks(records: Iterable[Record]) -> Iterable[Remark]:
 
 
 def _command(record: Record, engine: str) -> str:
-    """The command that makes a row again, in one line."""
+    """The command that makes a row again, in one line; a comment where something is missing."""
     assert record.suite is not None
+    source = " ".join(record.model.source.split())
+    if source == PYTHON_OBJECT:
+        return "# a model that Python code made: evaluate it there, with mmtard_bench.evaluate"
     name, _, overrides = record.suite.name.partition("+")
-    words = ["mmtard-bench", "run", name, "--model", " ".join(record.model.source.split())]
+    ships = (suite_folder() / f"{name}.toml").is_file()
+    words = ["mmtard-bench", "run", name if ships else f"{name}.toml", "--model", source]
     for option in filter(None, overrides.split("+")):
         words += [f"--{'limit' if option[0] == 'n' else 'seed'}", re.sub("[a-z]", "", option)]
-    return shlex.join(words) + " --engine reference" * (engine == "reference")
+    command = shlex.join(words) + " --engine reference" * (engine == "reference")
+    return command if ships else f"# with the suite's file, which does not ship: {command}"
 
 
 def _places(rows: Sequence[Row], raws: Sequence[_Raw], deciding: str) -> list[int | None]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError, explain
 from mmtard_bench.records import digest_of
+from mmtard_bench.shipped import suite_folder
 from mmtard_bench.tasks.hub_tasks import imagenet_classes
 from mmtard_bench.tasks.resolve import default_templates, find_task
 from mmtard_bench.types import Eps, Metric, Suite, Surface, Task, ThreatModel, ThreatNorm
@@ -83,13 +84,6 @@ def validate(kind: type[T], table: dict[str, Any], what: str) -> T:
         return kind.model_validate(table)
     except ValidationError as error:
         raise InputError(f"The {what} is not valid: {explain(error)}") from error
-
-
-def suite_folder() -> Path:
-    """Where the suites that ship are: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "suite_files"
-    return installed if installed.is_dir() else package.parent / "suites"
 
 
 def list_suites() -> list[str]:

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.recall import CUTOFFS, Recalls
-from mmtard_bench.records import Record, ThreatFacts, wilson
+from mmtard_bench.records import Record, ThreatFacts, oldest_first, wilson
 
 RECALL_HEADERS = ("query", *(f"R@{k}" for k in CUTOFFS), *(f"attacked R@{k}" for k in CUTOFFS))
 """What ``recall_cells`` gives."""
@@ -74,6 +74,23 @@ def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
         }
         found.append(WorstCase(task, ball, group[0].threat, len(group), stands))
     return found
+
+
+def counted(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """The records of one model on one suite that count together, and those that do not, in order.
+
+    Of two records for one place the newer one counts; on a task, those that are of the same data,
+    samples, prompts and seed as the newest one.
+    """
+    ordered = oldest_first(records)
+    places = {(record.task.name, record.threat.name): record for record in ordered}
+    newest = {record.task.name: record for record in ordered}
+    kept = {id(r) for r in places.values() if _of(r) == _of(newest[r.task.name])}
+    return [r for r in records if id(r) in kept], [r for r in records if id(r) not in kept]
+
+
+def _of(record: Record) -> tuple[object, ...]:
+    return record.task, record.sample_ids_digest, record.seed
 
 
 def is_complete(records: Sequence[Record]) -> bool:

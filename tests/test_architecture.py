@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "mmtard_bench"
 # Who may import whom, lowest first; a module may import from its own layer and from lower ones.
 LAYERS = [
     {"strict", "errors", "edits", "recall", "links", "muted"},
-    {"types", "processes"},
+    {"types", "processes", "shipped"},
     {"registry", "hub"},
     {"records"},
     {"curve"},

@@ -128,7 +128,7 @@ def test_a_run_of_a_curve_through_the_command_line(cli: Cli, tmp_path):
     done = cli("plot", "run")
     assert done.returncode == 0, done.stderr
     paths = [tmp_path / line for line in done.stdout.splitlines()]
-    assert {path.parent for path in paths} == {tmp_path / "run" / "figures"}
+    assert {path.parent for path in paths} == {tmp_path / "figures" / "run"}
     assert [picture(path).format for path in paths] == ["PNG", "PNG"]
     one = cli("plot", "run/0.json", "--out", "one")
     assert one.stdout.splitlines() == [

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from mmtard_bench.entries.board import Board
 from mmtard_bench.leaderboard import render
-from mmtard_bench.records import Record, SuiteFacts, from_text, identity, to_text
+from mmtard_bench.records import Record, SuiteFacts, from_text, identity, to_text, write_record
 from mmtard_bench.summary import table_of, worst_cases
 from tests.test_records import record_of, retrieval_record, sample, text_record
 
@@ -176,3 +176,48 @@ def test_an_average_is_over_all_tasks_whatever_their_surface():
     # One task at both surfaces: two threat models, two balls.
     text = render(Board(loose=[small, on("model", "cifar10", "rrbb")]))
     assert "worst case linf 8/255 model" in text
+
+
+def test_a_command_that_makes_a_row_again_is_printed_if_it_runs():
+    """It cannot run for a model of Python code, nor for a suite whose file only its author has."""
+
+    def line(record: Record) -> str:
+        text = render(Board(loose=[record]))
+        return text.split("To reproduce a row:")[1].strip().splitlines()[0].strip()
+
+    model, suite = made("rb").model, made("rb").suite
+    assert line(made("rb")) == "mmtard-bench run quick-v1 --model m    # weights d"
+    python = model.model_copy(update={"source": "python object"})
+    said = line(made("rb", model=python))
+    assert said.startswith("# a model that Python code made: evaluate it there")
+    assert "mmtard-bench run" not in said
+    own = suite.model_copy(update={"name": "my-suite-v1+n2"})
+    assert line(made("rb", suite=own)) == (
+        "# with the suite's file, which does not ship: mmtard-bench run my-suite-v1.toml --model m "
+        "--limit 2    # weights d"
+    )
+
+
+def test_show_tells_records_of_older_data_apart(here, tmp_path):
+    """Data that changed between runs: no table mixes them, and each file is named."""
+    task = made("rb").task.model_copy(update={"revision": "new"})
+    facts = {"records": 2, "created": "2026-11-24T00:00:00+00:00"}
+    later = {"records": 2, "task": task, "created": "2026-11-25T00:00:00+00:00"}
+    for name, record in {
+        "1-old": made("bbbb", attack="pgd-1", **facts),
+        "2-old": made("rrrr", attack="pgd-2", **facts),
+        "1-new": made("rrrb", attack="pgd-1", **later),
+    }.items():
+        write_record(tmp_path / "runs" / f"{name}.json", record)
+    done = here("show", "runs")
+    assert done.returncode == 0, done.stderr
+    assert "not counted: runs/1-old.json: there is a newer record of pgd-1" in done.stdout
+    assert "not counted: runs/2-old.json: pgd-2 linf 8/255 on t was evaluated on" in done.stdout
+    assert "run the suite again, then delete or move this one" in done.stdout
+    assert "75.0" in done.stdout
+    assert "worst case" not in done.stdout
+    assert "100.0 [51.0, 100.0]  100.0" not in done.stdout
+    write_record(tmp_path / "runs" / "2-new.json", made("rbrr", attack="pgd-2", **later))
+    assert "50.0" in next(
+        row for row in here("show", "runs").stdout.splitlines() if "worst case" in row
+    )

@@ -22,12 +22,13 @@ from mmtard_bench.attacks.base import Engine, EngineName
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.evaluation import find_device
 from mmtard_bench.links import meet
-from mmtard_bench.processes import ALONE, Processes, joined
+from mmtard_bench.processes import ALONE, Launcher, Processes, ProcessLost, joined
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, read_record
 from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_model
 from mmtard_bench.suites import load_suite
+from mmtard_bench.train.interruption import Interruption
 from tests.conftest import REPOSITORY, wait_for
 from tests.forked import Forked
 
@@ -120,8 +121,8 @@ def torchrun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start two processes by torchrun, in the test's directory."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(*words: str, **env: str) -> subprocess.Popen[str]:
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    def run(*words: str, processes: int = 2, **env: str) -> subprocess.Popen[str]:
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         started.append(
             subprocess.Popen(
                 [sys.executable, "-m", *launcher, "-m", "mmtard_bench", "run", *words],
@@ -473,3 +474,54 @@ def wait_for_more(
         return len(settled_in(folder)) > len(kept)
 
     wait_until(more)
+
+
+@pytest.fixture
+def launched(monkeypatch) -> Iterator[Callable[[], None]]:
+    """As if torchrun had started this process; the call is its end."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield lambda: monkeypatch.setattr(os, "getppid", lambda: 1)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_worker_whose_launcher_is_gone_stops(launched):
+    with pytest.raises(ProcessLost, match=r"The launcher ended, so all stop\. Finished"), joined():
+        launched()
+        time.sleep(20)
+
+
+def test_training_stops_after_the_step_in_which_its_launcher_ends(launched):
+    with Interruption(Launcher()) as interruption:
+        assert not interruption.asked
+        launched()
+        assert interruption.asked
+
+
+def test_a_shell_that_started_a_run_may_end(launched, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    launcher = Launcher()
+    launched()
+    assert not launcher.ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_workers_of_a_torchrun_that_is_killed_stop_and_go_on(torchrun, tmp_path, processes):
+    suite = write_suite(tmp_path, "orphaned", ["digits/digit"], ["pgd-20"], 48)
+    words = [suite, "--model", "doubles:slow", "--batch-size", "4"]
+    launcher = torchrun(*words, processes=processes, NAP="0.5")
+    wait_for("*.partial*", tmp_path / "runs", launcher, seconds=240)
+    launcher.kill()
+    _, errors = launcher.communicate(timeout=60)  # which the workers hold open until they end
+    assert "mmtard-bench: The launcher ended, so all stop. Finished records and" in errors
+    kept = settled_in(tmp_path)
+    again = torchrun(*words, NAP="0")
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    assert 0 < len(kept) < 48
+    assert_same(records_in(tmp_path / "runs"), by_one(tmp_path, suite))

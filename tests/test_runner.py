@@ -398,13 +398,13 @@ def test_show_and_leaderboard_read_a_run(cli, tmp_path):
     assert "worst case linf 8/255" in shown.stdout
     records = json.loads(cli("show", "runs", "--json").stdout)
     assert len(records) == 3
-    (tmp_path / "leaderboard").mkdir()
-    assert cli("leaderboard", "--records", "runs").returncode == 0
-    text = (tmp_path / "leaderboard" / "README.md").read_text()
+    leaderboard = ("leaderboard", "--records", "runs", "--output", "board/README.md")
+    assert cli(*leaderboard).returncode == 0
+    text = (tmp_path / "board" / "README.md").read_text()
     assert "mmtard-bench run quick-v1 --model tiny-clip --limit 3" in text
-    assert cli("leaderboard", "--records", "runs", "--check").returncode == 0
-    (tmp_path / "leaderboard" / "README.md").write_text(text.replace("3 samples", "30 samples"))
-    stale = cli("leaderboard", "--records", "runs", "--check")
+    assert cli(*leaderboard, "--check").returncode == 0
+    (tmp_path / "board" / "README.md").write_text(text.replace("3 samples", "30 samples"))
+    stale = cli(*leaderboard, "--check")
     assert stale.returncode == 1
     assert "stale" in stale.stderr
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from mmtard_bench import __version__
 from mmtard_bench.cli import board, compare, evaluate, listing, show, training, verify
-from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, say_error
+from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, STATUS_PIPE, say_error
+from mmtard_bench.cli.output import OutputLost, guarded_errors, guarded_output
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
 
@@ -15,12 +16,19 @@ from mmtard_bench.markdown import printable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
-    It is 2 for bad input, 3 where another process of the run ended, 130 when it was interrupted.
+    It is 2 for bad input and for output that cannot be written, 3 where another process of the run
+    ended, 130 when it was interrupted, 141 when the reader of a pipe left.
     """
-    parsed = _parser().parse_args(arguments)
-    with warnings.catch_warnings():  # an application that calls this has its own way afterwards
-        warnings.showwarning = _warn
-        return _run(parsed)
+    with guarded_errors():
+        parsed = argparse.Namespace()
+        try:
+            # An application that calls this has its own way with warnings afterwards.
+            with guarded_output(), warnings.catch_warnings():
+                _parser().parse_args(arguments, parsed)
+                warnings.showwarning = _warn
+                return _run(parsed)
+        except OutputLost as lost:
+            return _output_lost(lost, kept=getattr(parsed, "kept", ""))
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -31,13 +39,18 @@ def _run(parsed: argparse.Namespace) -> int:
         say_error(str(error))
         return STATUS_INPUT
     except KeyboardInterrupt:
-        again = getattr(parsed, "again", "the same command")
-        say_error(f"Stopped. What was finished is kept; {again} goes on from there.")
+        say_error(f"Stopped. {getattr(parsed, 'kept', '')}".strip())
         return STATUS_INTERRUPT
-    except BrokenPipeError:
-        # The reader of a pipe left (head, less): not our error, and nothing more to say.
-        sys.stderr.close()
-        return 0
+
+
+def _output_lost(lost: OutputLost, *, kept: str) -> int:
+    if not isinstance(lost.error, BrokenPipeError):
+        say_error(f"The output could not be written: {lost.error.strerror}. {kept}".strip())
+        return STATUS_INPUT
+    # Of a command that only prints (list, show) that is no news, as of other Unix commands.
+    if kept:
+        say_error(f"The reader of the output left, so the command stopped. {kept}")
+    return STATUS_PIPE
 
 
 def _parser() -> argparse.ArgumentParser:

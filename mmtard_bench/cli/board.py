@@ -1,12 +1,13 @@
 """Commands for the leaderboard: submit, leaderboard."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtard_bench.cli.common import STATUS_STALE, Commands, records_at, say_error
+from mmtard_bench.cli.common import AGAIN, STATUS_STALE, Commands, output, records_at, say_error
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mmtard_bench.records import Record
 
 ENTRIES = Path("leaderboard/entries")
+README = Path("leaderboard/README.md")
 
 
 def add(commands: Commands) -> None:
@@ -35,18 +37,22 @@ def add(commands: Commands) -> None:
     command.add_argument("--entries", type=Path, default=ENTRIES, help=f"default: {ENTRIES}")
     command.add_argument(
         "--adversarials",
-        type=Path,
+        type=output,
         metavar="FILE",
         help="attack again, and write the images that break samples into this file",
     )
     command.add_argument("--device", default="auto", help="for --adversarials: auto, cpu, cuda")
-    command.set_defaults(run=_submit)
+    command.set_defaults(run=_submit, kept=AGAIN)
 
     command = commands.add_parser("leaderboard", help="write the leaderboard from its entries")
     command.add_argument(
         "--records", type=Path, default=ENTRIES, help="where entries, or records of runs, are"
     )
-    command.add_argument("--output", type=Path, default=Path("leaderboard/README.md"))
+    command.add_argument(
+        "--output",
+        type=output,
+        help=f"default: {README} for {ENTRIES}; for other records the tables are only printed",
+    )
     command.add_argument(
         "--reported",
         type=Path,
@@ -78,10 +84,14 @@ def _submit(arguments: argparse.Namespace) -> int:
     if arguments.adversarials is not None:
         facts["adversarials"] = _adversarials(records, arguments.adversarials, arguments.device)
     entry, written = submit(records, name=arguments.name, facts=facts, root=arguments.entries)
-    print("\n".join(map(str, written)))
+    print(printable("\n".join(map(str, written))))
     if entry.card.unsaid:
         print(printable(f"the card does not say: {', '.join(entry.card.unsaid)} (--set KEY=VALUE)"))
-    print(f"check it: mmtard-bench verify {entry.place}\nthen: mmtard-bench leaderboard")
+    board = argparse.Namespace(records=arguments.entries, output=None, reported=None)
+    if arguments.entries != ENTRIES:
+        board.output = arguments.entries.parent / "README.md"
+    check = f"mmtard-bench verify {shlex.quote(str(entry.place))}"
+    print(printable(f"check it: {check}\nthen: {_command(board)}"))
     return 0
 
 
@@ -128,24 +138,45 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     from mmtard_bench.records import write_atomically
 
     board = read_board(arguments.records, arguments.reported)
-    output: Path = arguments.output
-    page = output.with_name("index.html")
-    if output == page:
-        raise InputError(f"{output} is the page's name; expected another --output for the tables.")
+    out: Path | None = arguments.output
+    if out is None and arguments.records.resolve() == ENTRIES.resolve():
+        out = README
+    if out is None:
+        if arguments.html or arguments.open or arguments.check:
+            raise InputError(
+                f"The tables of {arguments.records} are only printed; to have files (--html, "
+                "--open, --check), say where: --output FILE.md."
+            )
+        print(render(board))
+        return 0
+    page = out.with_name("index.html")
+    if out == page:
+        raise InputError(f"{out} is the page's name; expected another --output for the tables.")
     # A page that is there must not contradict the tables beside it.
     html = arguments.html or page.is_file()
-    made = site(board, beside=output.name) if html else {}
-    texts = {output: render(board, beside=made)}
-    texts |= {output.with_name(name): text for name, text in made.items()}
+    made = site(board, beside=out.name) if html else {}
+    texts = {out: render(board, beside=made)}
+    texts |= {out.with_name(name): text for name, text in made.items()}
     if arguments.check:
-        return _check(texts, "mmtard-bench leaderboard" + " --html" * html)
+        return _check(texts, _command(arguments) + " --html" * html)
     for path, text in texts.items():
         write_atomically(path, text)
-    print(texts[output])
-    shown = page if html else output
+    print(texts[out])
+    print(printable(f"written: {', '.join(map(str, texts))}"), file=sys.stderr)
+    shown = page if html else out
     if arguments.open and not webbrowser.open(shown.resolve().as_uri()):
         print(f"no program was found that shows it; open {shown} yourself", file=sys.stderr)
     return 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command that writes a leaderboard from the same records to the same place."""
+    words = ["mmtard-bench", "leaderboard"]
+    for option in ("records", "output", "reported"):
+        value = getattr(arguments, option)
+        if value not in (None, ENTRIES):
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)
 
 
 def _check(texts: Mapping[Path, str], command: str) -> int:

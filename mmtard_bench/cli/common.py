@@ -17,6 +17,12 @@ STATUS_STALE = 1
 STATUS_INPUT = 2
 STATUS_LOST = 3
 STATUS_INTERRUPT = 130
+STATUS_PIPE = 141
+"""As of a program that SIGPIPE ends."""
+
+KEPT = "What was finished is kept; the same command goes on from there."
+AGAIN = "The same command begins again."
+"""What commands that take long say when they are stopped."""
 
 
 def positive(text: str) -> int:
@@ -45,6 +51,16 @@ def say_error(message: str) -> None:
     print(printable(f"mmtard-bench: {message}"), file=sys.stderr)
 
 
+def output(text: str) -> Path:
+    """A place to write to: outside of entries and of directories of entries."""
+    from mmtard_bench.entries.folder import require_outside
+
+    try:
+        return require_outside(Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
     from mmtard_bench.entries.folder import holds_entries, is_entry, read_entries, read_entry
@@ -58,3 +74,10 @@ def records_at(path: Path) -> "list[Record]":
     if not records:
         raise InputError(f"There are no records below {path}.")
     return records
+
+
+def file_of(record: "Record", path: Path) -> Path:
+    """The file below a path that holds a record; the path itself where it is packed with others."""
+    marks = [record.identity.encode(), record.created.encode()]
+    files = sorted(path.rglob("*.json")) if path.is_dir() else []
+    return next((file for file in files if all(m in file.read_bytes() for m in marks)), path)

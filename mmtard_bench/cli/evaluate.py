@@ -5,15 +5,16 @@ import json
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtard_bench.cli.common import (
+    KEPT,
     STATUS_INPUT,
     STATUS_INTERRUPT,
     STATUS_LOST,
     Commands,
     count,
+    output,
     positive,
     say_error,
     seed,
@@ -32,7 +33,7 @@ def add(commands: Commands) -> None:
     command.add_argument("suite", help="a suite's name, or the path of a .toml file")
     command.add_argument("--model", action="append", required=True, help="may be repeated")
     command.add_argument("--visual", metavar="FILE", help="with the image tower of a checkpoint")
-    command.add_argument("--out", type=Path, default=Path("runs"), help="default: runs")
+    command.add_argument("--out", type=output, default="runs", help="default: runs")
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     command.add_argument(
         "--batch-size", type=positive, help="found if not given; never changes verdicts"
@@ -54,7 +55,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--workers", type=count, help="threads that decode images; never changes verdicts"
     )
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, kept=KEPT)
 
     command = commands.add_parser(
         "fetch", help="download what a suite needs; then HF_HUB_OFFLINE=1 run works"
@@ -63,7 +64,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--model", action="append", default=[], help="may be repeated")
     command.add_argument("--limit", type=positive, help="for runs with this --limit")
     command.add_argument("--seed", type=seed, help="for runs with this --seed")
-    command.set_defaults(run=_fetch)
+    command.set_defaults(run=_fetch, kept=KEPT)
 
     command = commands.add_parser("manifest", help="print the samples that a task is scored on")
     command.add_argument("task", help="a task's name, or a data spec")

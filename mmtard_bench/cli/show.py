@@ -1,12 +1,13 @@
 """Commands that look at the records of a run: show, plot."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtard_bench.cli.common import Commands, positive, records_at, seed
+from mmtard_bench.cli.common import Commands, file_of, output, positive, records_at, seed
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable
+from mmtard_bench.markdown import printable, slug
 
 if TYPE_CHECKING:
     from mmtard_bench.records import Record
@@ -28,7 +29,11 @@ def add(commands: Commands) -> None:
 
     command = commands.add_parser("plot", help="draw accuracy against eps and against passes")
     command.add_argument("path", type=Path, help="a run directory, or one record")
-    command.add_argument("--out", type=Path, help="default: figures/ beside the records")
+    command.add_argument(
+        "--out",
+        type=output,
+        help="a directory (default: figures/ and the path's last part)",
+    )
     command.set_defaults(run=_plot)
 
 
@@ -44,7 +49,7 @@ def _add_gallery(command: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=seed, help="of the random choice (default: 0)")
     group.add_argument("--weights", metavar="SPEC", help="the model, if not where the record says")
     group.add_argument("--suite", type=Path, metavar="FILE.toml", help="if it is none that ships")
-    group.add_argument("--out", type=Path, help="a .html or .png file (default: gallery.html)")
+    group.add_argument("--out", type=output, help="a .html or .png file (default: gallery.html)")
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -55,7 +60,7 @@ def _show(arguments: argparse.Namespace) -> int:
             raise InputError(f"--{name} is for a gallery; add --gallery, or leave it out.")
 
     from mmtard_bench.records import to_text
-    from mmtard_bench.summary import table_of
+    from mmtard_bench.summary import counted, table_of
 
     records = records_at(arguments.path)
     if arguments.json:
@@ -67,17 +72,33 @@ def _show(arguments: argparse.Namespace) -> int:
         name = f"{record.model.name} ({record.model.digest[:8]}) on {on}, seed {record.seed}"
         groups.setdefault(name, []).append(record)
     for name, group in groups.items():
-        print(f"{printable(name)}\n\n{printable(table_of(group))}\n")
+        shown, others = counted(group)
+        print(f"{printable(name)}\n\n{printable(table_of(shown))}\n")
+        for record in others:
+            where = file_of(record, arguments.path)
+            print(printable(f"not counted: {where}: {_why_not(record, shown)}"))
     return 0
+
+
+def _why_not(record: "Record", shown: "Sequence[Record]") -> str:
+    """Why a record is not in the table of its run, and what to do."""
+    place = f"{record.threat.name} on {record.task.name}"
+    if place in {f"{r.threat.name} on {r.task.name}" for r in shown}:
+        return f"there is a newer record of {place}; delete or move this one"
+    return (
+        f"{place} was evaluated on other data, samples or prompts than the newest record of the "
+        "task; run the suite again, then delete or move this one"
+    )
 
 
 def _gallery(arguments: argparse.Namespace) -> int:
     records = records_at(arguments.path)
 
     from mmtard_bench import gallery, gallery_files
+    from mmtard_bench.entries.folder import require_outside
     from mmtard_bench.evaluation import find_device
 
-    out: Path = arguments.out or Path("gallery.html")
+    out: Path = arguments.out or require_outside(Path("gallery.html"))
     gallery_files.require_format(out)
     record = gallery.choose_record(records, task=arguments.task, threat=arguments.threat)
     chosen = gallery.choose_samples(
@@ -94,10 +115,11 @@ def _gallery(arguments: argparse.Namespace) -> int:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
+    from mmtard_bench.entries.folder import require_outside
     from mmtard_bench.figures import draw
 
     path: Path = arguments.path
-    records = records_at(path)
-    folder = arguments.out or (path if path.is_dir() else path.parent) / "figures"
-    print("\n".join(map(str, draw(records, folder))))
+    name = path.resolve().name if path.is_dir() else path.stem
+    folder = arguments.out or require_outside(Path("figures") / slug(name))
+    print("\n".join(map(str, draw(records_at(path), folder))))
     return 0

@@ -2,16 +2,21 @@
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
-from mmtard_bench.cli.common import Commands, positive, seed
+from mmtard_bench.cli.common import KEPT, Commands, output, positive, seed
 
 
 def add(commands: Commands) -> None:
     """Add train and reproduce."""
     command = commands.add_parser("train", help="train a student from a recipe")
-    command.add_argument("recipe", help="a recipe's name, or the path of a .toml file")
-    command.add_argument("--out", type=Path, required=True, help="the checkpoint's directory")
+    command.add_argument(
+        "recipe",
+        help="a recipe's name, or the path of a .toml file; trust it as a script: models that it "
+        "names as package.module:function are code, which is run",
+    )
+    command.add_argument("--out", type=output, required=True, help="the checkpoint's directory")
     command.add_argument("--seed", type=seed, default=0)
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
@@ -22,20 +27,20 @@ def add(commands: Commands) -> None:
         "--tracker", action="append", default=[], help="tensorboard, wandb; may be repeated"
     )
     command.add_argument("--adapter", action="store_true", help="save LoRA adapters on their own")
-    command.set_defaults(run=_train, again="the same command with --resume")
+    command.set_defaults(run=_train, kept=KEPT.replace("command", "command with --resume"))
 
     command = commands.add_parser(
         "reproduce", help="train every method with several seeds and compare them"
     )
     command.add_argument("study", help="digits")
     command.add_argument("--seeds", type=positive, default=5)
-    command.add_argument("--out", type=Path, help="default: runs/reproduce-STUDY")
+    command.add_argument("--out", type=output, help="default: runs/reproduce-STUDY")
     command.add_argument("--method", action="append", help="only this one; may be repeated")
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change every recipe"
     )
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
-    command.set_defaults(run=_reproduce)
+    command.set_defaults(run=_reproduce, kept=KEPT)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -58,9 +63,10 @@ def _train(arguments: argparse.Namespace) -> int:
     card = train(named, place, Console(highlight=False))
     if os.environ.get("LOCAL_RANK", "0") == "0":
         shares = ", ".join(f"{name} {value:.1%}" for name, value in card.metrics.items())
+        model = shlex.quote(f"local-dir:{arguments.out}")
         print(
             f"{named.name}: {named.recipe.steps} steps in {card.seconds:.0f} s, {shares}\n"
-            f"{arguments.out}: mmtard-bench run SUITE --model local-dir:{arguments.out}"
+            f"{arguments.out}: mmtard-bench run SUITE --model {model}"
         )
     return 0
 
@@ -68,11 +74,13 @@ def _train(arguments: argparse.Namespace) -> int:
 def _reproduce(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from mmtard_bench.entries.folder import require_outside
     from mmtard_bench.train.reproduce import reproduce
 
+    out = arguments.out or require_outside(Path("runs") / f"reproduce-{arguments.study}")
     report = reproduce(
         arguments.study,
-        out=arguments.out or Path("runs") / f"reproduce-{arguments.study}",
+        out=out,
         seeds=arguments.seeds,
         methods=arguments.method,
         overrides=arguments.set,

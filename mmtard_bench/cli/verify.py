@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtard_bench.cli.board import ENTRIES
-from mmtard_bench.cli.common import STATUS_INPUT, Commands, positive, say_error, seed
+from mmtard_bench.cli.common import AGAIN, STATUS_INPUT, Commands, positive, say_error, seed
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable
 
@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
         "--record", action="store_true", help="write the level down in verification.json"
     )
     command.add_argument("--by", metavar="NAME", help="who verified, for --record")
-    command.set_defaults(run=_verify)
+    command.set_defaults(run=_verify, kept=AGAIN)
 
     command = commands.add_parser("break", help="submit images that break what an entry defends")
     command.add_argument("entry", type=Path, help="an entry's directory")
@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--paper", help="its https:// address")
     command.add_argument("--images", help="the https:// address where others find the file")
     _add_common(command)
-    command.set_defaults(run=_break)
+    command.set_defaults(run=_break, kept=AGAIN)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

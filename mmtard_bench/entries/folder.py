@@ -97,6 +97,23 @@ def holds_entries(root: Path) -> bool:
     return any(is_entry(path.parent) for path in root.glob("*/card.json"))
 
 
+def require_outside(path: Path) -> Path:
+    """The path, if what is written there harms no entry.
+
+    An entry holds nothing but its card and records, and a directory of entries nothing but entries:
+    any other file makes ``verify`` and ``leaderboard`` refuse them. Raises InputError.
+    """
+    folders = [path.resolve(), *path.resolve().parents]
+    inside = next(filter(is_entry, folders), None)
+    existing = next(filter(os.path.isdir, folders))
+    if inside is None and not holds_entries(existing):
+        return path
+    raise InputError(
+        f"{path} is in the leaderboard's {'entry' if inside else 'entries'} {inside or existing}, "
+        "which would be refused with another file in it; choose a place outside."
+    )
+
+
 def names_of(root: Path) -> list[str]:
     """The names of the entries below a directory. Raises InputError for anything else in it."""
     folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
@@ -136,7 +153,9 @@ def require_plain_file(path: Path) -> None:
     if not os.path.lexists(path):
         raise InputError(f"There is no file {path}; expected one.")
     if path.is_symlink() or not path.is_file():
-        raise InputError(f"{path} is not a plain file; the leaderboard has nothing else.")
+        raise InputError(
+            f"{path} is not a plain file; the leaderboard has nothing else. Remove it."
+        )
     if path.stat().st_size > LARGEST:
         raise InputError(
             f"{path} has {path.stat().st_size:,} bytes; files of the leaderboard have at most "
@@ -167,7 +186,8 @@ def _files(folder: Path) -> Sequence[Path]:
                 _SUITE.validate_python(path.name.removesuffix(".json"))
             except ValidationError:
                 raise InputError(
-                    f"{path} does not belong into an entry; expected card.json and SUITE.json."
+                    f"{path} does not belong into an entry; expected card.json and SUITE.json. "
+                    "Remove it."
                 ) from None
     return files
 

@@ -3,17 +3,18 @@
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from mmtard_bench.entries.card import Card, card_from_text, card_to_text
-from mmtard_bench.entries.folder import Entry, names_of, read_entry, require_distinct
+from mmtard_bench.entries.folder import Entry, is_entry, names_of, read_entry, require_distinct
 from mmtard_bench.entries.pack import pack
-from mmtard_bench.errors import InputError, explain
-from mmtard_bench.records import Record, oldest_first, write_atomically
-from mmtard_bench.summary import is_complete
+from mmtard_bench.errors import InputError, StorageError, explain
+from mmtard_bench.records import Record, write_atomically
+from mmtard_bench.summary import counted, is_complete
 
 LISTS = ("authors",)
 """Fields of a card that are lists; their values are separated by semicolons."""
@@ -26,37 +27,89 @@ def submit(
 
     ``facts`` are fields of its card; those of an entry that is there already stay, unless the
     weights are others. In the records the model takes the entry's name, and where its weights are.
-    Returns the entry and the files that were written. Raises InputError, and then writes nothing.
+    Returns the entry and the files that were written. Raises InputError, and then leaves everything
+    as it was: the whole entry is written and read beside its place before it goes there.
     """
-    require_distinct([*(names_of(root) if root.is_dir() else ()), name])
+    there = names_of(root) if root.is_dir() else []
+    require_distinct([*there, name])
+    for other in there:
+        if not is_entry(root / other):
+            raise InputError(
+                f"{root} holds '{other}', which is no entry, and would be refused with it; choose "
+                "other --entries, a directory of entries alone."
+            )
     runs = newest(records)
     folder = root / name
     card = _card(next(iter(runs.values()))[0], name, facts, folder / "card.json")
     files = {"card.json": card_to_text(card)}
     for suite, found in runs.items():
         files[f"{suite}.json"] = pack([_named(record, card) for record in found])
-    _rehearse(folder, files)
-    for file, text in files.items():
-        write_atomically(folder / file, text)
+    with _beside(root) as elsewhere:
+        place = elsewhere / name
+        try:
+            _build(place, files, earlier=folder)
+        except InputError as error:
+            # With the paths that the entry will have.
+            raise type(error)(str(error).replace(str(place), str(folder))) from error
+        _swap(place, folder)
     return read_entry(folder), [folder / file for file in files]
 
 
-def _rehearse(folder: Path, files: Mapping[str, str]) -> None:
-    """Raise InputError unless the entry will be in order, with what is there already."""
-    with tempfile.TemporaryDirectory() as elsewhere:
-        place = Path(elsewhere).resolve() / folder.name
+@contextmanager
+def _beside(root: Path) -> Iterator[Path]:
+    """A directory on the disk of the entries, whose name is none of an entry, for a while."""
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    elsewhere = None
+    try:
+        with _storage(root):
+            root.mkdir(parents=True, exist_ok=True)
+            elsewhere = Path(tempfile.mkdtemp(dir=root, prefix=".submit-"))
+        yield elsewhere
+    finally:
+        if elsewhere is not None:
+            shutil.rmtree(elsewhere, ignore_errors=True)
+        with suppress(OSError):  # not empty: the entry is there
+            for folder in made:
+                folder.rmdir()
+
+
+def _build(place: Path, files: Mapping[str, str], *, earlier: Path) -> None:
+    """Write an entry with what is in the earlier one, and see that it is in order."""
+    with _storage(place):
+        if earlier.is_dir():
+            shutil.copytree(earlier, place, symlinks=True)
+    for file, text in files.items():
+        write_atomically(place / file, text)
+    read_entry(place)
+
+
+def _swap(place: Path, folder: Path) -> None:
+    """Put a directory in the place of another one, or of none."""
+    old = place.with_name("earlier")
+    with _storage(folder):
         if folder.is_dir():
-            shutil.copytree(folder, place, symlinks=True)
-        for file, text in files.items():
-            write_atomically(place / file, text)
+            folder.rename(old)
         try:
-            read_entry(place)
-        except InputError as error:
-            raise InputError(str(error).replace(str(place), str(folder))) from error
+            place.rename(folder)
+        except OSError:
+            if old.is_dir():
+                old.rename(folder)
+            raise
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # shutil's errors are of this kind, too
+        raise StorageError(
+            f"{path} could not be written: {error.strerror or error}. Nothing was changed; free "
+            "space or choose other --entries, and run the same command again."
+        ) from error
 
 
 def newest(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each suite, the newest of each place, in order.
+    """The records of each suite that count (``summary.counted``), in order.
 
     Raises InputError for records of several models, and for a run that is not whole.
     """
@@ -66,24 +119,25 @@ def newest(records: Sequence[Record]) -> dict[str, list[Record]]:
             f"The records are of {len(models)} models; an entry has one. Name its directory, "
             "such as runs/digits-v1/my-clip-1a2b3c4d."
         )
-    runs: dict[str, dict[tuple[str, str], Record]] = defaultdict(dict)
-    for record in oldest_first(records):
+    runs: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
         suite = record.suite.name if record.suite else ""
         if not suite or "+" in suite:
             raise InputError(
                 f"A record is of {suite or 'no suite'}; an entry has whole suites, without --limit "
                 "and --seed."
             )
-        runs[suite][record.task.name, record.threat.name] = record
-    for suite, places in runs.items():
-        if not is_complete(list(places.values())):
+        runs[suite].append(record)
+    whole = {}
+    for suite, found in sorted(runs.items()):
+        places = {(r.task.name, r.threat.name): r for r in counted(found)[0]}
+        whole[suite] = [places[place] for place in sorted(places)]
+        if not is_complete(whole[suite]):
             raise InputError(
-                f"The run of {suite} lacks records or has failed ones; run the suite again with "
-                "the same command, which goes on from there."
+                f"The run of {suite} lacks records, or has records that failed or are of older "
+                "data; run the suite again with the same command, which goes on from there."
             )
-    return {
-        suite: [places[place] for place in sorted(places)] for suite, places in sorted(runs.items())
-    }
+    return whole
 
 
 def _card(record: Record, name: str, facts: Mapping[str, str], path: Path) -> Card:

@@ -1,5 +1,6 @@
 """What a training run leaves on disk: the model with its card, and states to go on from."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmtard_bench.errors import InputError, StorageError
+from mmtard_bench.errors import InputError, StorageError, explain, first_line
 from mmtard_bench.models.text_table import CONFIG, WEIGHTS
-from mmtard_bench.records import Environment, write_atomically
+from mmtard_bench.records import Digest, Environment, write_atomically
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -39,11 +40,12 @@ class Origin(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a run is; lies in each of its states."""
+    """How far a run is; lies in each of its states, whose other ``files`` it seals by SHA-256."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    step: int
-    seconds: float
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    step: int = Field(ge=1)
+    seconds: float = Field(ge=0)
+    files: dict[str, Digest] = {}
 
 
 class Card(BaseModel):
@@ -68,10 +70,14 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save wraps the system's error in a RuntimeError; others are no matter of storage.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        # torch.save's RuntimeErrors name its writer's file; others are no matter of storage.
+        writer = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+        if isinstance(error, RuntimeError) and not writer:
             raise
-        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        # That writer says nothing of the system's error, and closes the file with another one.
+        system = error if isinstance(error, OSError) else error.__context__
+        why = "the file is cut short, as on a full disk" if writer else first_line(error)
+        why = getattr(system, "strerror", None) or why
         raise StorageError(
             f"{path} could not be written: {why}. What was saved before is kept; free space, then "
             "run the same command with --resume."
@@ -105,7 +111,7 @@ def write_model(folder: Path, weights: Mapping[str, Tensor], config: dict[str, A
 
 def read_card(folder: Path) -> Card | None:
     """The card of a finished run, or None. Raises InputError if it cannot be read."""
-    return _read(folder / CARD, Card)
+    return _read(folder / CARD, Card, "Restore it, or delete it, and --resume writes it again.")
 
 
 def settle_origin(folder: Path, origin: Origin, *, main: bool) -> None:
@@ -113,7 +119,7 @@ def settle_origin(folder: Path, origin: Origin, *, main: bool) -> None:
 
     Raises InputError that names what has changed since the run began.
     """
-    begun = _read(folder / ORIGIN, Origin)
+    begun = _read(folder / ORIGIN, Origin, "Restore it, or choose another --out.")
     if begun is None:
         if main:
             write_atomically(folder / ORIGIN, origin.model_dump_json(indent=1) + "\n")
@@ -136,21 +142,25 @@ def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") ->
             yield f"{prefix}{key} ({a}, now {b})"
 
 
-def _read(path: Path, kind: type[T]) -> T | None:
+def _read(path: Path, kind: type[T], remedy: str) -> T | None:
     if not path.exists():
         return None
     try:
         return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+    except OSError as error:
+        why = f"{error.strerror}."
+    except ValidationError as error:
+        why = explain(error)
+    raise InputError(f"{path} is damaged: {why} {remedy}")
 
 
 class States:
     """Full states of a run under ``folder``/states; keeps the last ``keep``."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, steps: int) -> None:
         self.folder = folder / "states"
         self.keep = keep
+        self.steps = steps
 
     def _steps(self) -> dict[int, Path]:
         found = {}
@@ -162,13 +172,29 @@ class States:
         return dict(sorted(found.items()))
 
     def latest(self) -> tuple[Path, Progress] | None:
-        """The newest whole state and how far it is."""
-        states = list(self._steps().values())
+        """The newest whole state and how far it is.
+
+        Raises InputError for one that is not as it was saved: torch loads some damage in silence.
+        """
+        states = self._steps()
         if not states:
             return None
-        progress = _read(states[-1] / "progress.json", Progress)
+        step, folder = list(states.items())[-1]
+        remedy = f"Delete {folder}, and --resume goes on from the state before."
+        progress = _read(folder / "progress.json", Progress, remedy)
         assert progress is not None
-        return states[-1], progress
+        why = self._damage(step, folder, progress)
+        if why:
+            raise InputError(f"The state {folder} is damaged: {why}. {remedy}")
+        return folder, progress
+
+    def _damage(self, step: int, folder: Path, progress: Progress) -> str:
+        """What is not as it was saved in a state, or an empty text."""
+        if progress.step != step or step > self.steps:
+            return f"progress.json says step {progress.step} of {self.steps}"
+        found, sealed = _digests(folder), progress.files
+        wrong = [name for name in {*found, *sealed} if found.get(name) != sealed.get(name)]
+        return f"{', '.join(sorted(wrong))}: not as saved" if wrong else ""
 
     def save(self, write: Callable[[Path], None], progress: Progress, *, main: bool) -> None:
         """Save a state: ``write`` fills a directory, on every process; ``main`` completes it.
@@ -182,8 +208,9 @@ class States:
                 partial.mkdir(parents=True, exist_ok=True)
                 write(partial)
                 if main:
-                    (partial / "progress.json").write_text(progress.model_dump_json())
                     _sync(partial)
+                    sealed = progress.model_copy(update={"files": _digests(partial)})
+                    write_atomically(partial / "progress.json", sealed.model_dump_json())
                     if progress.step in self._steps():
                         shutil.rmtree(final)
                     partial.rename(final)
@@ -200,6 +227,16 @@ def _sync(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a state, by name, but for its progress."""
+    found = {}
+    for path in folder.iterdir():
+        if path.name != "progress.json":
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def claim(folder: Path, *, resume: bool) -> None:

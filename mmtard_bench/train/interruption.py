@@ -1,18 +1,29 @@
-"""Ctrl-C while training: the step in progress is finished first, so that the state is whole."""
+"""What ends training early: the step in progress is finished first, so that the state is whole."""
 
 import signal
 import threading
 from types import TracebackType
 from typing import Self
 
+from mmtard_bench.processes import Launcher
+
 
 class Interruption:
-    """Turns the first SIGINT into ``asked``; a second one interrupts at once, as ever."""
+    """Turns the first SIGINT, or the end of the launcher, into ``asked``.
 
-    def __init__(self) -> None:
-        self.asked = False
+    A second SIGINT interrupts at once, as ever.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._signalled = False
         # Python lets only the main thread handle signals.
         self._listens = threading.current_thread() is threading.main_thread()
+
+    @property
+    def asked(self) -> bool:
+        """Whether training is to stop after this step."""
+        return self._signalled or self._launcher.ended
 
     def __enter__(self) -> Self:
         if self._listens:
@@ -29,5 +40,5 @@ class Interruption:
             signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, *_: object) -> None:
-        self.asked = True
+        self._signalled = True
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,9 @@
-"""Recipes: TOML files that say everything about a training run but where it runs."""
+"""Recipes: TOML files that say everything about a training run but where it runs.
+
+A recipe is trusted as a script is: it may name a function of any package as its student or as a
+teacher (``package.module:function``), which training imports and calls. Nothing but training reads
+recipes; those in the cards of checkpoints are never carried out.
+"""
 
 import tomllib
 from collections.abc import Sequence

@@ -21,7 +21,8 @@ from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError
 from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import load_model
+from mmtard_bench.models.loading import is_data, load_model
+from mmtard_bench.processes import Launcher
 from mmtard_bench.records import write_atomically
 from mmtard_bench.runner import only_process
 from mmtard_bench.suites import resolve_task
@@ -47,7 +48,7 @@ from mmtard_bench.train.methods import find_method
 from mmtard_bench.train.methods.base import Method, Options
 from mmtard_bench.train.progress import TrainProgress
 from mmtard_bench.train.recipe import Named
-from mmtard_bench.train.towers import Head, Role, Teacher, Tower, head_of
+from mmtard_bench.train.towers import Head, Role, Teacher, Tower, head_of, require_apart
 from mmtard_bench.train.watch import Figures, History, Validator, deciles, figures_of
 
 
@@ -141,8 +142,9 @@ class Session:
         self.accelerator = accelerator
         self.console = console
         self.main = accelerator.is_main_process
-        self.states = States(place.folder, self.recipe.keep)
+        self.states = States(place.folder, self.recipe.keep, self.recipe.steps)
         self.history = History(place.folder)
+        self.launcher = Launcher()
         self.seconds = 0.0
         self.metrics: Figures = {}
 
@@ -182,8 +184,8 @@ class Session:
             self.accelerator.load_state(str(folder))
         except Exception as error:  # torch, pickle, safetensors and system errors: no common base
             raise InputError(
-                f"The state {folder} cannot be read ({type(error).__name__}); delete it, and "
-                "--resume goes on from the one before."
+                f"The state {folder} cannot be read ({type(error).__name__}). Delete it, and "
+                "--resume goes on from the state before."
             ) from error
         self.seconds = progress.seconds
         self._say(f"Going on from step {progress.step}.")
@@ -193,6 +195,10 @@ class Session:
 
     def _load_models(self) -> None:
         recipe = self.recipe
+        teachers = {f"{role} teacher": spec for role, spec in recipe.teachers.items()}
+        for role, spec in {"student": recipe.student, **teachers}.items():
+            if not is_data(spec):
+                self._say(f"The recipe has code run: its {role} is made by {spec}.")
         self.data = load_training_data(resolve_task(recipe.train), labelled=self.method.labels)
         if self.method.classes and not self.data.classes:
             raise InputError(
@@ -208,6 +214,8 @@ class Session:
         # In the order of the method on every process: figures are joined by position.
         roles = dict.fromkeys(role for role, _ in self.method.targets(self.options))
         self.teachers = {role: self._teacher(role) for role in roles}
+        for role, (clip, _) in self.teachers.items():
+            require_apart(self.student, clip, f"{role} teacher")
         digests = {"student": self.student.digest, "data": self.data.revision}
         digests |= {f"{role} teacher": clip.digest for role, (clip, _) in self.teachers.items()}
         self.origin = Origin(
@@ -278,7 +286,7 @@ class Session:
             path = self._memory(role)
             teacher = self.teachers[role][1]
             if path.exists():
-                teacher.known = _read_memory(path)
+                teacher.known = _read_memory(path, len(self.images))
                 continue
             started = time.monotonic()
             self._say(f"The {role} teacher looks at {len(self.images)} images.")
@@ -296,7 +304,7 @@ class Session:
         first = self.accelerator.process_index * size
         shares = [self.order(step)[first : first + size] for step in range(begin, recipe.steps)]
         batches = self.images.batches([share.tolist() for share in shares], recipe.workers)
-        with Interruption() as interruption:
+        with Interruption(self.launcher) as interruption:
             for step, share in enumerate(shares, begin):
                 self._step(step, share, next(batches), progress)
                 if self._any(interruption.asked) and step + 1 < recipe.steps:
@@ -389,11 +397,15 @@ class Session:
         return rest | {f"visual.{key}": value for key, value in merged(visual).items()}
 
 
-def _read_memory(path: Path) -> Tensor:
+def _read_memory(path: Path, images: int) -> Tensor:
     try:
-        return load_file(path)["embeddings"]
+        known = load_file(path)["embeddings"]
+        why = "" if known.ndim == 2 and len(known) == images else f"shape {tuple(known.shape)}"
     except Exception as error:  # safetensors and system errors have no common base
+        why = type(error).__name__
+    if why or not known.isfinite().all():
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}); delete it, and the teacher looks "
-            "at the images again."
-        ) from error
+            f"{path} does not hold an embedding for each of {images} images "
+            f"({why or 'not finite'}); delete it, and the teacher looks at the images again."
+        )
+    return known

@@ -71,6 +71,28 @@ class Tower(nn.Module):
         return embedding
 
 
+def require_apart(student: Clip, teacher: Clip, who: str) -> None:
+    """Raise InputError if a model and its teacher share memory: one would learn with the other.
+
+    ``who`` is what the teacher is called. Parameters and buffers count, views of each other too.
+    """
+    ours, theirs = (_storages(clip) for clip in (student, teacher))
+    for place in ours.keys() & theirs.keys():
+        raise InputError(
+            f"The {who} '{teacher.name}' shares '{theirs[place]}' with the student's "
+            f"'{ours[place]}', so it would learn along with it. Expected a model of its own: a "
+            "function that makes one must make it anew, or copy it, each time."
+        )
+
+
+def _storages(clip: Clip) -> dict[int, str]:
+    """The memory that a model's parameters and buffers lie in, each with the name of one."""
+    module = clip.module if isinstance(clip.module, nn.Module) else clip.module.visual  # type: ignore[attr-defined]
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    places = {t.untyped_storage().data_ptr(): name for name, t in tensors}
+    return {place: name for place, name in places.items() if place}  # 0: nothing, or no memory yet
+
+
 def head_of(
     clip: Clip, classes: tuple[str, ...], templates: tuple[str, ...], device: torch.device
 ) -> Head:

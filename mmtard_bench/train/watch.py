@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, explain
 from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.records import write_atomically
 from mmtard_bench.tasks.resolve import TaskData
@@ -114,6 +115,15 @@ class Validator:
         return torch.stack([counts[0].sum(), (counts[0] & counts[1]).sum()]).float()
 
 
+class _Line(BaseModel):
+    """A line of the history: figures by name, and deciles of weights."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, float | list[float]]
+    step: int = Field(ge=1)
+    seconds: float = Field(ge=0)
+
+
 class History:
     """The figures of a run, one JSON line a step that was looked at: ``history.jsonl``."""
 
@@ -133,14 +143,16 @@ class History:
             os.fsync(file.fileno())
 
     def read(self) -> Iterator[dict[str, float]]:
-        """All whole lines. Raises InputError if one cannot be read."""
+        """All whole lines. Raises InputError with the number of one that is damaged."""
         if not self.path.exists():
             return
-        for text in self.path.read_text("utf-8").split("\n")[:-1]:
+        # The last one has no end where the process was killed while it wrote.
+        for number, text in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):
             try:
-                line = json.loads(text)
-            except ValueError as error:
-                raise InputError(f"{self.path} holds a line that is no JSON: {error}.") from error
-            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-                raise InputError(f"{self.path} holds a line that says no step: {text[:80]!r}.")
-            yield line
+                _Line.model_validate_json(text)
+            except ValidationError as error:
+                raise InputError(
+                    f"{self.path}, line {number} is damaged: {explain(error)} Restore the file, or "
+                    "delete the line; its figures will be missing from plots and curves."
+                ) from error
+            yield json.loads(text)

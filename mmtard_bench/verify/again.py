@@ -1,6 +1,8 @@
 """Re-attacked: some of the samples that an entry calls robust, drawn at random, attacked afresh."""
 
 import random
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmtard_bench.errors import InputError
@@ -8,7 +10,14 @@ from mmtard_bench.job import FAST
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.reattack import Ball, attack_again, balls_of, chosen
 from mmtard_bench.resources import Resources
-from mmtard_bench.verify.bounds import allowed, caught, most_false
+from mmtard_bench.verify.bounds import (
+    caught,
+    limit_of_ball,
+    limit_of_entry,
+    most_false,
+    size_of_second,
+    unsuspicious,
+)
 from mmtard_bench.verify.formed import Formed, Place
 
 POINTS = 0.10
@@ -17,36 +26,82 @@ POINTS = 0.10
 
 @dataclass(frozen=True)
 class Draw:
-    """What became of ``drawn`` of the ``robust`` samples of a ball; it has n samples in all."""
+    """What became of samples drawn from the ``robust`` ones of a ball, which has n samples."""
 
     where: str
     attack: str
     n: int
     robust: int
-    drawn: int
-    fell: tuple[str, ...]
+    ids: tuple[str, ...]
+    broken: tuple[str, ...]
 
     @property
-    def allowed(self) -> int:
-        """How many may fall."""
-        return allowed(self.drawn)
+    def suspicious(self) -> bool:
+        """Whether the ball is drawn from again: more samples are broken than one ball may lose."""
+        return len(self.broken) > unsuspicious(len(self.ids))
 
     @property
     def overstated(self) -> float:
         """The upper one-sided 95% bound on claimed less true accuracy, in [0, 1]."""
-        return most_false(self.robust, self.drawn, len(self.fell)) / self.n
+        return most_false(self.robust, len(self.ids), len(self.broken)) / self.n
 
-    @property
-    def line(self) -> str:
-        """The draw for a person."""
-        text = f"{self.where}: {len(self.fell)} of {self.drawn} fell to {self.attack}"
-        text += f" (of {self.robust} called robust; {self.allowed} may fall)"
-        text += f"; overstated by at most {100 * self.overstated:.1f} points (95%)"
+    def line(self, balls: int) -> str:
+        """The first draw of a ball for a person, in an entry with so many balls."""
+        drawn = len(self.ids)
+        text = f"{self.where}: {len(self.broken)} of {drawn} broken by {self.attack}"
+        text += f" (of {self.robust} called robust; of up to {unsuspicious(drawn)} there is no "
+        text += f"second draw); overstated by at most {100 * self.overstated:.1f} points (95%)"
         false = round(POINTS * self.n)
         if false > self.robust:
             return text
-        chance = caught(self.robust, self.drawn, false)
+        chance = caught(self.robust, drawn, false, balls)
         return f"{text}; {100 * POINTS:.0f} points would be caught with {chance:.1%}"
+
+
+def reattack(
+    runs: Sequence[Formed],
+    clip: Clip,
+    resources: Resources,
+    *,
+    count: int,
+    seed: int,
+    tell: Callable[[str], None],
+) -> list[str]:
+    """Attack draws of ``count`` samples that an entry calls robust in each ball of its runs.
+
+    Returns a line for each run. Raises InputError if more are broken than another seed explains,
+    in a ball or in all of them together; an honest entry is refused with 1% at most (``bounds``).
+    """
+    balls = [(run, *place) for run in runs for place in places_of(run)]
+    draws: list[Draw] = []
+    started = time.monotonic()
+    for done, (run, ball, place) in enumerate(balls, 1):
+        where = f"{run.suite.name}, {ball.task} {ball.name}"
+        ids = draw(ball.standing, count, seed=seed, where=where)
+        draws.append(_attacked(ball, place, clip, resources, ids, seed=seed, where=where))
+        left = (time.monotonic() - started) / done * (len(balls) - done)
+        line = f"re-attacked: {draws[-1].line(len(balls))}"
+        tell(line + (f" (about {left:.0f} s left)" if left > 20 else ""))
+    require_few(draws)
+    for first, (_, ball, place) in zip(draws, balls, strict=True):
+        if not first.suspicious:
+            continue
+        rest = [name for name in ball.standing if name not in first.ids]
+        ids = draw(
+            rest,
+            size_of_second(first.robust, len(first.ids)),
+            seed=seed,
+            where=f"{first.where}, second draw",
+        )
+        again = _attacked(ball, place, clip, resources, ids, seed=seed, where=first.where)
+        if ids:
+            found = f"{len(again.broken)} of {len(ids)} broken by {first.attack}"
+            tell(f"re-attacked: {first.where}: second draw: {found}")
+        require_few_in_ball(first, again, balls=len(balls))
+    return [
+        _summary([d for d, (of, *_) in zip(draws, balls, strict=True) if of is run], seed)
+        for run in runs
+    ]
 
 
 def draw(ids: list[str], count: int, *, seed: int, where: str) -> list[str]:
@@ -54,15 +109,17 @@ def draw(ids: list[str], count: int, *, seed: int, where: str) -> list[str]:
     return random.Random(f"{seed}|{where}").sample(ids, min(count, len(ids)))
 
 
-def attack_draws(
-    ball: Ball, place: Place, clip: Clip, resources: Resources, *, count: int, seed: int
+def _attacked(
+    ball: Ball,
+    place: Place,
+    clip: Clip,
+    resources: Resources,
+    ids: list[str],
+    *,
+    seed: int,
+    where: str,
 ) -> Draw:
-    """Attack some samples that stand in a ball with its strongest attack and another seed.
-
-    ``place`` is the strongest attack's.
-    """
-    where = f"{ball.task} {ball.name}"
-    ids = draw(ball.standing, count, seed=seed, where=where)
+    """Attack samples of a ball by its strongest attack, whose place this is, with another seed."""
     # A seed that the record's author could not look up.
     other = random.Random(f"{seed}|attack").randrange(2**32)
     outcomes = (
@@ -73,14 +130,14 @@ def attack_draws(
         else ()
     )
     # One that is wrong on the clean image is not robust either.
-    fell = tuple(each.id for each in outcomes if each.broken or each.before != each.label)
+    broken = tuple(each.id for each in outcomes if each.broken or each.before != each.label)
     return Draw(
         where=where,
         attack=place.threat.attack,
         n=len(place.data.labels),
         robust=len(ball.standing),
-        drawn=len(ids),
-        fell=fell,
+        ids=tuple(ids),
+        broken=broken,
     )
 
 
@@ -90,11 +147,33 @@ def places_of(formed: Formed) -> list[tuple[Ball, Place]]:
     return [(ball, places[id(ball.strongest)]) for ball in balls_of(formed.run.records)]
 
 
-def require_few(draw: Draw) -> None:
-    """Raise InputError if more samples fell than another seed explains."""
-    if len(draw.fell) > draw.allowed:
+def require_few(draws: Sequence[Draw]) -> None:
+    """Raise InputError if more samples of all first draws are broken than another seed explains."""
+    broken = [(draw.where, name) for draw in draws for name in draw.broken]
+    drawn = sum(len(draw.ids) for draw in draws)
+    if len(broken) > limit_of_entry(drawn):
         raise InputError(
-            f"{draw.where}: {len(draw.fell)} of {draw.drawn} samples that the entry calls robust "
-            f"fell to {draw.attack} with another seed, '{draw.fell[0]}' for one; at most "
-            f"{draw.allowed} may, so the entry overstates its robustness."
+            f"{len(broken)} of {drawn} samples that the entry calls robust are broken with another "
+            f"seed, '{broken[0][1]}' of {broken[0][0]} for one; at most {limit_of_entry(drawn)} "
+            "may be in all balls together, so the entry overstates its robustness."
         )
+
+
+def require_few_in_ball(first: Draw, second: Draw, *, balls: int) -> None:
+    """Raise InputError if more samples of both draws are broken than another seed explains."""
+    broken, drawn = [*first.broken, *second.broken], len(first.ids) + len(second.ids)
+    limit = limit_of_ball(drawn, balls)
+    if len(broken) > limit:
+        raise InputError(
+            f"{first.where}: {len(broken)} of {drawn} samples that the entry calls robust are "
+            f"broken by {first.attack} with another seed, '{broken[0]}' for one; at most {limit} "
+            "may be, so the entry overstates its robustness."
+        )
+
+
+def _summary(draws: Sequence[Draw], seed: int) -> str:
+    broken, drawn = sum(len(d.broken) for d in draws), sum(len(d.ids) for d in draws)
+    return (
+        f"seed {seed}: {broken} of {drawn} samples broken; overstated by at most "
+        f"{100 * max(d.overstated for d in draws):.1f} points in a task and ball (95%)"
+    )

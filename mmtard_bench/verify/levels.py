@@ -2,14 +2,13 @@
 
 - *well-formed*: the entry says of itself what this version would say; no model is needed.
 - *replayed*: its weights give its clean predictions, and its stored images break what they should.
-- *re-attacked*: of the samples that it calls robust, some drawn at random stand again.
+- *re-attacked*: samples that it calls robust, drawn at random, are robust with another seed, too.
 - *reproduced*: the whole suite, run again, says the same.
 
 Nothing of an entry is executed.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from mmtard_bench.errors import InputError, reason
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records import write_atomically
 from mmtard_bench.resources import Resources
-from mmtard_bench.verify.again import Draw, attack_draws, places_of, require_few
+from mmtard_bench.verify.again import reattack
 from mmtard_bench.verify.formed import Formed, require_formed
 from mmtard_bench.verify.replayed import replay, replay_images
 from mmtard_bench.verify.reproduced import reproduce
@@ -69,11 +68,31 @@ def verify(
     if options.reaches("replayed"):
         with failures_of(entry):
             clip = load_weights(entry.card, options.weights)
-            details = [_with_model(entry, run, clip, options, resources(), tell) for run in formed]
+            details = _with_model(entry, formed, clip, options, resources(), tell)
     return list(zip(entry.runs, details, strict=True))
 
 
 def _with_model(
+    entry: Entry,
+    formed: Sequence[Formed],
+    clip: Clip,
+    options: Options,
+    resources: Resources,
+    tell: Callable[[str], None],
+) -> list[str]:
+    """The levels that need the model, each for all runs; returns the last one's figures by run."""
+    details = [_replayed(entry, run, clip, options, resources, tell) for run in formed]
+    if options.reaches("re-attacked"):
+        count, seed = options.draws, options.seed
+        details = reattack(formed, clip, resources, count=count, seed=seed, tell=tell)
+        for run, detail in zip(formed, details, strict=True):
+            tell(f"re-attacked: {run.suite.name}: {detail}")
+    if options.reaches("reproduced"):
+        details = [_reproduced(run, clip, resources, tell) for run in formed]
+    return details
+
+
+def _replayed(
     entry: Entry,
     formed: Formed,
     clip: Clip,
@@ -87,46 +106,20 @@ def _with_model(
     if options.adversarials is not None:
         images = replay_images(formed, entry.card, options.adversarials, clip, resources)
         tell(f"replayed: {name}: {images}")
-        detail = f"{detail}; {images}"
-    elif entry.card.adversarials:
+        return f"{detail}; {images}"
+    if entry.card.adversarials:
         tell(f"replayed: {name}: the stored images were not; give --adversarials FILE")
-    if options.reaches("re-attacked"):
-        detail = _attack_all(formed, clip, options, resources, tell)
-    if options.reaches("reproduced"):
-        found = reproduce(formed, clip, resources, tell=lambda line: tell(f"reproduced: {line}"))
-        theirs = sum(comparison.entry_only for comparison in found)
-        ours = sum(comparison.ours_only for comparison in found)
-        detail = f"{len(found)} records; samples robust for the entry only {theirs}, here {ours}"
-        tell(f"reproduced: {name}: {detail}")
     return detail
 
 
-def _attack_all(
-    formed: Formed,
-    clip: Clip,
-    options: Options,
-    resources: Resources,
-    tell: Callable[[str], None],
+def _reproduced(
+    formed: Formed, clip: Clip, resources: Resources, tell: Callable[[str], None]
 ) -> str:
-    draws: list[Draw] = []
-    balls = places_of(formed)
-    spent = left = 0.0
-    for place, (ball, attacked) in enumerate(balls):
-        started = time.monotonic()
-        draw = attack_draws(ball, attacked, clip, resources, count=options.draws, seed=options.seed)
-        draws.append(draw)
-        spent += time.monotonic() - started
-        left = spent / (place + 1) * (len(balls) - place - 1)
-        tell(f"re-attacked: {draw.line}" + (f" (about {left:.0f} s left)" if left > 20 else ""))
-    for draw in draws:
-        require_few(draw)
-    worst = max(draws, key=lambda draw: draw.overstated)
-    fell, drawn = sum(len(draw.fell) for draw in draws), sum(draw.drawn for draw in draws)
-    detail = (
-        f"seed {options.seed}: {fell} of {drawn} samples fell; overstated by at most "
-        f"{100 * worst.overstated:.1f} points in a task and ball (95%)"
-    )
-    tell(f"re-attacked: {formed.suite.name}: {detail}")
+    found = reproduce(formed, clip, resources, tell=lambda line: tell(f"reproduced: {line}"))
+    theirs = sum(comparison.entry_only for comparison in found)
+    ours = sum(comparison.ours_only for comparison in found)
+    detail = f"{len(found)} records; samples robust for the entry only {theirs}, here {ours}"
+    tell(f"reproduced: {formed.suite.name}: {detail}")
     return detail
 
 

@@ -1,10 +1,15 @@
 """From a run to an entry: whole runs only, and nothing is written that will not be read."""
 
+import errno
+import os
+import shlex
+from pathlib import Path
+
 import pytest
 
 from mmtard_bench.entries.folder import read_entry
 from mmtard_bench.entries.submit import submit
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.records import Record, SuiteFacts
 from tests.conftest import Cli, assert_sentence
 from tests.test_leaderboard import in_suite, made
@@ -32,6 +37,7 @@ def test_a_run_is_submitted_and_its_card_stays(here: Cli, tmp_path):
     place = tmp_path / "leaderboard" / "entries" / "my-clip"
     assert sorted(path.name for path in place.iterdir()) == ["card.json", "tiny-v1.json"]
     assert "the card does not say: code, architecture" in done.stdout
+    assert done.stdout.endswith("then: mmtard-bench leaderboard\n")
     card = read_entry(place).card
     assert (card.authors, card.weights) == (["A. One", "B. Two"], "tiny-clip")
     assert {record.model.name for record in read_entry(place).records} == {"my-clip"}
@@ -42,6 +48,16 @@ def test_a_run_is_submitted_and_its_card_stays(here: Cli, tmp_path):
     assert_sentence(here(*run, "--set", "licence"), "expected KEY=VALUE")
     assert_sentence(here(*run, "--set", "contact=<me>"), "U+003C is not allowed")
     assert read_entry(place).card.licence == "MIT"
+    # What it says to do next can be done as it is printed.
+    done = here(*run, "--entries", "my board/entries")
+    for line in done.stdout.splitlines()[-2:]:
+        words = shlex.split(line.partition(": mmtard-bench ")[2])
+        assert "my board/" in line
+        if words[0] == "leaderboard":
+            assert here(*words).returncode == 0
+    assert (tmp_path / "my board" / "README.md").is_file()
+    # Beside a run's directories an entry, and they beside it, would be refused.
+    assert_sentence(here(*run, "--entries", "runs"), "runs holds 'tiny-v1', which is no entry")
 
 
 def test_a_limited_run_is_refused(here: Cli, tmp_path):
@@ -59,7 +75,7 @@ def submitted(tmp_path, *records: Record, name: str = "my-clip", **facts: str):
 FAILED = {"status": "error", "error": "broke", "results": None, "samples": []}
 REFUSED = {
     "a record is missing": ([made("rb", records=2)], "lacks records"),
-    "a record failed": ([made("rb", **FAILED)], "failed ones"),
+    "a record failed": ([made("rb", **FAILED)], "records that failed"),
     "two models": (
         [
             made("rb"),
@@ -122,3 +138,55 @@ def test_the_newest_record_of_a_place_counts(tmp_path):
     entry, _ = submitted(tmp_path, new, old)
     assert [record.robust_accuracy for record in entry.records] == [0.5]
     assert dict(entry.records[0].model)["source"] == "tiny-clip"
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_full_disk_leaves_everything_as_it_was(written, before, tmp_path, monkeypatch):
+    """Each file in turn is the one for which there is no space."""
+    if before:
+        submitted(tmp_path, made("rr"), licence="MIT")
+    there, left = contents(tmp_path), [written]
+    real = os.fsync
+
+    def full(handle):
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    other = SuiteFacts(name="other-v1", protocol=None, digest="2" * 64, records=1)
+    with pytest.raises(StorageError, match=r"e/my-clip/.* could not be written: No space left"):
+        submitted(tmp_path, made("rb"), made("rb", suite=other))
+    assert contents(tmp_path) == there
+    assert (tmp_path / "e").exists() == bool(before)
+
+
+@pytest.mark.parametrize("renamed", [0, 1])
+def test_an_entry_that_cannot_take_its_place_leaves_the_earlier_one(renamed, tmp_path, monkeypatch):
+    submitted(tmp_path, made("rr"), licence="MIT")
+    there, left, real = contents(tmp_path), [renamed], Path.rename
+
+    def rename(path, target):
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(StorageError, match="Nothing was changed"):
+        submitted(tmp_path, made("rb"))
+    assert contents(tmp_path) == there
+
+
+def test_records_of_older_data_make_no_entry(tmp_path):
+    task = made("rb").task.model_copy(update={"revision": "new"})
+    old = [made("rb", attack=f"pgd-{i}", records=2, created="2026-11-24") for i in (1, 2)]
+    new = [
+        made("rr", attack=f"pgd-{i}", records=2, task=task, created="2026-11-25") for i in (1, 2)
+    ]
+    with pytest.raises(InputError, match="are of older data; run the suite again"):
+        submitted(tmp_path, *old, new[0])
+    entry, _ = submitted(tmp_path, *old, *new)
+    assert {record.task.revision for record in entry.records} == {"new"}

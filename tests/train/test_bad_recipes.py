@@ -1,13 +1,16 @@
 """Bad input to training through the command line: a sentence, exit status 2, nothing lost."""
 
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmtard_bench.models.loading import load_model
 from tests.conftest import assert_sentence
 
 RECIPES = {
@@ -120,3 +123,15 @@ def test_a_study_needs_its_baseline_and_a_known_name(here):
     assert_sentence(here("reproduce", "digit"), "no study 'digit'", "digits")
     assert_sentence(here("reproduce", "digits", "--method", "tecoa"), "--method ard")
     assert_sentence(here("reproduce", "digits", "--method", "tecao"), "no recipe 'digits/tecao'")
+
+
+def test_code_that_a_recipe_has_run_is_said(here, recipe, monkeypatch):
+    made = ModuleType("mine")
+    made.student = lambda: load_model("tiny-clip-small")
+    monkeypatch.setitem(sys.modules, "mine", made)
+    text = recipe.read_text().replace('student = "tiny-clip-small"', 'student = "mine:student"')
+    recipe.write_text(text.replace("steps = 6", "steps = 1"))
+    done = here("train", recipe, "--out", "out", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "The recipe has code run: its student is made by mine:student." in done.stdout
+    assert "teacher is made by" not in done.stdout

@@ -71,14 +71,16 @@ def test_two_processes_compute_the_gradient_of_one(recipe, tmp_path, run_small):
 
 
 @pytest.mark.slow
-def test_interrupted_processes_save_together_and_go_on(recipe, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_processes_save_together_and_go_on(how, recipe, tmp_path):
+    """By Ctrl-C, or because their launcher is killed."""
     folder = tmp_path / "two"
     words = ["-m", "mmtard_bench", "train", recipe, "--out", folder]
     for override in ("steps=24", "save_every=1000", "validation.every=1000"):
         words += ["--set", override]
     process = launch(*words)
     wait_for("history.jsonl", folder, process, seconds=120)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     process.communicate(timeout=120)
     assert process.returncode != 0
     (state,) = (folder / "states").glob("step-*")

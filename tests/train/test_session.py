@@ -1,17 +1,21 @@
 """Whole runs: what they leave, how they go on, and that nothing but the recipe decides."""
 
+import errno
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 
 import datasets
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
 
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.models.loading import load_local_dir, load_model
@@ -21,6 +25,7 @@ from mmtard_bench.train import checkpoint, session
 from mmtard_bench.train.checkpoint import Card, read_card
 from mmtard_bench.train.methods import METHODS
 from mmtard_bench.train.ship import ship
+from mmtard_bench.train.towers import require_apart
 from tests.conftest import wait_for
 from tests.models.toys import add_toys
 
@@ -355,11 +360,55 @@ def test_a_damaged_state_is_a_sentence(run_small, tmp_path, monkeypatch):
         stop_at(patch, 5, Killed())
         run_small("run")
     state = tmp_path / "run" / "states" / "step-0000004"
-    state.joinpath("optimizer.bin").write_bytes(b"no state")
-    with pytest.raises(InputError, match="delete it, and --resume goes on from the one before"):
+    random = state / "random_states_0.pkl"
+    random.write_bytes(random.read_bytes()[:-40] + bytes(40))
+    # Which accelerate itself would pass over in silence.
+    with pytest.raises(
+        InputError, match=r"is damaged: random_states_0\.pkl: not as saved\. Delete"
+    ):
         run_small("run", resume=True)
     shutil.rmtree(state)
     assert_same(weights(run_small("run", resume=True)), weights(run_small("whole")))
+
+
+def test_whatever_is_not_as_it_was_saved_in_a_state_is_noticed(tmp_path):
+    states = checkpoint.States(tmp_path, keep=2, steps=6)
+
+    def write(folder):
+        for name in ("model.safetensors", "random_states_0.pkl"):
+            (folder / name).write_bytes(name.encode() * 100)
+
+    def refused(words):
+        with pytest.raises(InputError, match=words):
+            states.latest()
+
+    states.save(write, checkpoint.Progress(step=4, seconds=1.5), main=True)
+    state, progress = states.latest()
+    assert (state.name, progress.step, progress.seconds) == ("step-0000004", 4, 1.5)
+    for path in state.iterdir():
+        whole = path.read_bytes()
+        damaged = whole[:-2] + b"!" + whole[-1:]
+        path.write_bytes(damaged)
+        refused("is damaged: .* --resume goes on from the state before")
+        path.write_bytes(whole)
+    said = json.loads((state / "progress.json").read_text())
+    for key, value, words in (
+        ("step", 10**12, "says step 1000000000000 of 6"),
+        ("step", 0, "'step'"),
+        ("seconds", float("nan"), "'seconds'"),
+        ("files", {}, "not as saved"),
+    ):
+        (state / "progress.json").write_text(json.dumps({**said, key: value}))
+        refused(f"is damaged: .*{words}")
+    (state / "progress.json").write_text(json.dumps(said))
+    assert states.latest() == (state, progress)
+    (state / "more").write_bytes(b"")
+    refused("more: not as saved")
+    (state / "more").unlink()
+    (state / "model.safetensors").unlink()
+    refused(r"model\.safetensors: not as saved")
+    state.rename(state.with_name("step-1000000000000"))
+    refused("progress.json says step 4 of 6")
 
 
 def test_a_resumed_run_with_dropout_ends_the_same(run_small, monkeypatch):
@@ -413,12 +462,21 @@ def test_a_single_image_cannot_be_normalised(run_small):
         run_small("run", "batch=1")
 
 
+FOREIGN = save({"embeddings": torch.zeros(3, 4)})
+LINE = b'{"step": 1, "seconds": 0.5, "loss/a": 1, "weights/a": [0.5]}\n'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("states/memory-robust.safetensors", "no tensors", "delete it, and the teacher looks"),
-        ("history.jsonl", "[1, 2]\n", "a line that says no step"),
-        ("history.jsonl", "half\n", "a line that is no JSON"),
+        ("states/memory-robust.safetensors", b"no tensors", "delete it, and the teacher looks"),
+        ("states/memory-robust.safetensors", FOREIGN, r"\(shape \(3, 4\)\); delete it"),
+        ("history.jsonl", b"[1, 2]\n", "history.jsonl, line 1 is damaged"),
+        ("history.jsonl", b"half\n", "history.jsonl, line 1 is damaged: Invalid JSON"),
+        ("history.jsonl", LINE + b'{"step": 2, "seconds": 1, "\xff": 1}\n', "line 2 is damaged"),
+        ("history.jsonl", LINE + b'{"step": 2, "seconds": 1, "a": "b"}\n', "line 2 is damaged"),
+        ("history.jsonl", LINE + b'{"seconds": 1}\n', "line 2 is damaged: the key 'step'"),
+        ("history.jsonl", b'{"step": 1e400, "seconds": 1}\n', "line 1 is damaged: 'step'"),
     ],
 )
 def test_damage_is_a_sentence_when_a_run_goes_on(
@@ -428,7 +486,7 @@ def test_damage_is_a_sentence_when_a_run_goes_on(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, 2, Killed())
         run_small("run", *long)
-    (tmp_path / "run" / name).write_text(content)
+    (tmp_path / "run" / name).write_bytes(content)
     with pytest.raises(InputError, match=words):
         run_small("run", *long, resume=True)
 
@@ -444,3 +502,64 @@ def test_what_ships_is_what_its_card_names(run_small, tmp_path):
         torch.testing.assert_close(clip.module.state_dict()[name], trained, rtol=1e-3, atol=1e-7)
     with pytest.raises(InputError, match=r"no card\.json"):
         ship(tmp_path / "tiny-clip-small", "other", tmp_path)
+
+
+@pytest.mark.parametrize("wanting", ["model.safetensors", "optimizer.bin", "random_states_0.pkl"])
+def test_each_file_of_a_state_may_find_the_disk_full(wanting, tmp_path):
+    """torch's writer of zip files closes its file with another error than the system's."""
+    states = checkpoint.States(tmp_path, keep=2, steps=6)
+    tensors = {"a": torch.zeros(1000)}
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(folder):
+        save_file(tensors, folder / "model.safetensors")
+        for name in ("optimizer.bin", "random_states_0.pkl"):
+            with (Full if name == wanting else io.FileIO)(folder / name, "w") as file:
+                torch.save(tensors, file)
+        if wanting == "model.safetensors":
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    begun = checkpoint.Progress(step=2, seconds=1)
+    states.save(lambda folder: (folder / "a").write_bytes(b""), begun, main=True)
+    with pytest.raises(StorageError, match=r"step-0000004 could not be written: .*No space left"):
+        states.save(write, checkpoint.Progress(step=4, seconds=2), main=True)
+    assert states.latest()[1].step == 2
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["step-0000002"]
+    with pytest.raises(RuntimeError, match="no matter of storage"), checkpoint.storage(tmp_path):
+        raise RuntimeError("no matter of storage")
+
+
+def shared_weights(clip):
+    return clip
+
+
+def shared_view(clip):
+    """A model of its own, but for one parameter that is a part of another's memory."""
+    own = deepcopy(clip)
+    bias = clip.module.visual.bn1.bias
+    own.module.visual.bn1.bias = torch.nn.Parameter(bias.detach()[:], requires_grad=False)
+    return own
+
+
+def shared_buffer(clip):
+    own = deepcopy(clip)
+    own.module.visual.bn1.running_mean = clip.module.visual.bn1.running_mean
+    return own
+
+
+@pytest.mark.parametrize("share", [shared_weights, shared_view, shared_buffer])
+def test_a_teacher_that_shares_memory_with_the_student_is_refused(share, run_small, monkeypatch):
+    student = load_model("tiny-clip-small")
+    found = iter([student, share(student)])
+    monkeypatch.setattr(session, "load_model", lambda spec: next(found))
+    with pytest.raises(InputError, match=r"The original teacher .* shares 'visual.*learn along"):
+        run_small("run", "method=fare", "teachers={}")
+
+
+def test_teachers_of_their_own_are_apart():
+    student = load_model("tiny-clip-small")
+    require_apart(student, deepcopy(student), "original teacher")
+    require_apart(student, load_model("tiny-clip"), "clean teacher")

@@ -2,11 +2,15 @@
 
 import json
 import re
+import shutil
+import sys
+from types import ModuleType
 
 import pytest
 
 from mmtard_bench.entries.checked import read_breaks, read_verifications
 from mmtard_bench.entries.folder import read_entry
+from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.records import SuiteFacts
 from tests.conftest import assert_sentence
 from tests.verify import forge
@@ -45,8 +49,8 @@ def test_a_seed_is_chosen_and_printed(here, copy):
 
 def test_what_was_drawn_and_what_that_says(here, copy):
     done = here("verify", copy("strong"), "--reattack", 4, "--seed", 0)
-    line = next(line for line in done.stdout.splitlines() if "re-attacked: digits/digit" in line)
-    assert "0 of 4 fell to cw-linf-5" in line
+    line = next(line for line in done.stdout.splitlines() if "digits/digit linf" in line)
+    assert "0 of 4 broken by cw-linf-5" in line
     assert "overstated by at most" in line
     assert "10 points would be caught with" in line
 
@@ -257,3 +261,21 @@ def test_weights_that_would_run_code_are_refused_at_every_level(here, copy, leve
         card.read_text().replace(f'"weights": "{one.model.source}"', '"weights": "pip:main"')
     )
     assert_sentence(here("verify", folder, "--level", level), "'pip:main'", "not run to verify")
+
+
+def test_a_recipe_of_a_card_is_never_carried_out(here, copy, tmp_path, monkeypatch):
+    """Neither in an entry's card, which has no room for one, nor in a checkpoint's."""
+    called = []
+    made = ModuleType("foreign")
+    made.__getattr__ = called.append
+    monkeypatch.setitem(sys.modules, "foreign", made)
+    recipe = {"student": "foreign:make", "teachers": {"robust": "foreign:make"}}
+    folder, weights = copy("seen"), tmp_path / "weights"
+    shutil.copytree(WEIGHTS / "tiny-clip-small", weights)
+    (weights / "card.json").write_text(json.dumps({"recipe_digest": "0" * 64, "recipe": recipe}))
+    done = here("verify", folder, "--weights", f"local-dir:{weights}")
+    assert done.returncode == 0, done.stderr
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "recipe": recipe}))
+    assert_sentence(here("verify", folder), "the key 'recipe' is unknown")
+    assert called == []

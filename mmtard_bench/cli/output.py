@@ -1,0 +1,102 @@
+"""Standard output and standard error: closed pipes, full disks, characters that do not fit."""
+
+import codecs
+import io
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
+
+
+class OutputLost(BaseException):
+    """Standard output takes no more: the reader of a pipe left, or a disk is full.
+
+    No Exception, as KeyboardInterrupt is none: what printed a line has not failed, and an
+    evaluation in which it did must not be recorded as one that fails. ``error`` is the system's.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Stream:
+    """A text stream that never raises the system's errors.
+
+    The first one of standard output ends the main thread's work by OutputLost, unless ``quiet``;
+    what is written later goes nowhere. Characters that the encoding lacks are escaped.
+    """
+
+    def __init__(self, stream: TextIO, *, quiet: bool) -> None:
+        codecs.register_error("mmtard-bench", _escaped)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="mmtard-bench")
+        self._stream = stream
+        self._raises = not quiet
+        self._error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write a text; returns the number of characters."""
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand over what was written."""
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        if self._error is None:
+            try:
+                work()
+            except OSError as error:
+                self._error = error
+                self._discard()
+        # A line of another thread must not end that thread alone.
+        if self._error and self._raises and threading.current_thread() is threading.main_thread():
+            self._raises = False
+            raise OutputLost(self._error)
+
+    def _discard(self) -> None:
+        """Let what is still in buffers go nowhere when Python ends."""
+        with suppress(OSError, ValueError):  # a stream of a test may have no file
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Characters that an encoding lacks, as JSON writes them, so that JSON stays JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+@contextmanager
+def guarded_output() -> Iterator[None]:
+    """Let standard output raise OutputLost instead of OSError, also for what is still buffered."""
+    if sys.stdout is None:  # closed when Python began: print does nothing
+        yield
+        return
+    out = _Stream(sys.stdout, quiet=False)
+    with redirect_stdout(cast("TextIO", out)):
+        try:
+            yield
+        finally:
+            out.flush()
+
+
+@contextmanager
+def guarded_errors() -> Iterator[None]:
+    """Let standard error raise nothing: there is no other place to say so."""
+    if sys.stderr is None:
+        yield
+        return
+    with redirect_stderr(cast("TextIO", _Stream(sys.stderr, quiet=True))):
+        yield
+        sys.stderr.flush()
