@@ -12,10 +12,9 @@ from rich.progress import (
     ProgressColumn,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 
-from mmtard_bench.batches import Progress
+from mmtard_bench.headway import Progress
 from mmtard_bench.markdown import printable
 
 _QUIET_SECONDS = 20.0
@@ -54,7 +53,7 @@ class Live:
 
 
 class RunProgress(Live):
-    """Progress of one record at a time: samples settled, robust accuracy so far, time left."""
+    """Progress of one record at a time: samples settled, robust accuracy so far, what is left."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         super().__init__(
@@ -64,14 +63,11 @@ class RunProgress(Live):
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("robust {task.fields[robust]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}"),
             quiet=quiet,
         )
         self._bar: TaskID | None = None
-        self._name = ""
-        self._started = 0.0
-        self._first = 0
+        self._name = self._label = ""
 
     def start(self, name: str, label: str, *, total: int, settled: int) -> None:
         """Begin a record of ``total`` samples, of which some are settled already.
@@ -79,9 +75,9 @@ class RunProgress(Live):
         ``label`` stands beside the bar, the whole ``name`` in lines where there is no bar.
         """
         self.stop()
-        self._name, self._first = name, settled
-        self._started = self._spoke = time.monotonic()
-        self._bar = self.bars.add_task(label, total=total, completed=settled, robust="-")
+        self._name, self._label = name, label
+        self._spoke = time.monotonic()
+        self._bar = self.bars.add_task(label, total=total, completed=settled, robust="-", left="")
 
     def say(self, line: str) -> None:
         """Print lines above the bar."""
@@ -96,14 +92,47 @@ class RunProgress(Live):
 
     def update(self, progress: Progress) -> None:
         """Show how far the record is."""
-        robust = progress.standing / progress.seen
         assert self._bar is not None
-        self.bars.update(self._bar, completed=progress.settled, robust=f"{robust:.1%}")
-        if not self.due():
-            return
-        fresh = progress.settled - self._first
-        text = f"{self._name}: {progress.settled}/{progress.total} samples, robust {robust:.1%}"
-        if fresh > 0:
-            left = (time.monotonic() - self._started) / fresh * (progress.total - progress.settled)
-            text += f", about {left:.0f} s left"
-        self.console.print(text, markup=False, soft_wrap=True)
+        robust = f"{progress.robust / progress.seen:.1%}" if progress.seen else "-"
+        stage, time_left, passes = _stage(progress), _time_left(progress), _passes_left(progress)
+        self.bars.update(
+            self._bar,
+            description=f"{self._label}\n{stage}" if stage else self._label,
+            completed=progress.settled,
+            robust=robust,
+            left="\n".join(filter(None, (time_left, passes))),
+        )
+        if self.due():
+            done = f"{progress.settled}/{progress.total} samples, robust {robust}"
+            said = ", ".join(filter(None, (done, stage, passes, time_left)))
+            self.console.print(f"{self._name}: {said}", markup=False, soft_wrap=True)
+
+
+def _stage(progress: Progress) -> str:
+    """For example "apgd-t: 128 rows, step 37"."""
+    pulse = progress.pulse
+    return f"{pulse.stage}: {pulse.rows} rows, step {pulse.step}" if pulse.rows else pulse.stage
+
+
+def _passes_left(progress: Progress) -> str:
+    """For example "12.3M passes at most"."""
+    count = progress.passes_left
+    if not count:
+        return ""
+    for least, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= least:
+            return f"<= {count / least:.3g}{unit} passes"
+    return f"<= {count} passes"
+
+
+def _time_left(progress: Progress) -> str:
+    """For example "~3 h 5 min left"."""
+    if progress.seconds_left is None:
+        return ""
+    minutes, seconds = divmod(round(progress.seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"~{hours // 24} days left"
+    if hours:
+        return f"~{hours} h {minutes} min left"
+    return f"~{minutes} min left" if minutes else f"~{seconds} s left"

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 import mmtard_bench as mb
 from mmtard_bench.attacks.base import CountPasses, Engine, Work, norm_of
 from mmtard_bench.attacks.catalogue import build_attack
-from mmtard_bench.attacks.fast import batch_size, losses
+from mmtard_bench.attacks.fast import losses
 from mmtard_bench.attacks.fast.apgd import Apgd, checkpoints
-from mmtard_bench.attacks.fast.batch_size import find_batch_size
 from mmtard_bench.attacks.fast.fab import Plane
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Samples
@@ -161,27 +160,6 @@ def test_a_precision_is_refused_where_there_is_no_fast_attack(name):
     threat = ThreatModel(name, "l2", Eps.parse("1/2"))
     with pytest.raises(mb.InputError, match=r"bfloat16 .* pgd-"):
         build_attack(threat, n_classes=4, engine=Engine("fast", "bfloat16"))
-
-
-def test_a_batch_grows_while_rows_get_cheaper(monkeypatch):
-    seconds = {16: 1.6, 32: 2.0, 64: 3.9, 128: 7.0}
-    tried = []
-
-    def measured(_, images):
-        tried.append(len(images))
-        return seconds[len(images)]
-
-    monkeypatch.setattr(batch_size, "_seconds", measured)
-    assert find_batch_size(Small(), torch.rand(3, 8, 8)) == 32
-    assert tried == [16, 32, 64]
-
-    def full(_, images):
-        if len(images) > 16:
-            raise torch.OutOfMemoryError
-        return 1.0
-
-    monkeypatch.setattr(batch_size, "_seconds", full)
-    assert find_batch_size(Small(), torch.rand(3, 8, 8)) == 16
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
