@@ -1,5 +1,6 @@
 """What a run says while it works: a live bar on a terminal, a line now and then elsewhere."""
 
+import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -67,7 +68,29 @@ class RunProgress(Live):
             quiet=quiet,
         )
         self._bar: TaskID | None = None
-        self._name = self._label = ""
+        self._name = self._label = self._said = ""
+        self._started = 0.0
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        if not self.quiet and not self.console.is_terminal:
+            threading.Thread(target=self._keep_speaking, daemon=True).start()
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        super().__exit__(kind, error, trace)
+
+    def _keep_speaking(self) -> None:
+        """Say a line when it is due: one pass of a large model may take minutes."""
+        while not self._over.wait(1.0):
+            if self._bar is not None:
+                self._speak()
 
     def start(self, name: str, label: str, *, total: int, settled: int) -> None:
         """Begin a record of ``total`` samples, of which some are settled already.
@@ -75,8 +98,8 @@ class RunProgress(Live):
         ``label`` stands beside the bar, the whole ``name`` in lines where there is no bar.
         """
         self.stop()
-        self._name, self._label = name, label
-        self._spoke = time.monotonic()
+        self._name, self._label, self._said = name, label, f"{settled}/{total} samples"
+        self._started = self._spoke = time.monotonic()
         self._bar = self.bars.add_task(label, total=total, completed=settled, robust="-", left="")
 
     def say(self, line: str) -> None:
@@ -102,10 +125,14 @@ class RunProgress(Live):
             robust=robust,
             left="\n".join(filter(None, (time_left, passes))),
         )
+        done = f"{progress.settled}/{progress.total} samples, robust {robust}"
+        self._said = ", ".join(filter(None, (done, stage, passes, time_left)))
+        self._speak()
+
+    def _speak(self) -> None:
         if self.due():
-            done = f"{progress.settled}/{progress.total} samples, robust {robust}"
-            said = ", ".join(filter(None, (done, stage, passes, time_left)))
-            self.console.print(f"{self._name}: {said}", markup=False, soft_wrap=True)
+            line = f"{self._name}: {self._said} after {_duration(time.monotonic() - self._started)}"
+            self.console.print(line, markup=False, soft_wrap=True)
 
 
 def _stage(progress: Progress) -> str:
@@ -115,7 +142,7 @@ def _stage(progress: Progress) -> str:
 
 
 def _passes_left(progress: Progress) -> str:
-    """For example "12.3M passes at most"."""
+    """For example "<= 12.3M passes"."""
     count = progress.passes_left
     if not count:
         return ""
@@ -127,12 +154,15 @@ def _passes_left(progress: Progress) -> str:
 
 def _time_left(progress: Progress) -> str:
     """For example "~3 h 5 min left"."""
-    if progress.seconds_left is None:
-        return ""
-    minutes, seconds = divmod(round(progress.seconds_left), 60)
+    seconds = progress.seconds_left
+    return "" if seconds is None else f"~{_duration(seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:
-        return f"~{hours // 24} days left"
+        return f"{hours // 24} days"
     if hours:
-        return f"~{hours} h {minutes} min left"
-    return f"~{minutes} min left" if minutes else f"~{seconds} s left"
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{rest} s"
