@@ -10,11 +10,12 @@ from torch import Tensor, nn
 import mmtard_bench as mb
 from mmtard_bench.attacks.base import CountPasses, Engine, Work, norm_of
 from mmtard_bench.attacks.catalogue import build_attack
-from mmtard_bench.attacks.fast import losses
+from mmtard_bench.attacks.fast import losses, rows
 from mmtard_bench.attacks.fast.apgd import Apgd, checkpoints
 from mmtard_bench.attacks.fast.fab import Plane
 from mmtard_bench.attacks.fast.passes import Passes
-from mmtard_bench.attacks.fast.rows import Samples
+from mmtard_bench.attacks.fast.pgd import Pgd
+from mmtard_bench.attacks.fast.rows import Samples, search_all
 from mmtard_bench.attacks.fast.square import Square, pattern
 from mmtard_bench.types import Eps, ThreatModel
 from tests.attacks.test_reference import Small
@@ -134,6 +135,42 @@ def test_what_a_lower_precision_finds_counts_once_float32_agrees(name):
     assert counted.forward_rows == sum(result.forward)
     broken = run(Linear(4, shape=(3, 8, 8)))
     assert any(broken.broken_by)
+
+
+class Window(nn.Module):
+    """Under autocast every point is adversarial, in float32 those of a medium brightness."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.flatten(1).mean(1, keepdim=True)
+        if torch.is_autocast_enabled("cpu"):
+            wrong = 1 + mean
+        else:
+            wrong = 0.01 - (mean - 0.5 - 1.5 * STEP).abs() / STEP + 0.6
+        return torch.cat([torch.zeros_like(mean), wrong, mean * 0 - 1, mean * 0 - 1], 1)
+
+
+STEP = 2.5 * (8 / 255) / 4
+
+
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_a_claim_that_float32_denies_hides_no_later_one(together, monkeypatch):
+    """Of four steps the second and third are adversarial in float32, not the first or the last."""
+    monkeypatch.setattr(rows, "TOGETHER", {"cpu": together})
+    images, labels = torch.full((3, 3, 8, 8), 0.5), torch.zeros(3, dtype=torch.long)
+    search = Pgd(name="pgd-4", loss=losses.cross_entropy, steps=4, norm="linf", eps=8 / 255)
+    monkeypatch.setattr(
+        Pgd, "begin", lambda self, images, _: self.ball(images) | {"points": images}
+    )
+    samples, found = Samples(images, labels, labels[:, None], "abc"), rows.Found()
+    passes = Passes(Window(), CPU, "bfloat16")
+    search_all(search, samples, [0, 1, 2], passes, seed=0, batch_size=2, found=found)
+    assert sorted(found.adversarial) == [0, 1, 2]
+    for image in found.adversarial.values():
+        assert (image.mean() - 0.5 - STEP).abs() < 1e-4
+    # The clean image is denied, the next point confirmed: further ones are not asked for.
+    looked = {1: 2, 2: 2, 4: 4}[together]
+    assert found.forward == dict.fromkeys(range(3), looked + 2)
+    assert found.backward == dict.fromkeys(range(3), looked)
 
 
 def test_bfloat16_breaks_what_float32_breaks():
