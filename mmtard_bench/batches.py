@@ -4,16 +4,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import AttackResult, Part, Work, in_parts, joined
+from mmtard_bench.attacks.base import AttackResult, Part, Work, joined
 from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
-from mmtard_bench.attacks.fast.batch_size import find_batch_size
+from mmtard_bench.attacks.fast.batch_size import (
+    available_memory,
+    halving,
+    is_out_of_memory,
+    rows_that_fit,
+    smaller,
+)
 from mmtard_bench.data.workers import in_chunks, worker_count
 from mmtard_bench.edits import NameEdit, names_another_class
+from mmtard_bench.headway import Headway, Progress
 from mmtard_bench.job import Job
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.folding import folded, using
@@ -21,7 +27,7 @@ from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Sample
 from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
-from mmtard_bench.tasks.scoring import Verdict, ZeroShotScorer
+from mmtard_bench.tasks.scoring import Aim, Verdict, ZeroShotScorer
 
 PROBES = 32
 """Samples that the checks of the model look at."""
@@ -29,13 +35,19 @@ PROBES = 32
 REFILLS = 4
 """Batches of samples that an attack gets at once if it streams."""
 
+CHUNK_BYTES = 2**30
+"""Of images that an attack gets at once, where that is more than one image."""
+
+COPIES = 4
+"""Of the images that go to an attack together: the least that it keeps."""
+
 Embeddings = tuple[str, str]
 """A sample's image embeddings, clean and adversarial; see ``Verdict``."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that are settled: what a run keeps so that it can go on from there.
+    """Samples that are settled, one at least: what a run keeps so that it can go on from there.
 
     ``seconds`` is its part of the time that passed: with two processes at work, half of what it
     took. In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked
@@ -48,21 +60,15 @@ class Batch:
     embeddings: list[Embeddings] = field(default_factory=list)
     model_seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.samples:
+            raise ValueError("a batch without samples")
+
 
 def in_manifest_order(job: Job, batches: Iterable[Batch]) -> list[Batch]:
     """Batches by the place of their first sample in the manifest."""
     places = {sample: place for place, sample in enumerate(job.data.manifest.ids)}
     return sorted(batches, key=lambda batch: places[batch.samples[0].id])
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a record is: samples settled, of ``total``; those that stand, of the ``seen``."""
-
-    settled: int
-    standing: int
-    seen: int
-    total: int
 
 
 class Evaluation:
@@ -80,18 +86,46 @@ class Evaluation:
         job.clip.to(self.device)
         scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
         self.scorer = scorer(job.clip, job.data, self.device)
-        rows = range(min(PROBES, len(self.scorer.labels)))
-        self.probes = torch.stack([self.image(row) for row in rows]).to(self.device)
-        self.batch_size = resources.batch_size or self._find_batch_size()
+        first = self.image(0).to(self.device)
+        fit = self._rows_that_fit(first)
+        self.batch_size = resources.batch_size or fit
+        self.most_images = max(CHUNK_BYTES // first.nbytes, 1)
+        # Two, as the checks compare images with each other.
+        count = min(PROBES, len(self.scorer.labels), max(fit, 2))
+        others = [self.image(row).to(self.device) for row in range(1, count)]
+        self.probes = torch.stack([first, *others])
         self.tower = folded(job.clip, self.probes) if job.attack.stream else None
 
-    def _find_batch_size(self) -> int:
-        """Once a model and size of images: looking costs some passes."""
-        key = (self.probes.shape[1:], self.device)
+    def _rows_that_fit(self, image: Tensor) -> int:
+        """The batch size, once a model and size of images.
+
+        Raises ModelError where memory does not suffice for the images alone.
+        """
+        available = available_memory(self.device)
+        if self.device.type == "cpu":
+            available /= self.processes.world
+        count = min(self.job.attack.block or 1, len(self.scorer.labels))
+        needed = COPIES * image.nbytes * count
+        if needed > available:
+            raise ModelError(
+                f"{self.job.threat.attack} attacks {count} images of {image.shape[2]} x "
+                f"{image.shape[1]} pixels at once, for which it needs at least "
+                f"{needed / 2**30:.1f} GiB; {available / 2**30:.1f} GiB are available. Use the "
+                "surface 'model', the engine fast, or a suite with a smaller block."
+            )
+        key = (image.shape, self.device)
         found = self.job.clip.cache.batch_sizes
         if key not in found:
-            found[key] = find_batch_size(self.scorer.classifier, self.probes[0])
+            found[key] = rows_that_fit(self.scorer.classifier, image, available)
         return found[key]
+
+    @property
+    def chunk_size(self) -> int:
+        """How many samples go to the attack together."""
+        attack = self.job.attack
+        if attack.block is not None:
+            return attack.block
+        return min(self.batch_size * (REFILLS if attack.stream else 1), self.most_images)
 
     def image(self, row: int) -> Tensor:
         """The clean image of a row of the manifest, (3, H, W)."""
@@ -100,13 +134,17 @@ class Evaluation:
 
     def inspect(self) -> list[Doubt]:
         """Check the model on the first samples of the manifest."""
-        found = inspect_model(
-            self.scorer.classifier,
-            self.probes,
-            self.scorer.labels[: len(self.probes)],
-            classes=self.scorer.columns,
-            scale=float(self.job.clip.scale()),
-        )
+
+        def inspect(count: int) -> list[Doubt]:
+            return inspect_model(
+                self.scorer.classifier,
+                self.probes[:count],
+                self.scorer.labels[:count],
+                classes=self.scorer.columns,
+                scale=float(self.job.clip.scale()),
+            )
+
+        found, _ = halving(inspect, len(self.probes), least=min(2, len(self.probes)))
         return [*found, *self.scorer.doubts()]
 
     def run(
@@ -124,10 +162,21 @@ class Evaluation:
         done = {**settled, **self.known}
         here = dict(done)
         batches: list[Batch] = []
-        with closing(in_chunks(self._chunks(done), self.image, workers=self.workers)) as chunks:
+        own = self._chunks(done)
+        ids = self.job.data.manifest.ids
+        # Of a block that was cut short and is done again, some samples are in ``done``.
+        again = {ids[row] for chunk in own for row in chunk}
+        headway = Headway(
+            (sample for name, sample in done.items() if name not in again),
+            todo=len(again),
+            total=len(ids),
+            budget=self.job.attack.passes,
+            report=report,
+        )
+        with closing(in_chunks(own, self.image, workers=self.workers)) as chunks:
             for rows, images in chunks:
                 batch = torch.stack(images).to(self.device)
-                for new in self._settle(rows, batch, here, report):
+                for new in self._settle(rows, batch, headway):
                     now = time.monotonic()
                     kept = replace(new, seconds=(now - started) / self.processes.world)
                     started = now
@@ -149,13 +198,18 @@ class Evaluation:
         return in_manifest_order(self.job, (batch for part in parts for batch in part))
 
     def in_order(self, batches: Sequence[Batch]) -> list[Sample]:
-        """All samples, those of later batches before earlier ones; in retrieval with all ranks."""
-        found = dict(self.known)
+        """All samples, in retrieval with all ranks.
+
+        Of a sample's verdicts that of a later batch counts, and before all of them the one that
+        follows from a larger radius: a curve must not rise.
+        """
+        found: dict[str, Sample] = {}
         embeddings: dict[str, Embeddings] = {}
         for batch in batches:
             names = [sample.id for sample in batch.samples]
             found.update(zip(names, batch.samples, strict=True))
             embeddings.update(zip(names, batch.embeddings, strict=False))
+        found.update(self.known)
         samples = [found[name] for name in self.job.data.manifest.ids]
         if not isinstance(self.scorer, RetrievalScorer):
             return samples
@@ -172,29 +226,19 @@ class Evaluation:
         self,
         rows: Sequence[int],
         images: Tensor,
-        done: Mapping[str, Sample],
-        report: Callable[[Progress], None],
+        headway: Headway,
     ) -> Iterator[Batch]:
         """Attack the samples of a chunk; they come in one batch, or as the attack settles them."""
-        ids = self.job.data.manifest.ids
         # In one piece for a block: who is attacked together must not follow the batch size.
-        size = self.job.attack.block or self.batch_size
-        verdicts = dict(zip(rows, self.scorer.judge(images, rows, size=size), strict=True))
+        verdicts = dict(
+            zip(rows, self.judge(images, rows, size=self.job.attack.block), strict=True)
+        )
         wrong = [row for row, verdict in verdicts.items() if not verdict.right]
-        # Of a block that was cut short and is done again, some samples are in ``done``.
-        here = {ids[row] for row in rows}
-        others = [sample for name, sample in done.items() if name not in here]
-        settled = len(others) + len(wrong)
-        standing = sum(sample.robust for sample in others) + len(rows) - len(wrong)
-        seen = len(others) + len(rows)
-
-        def decided(count: int, broken: int) -> None:
-            report(Progress(settled + count, standing - broken, seen, len(ids)))
-
-        decided(0, 0)
         attacked = [row for row, verdict in verdicts.items() if verdict.right]
-        clean = images[[verdict.right for verdict in verdicts.values()]]
-        for places, result in self.attack(clean, attacked, decided):
+        headway.judged(wrong=len(wrong), right=len(attacked))
+        # A chunk of large images is in memory once, not twice.
+        clean = images[[verdict.right for verdict in verdicts.values()]] if wrong else images
+        for places, result in self.attack(clean, attacked, headway):
             now = [attacked[place] for place in places]
             after = self.confirm(now, clean[places], result)
             yield self._batch({row: verdicts[row] for row in (*wrong, *now)}, now, after, result)
@@ -226,8 +270,7 @@ class Evaluation:
         or of samples.
         """
         ids = self.job.data.manifest.ids
-        block = self.job.attack.block
-        size = block or self.batch_size * (REFILLS if self.job.attack.stream else 1)
+        block, size = self.job.attack.block, self.chunk_size
         rows = [row for row in range(len(ids)) if ids[row] not in self.known]
         if block is None:
             rows = [*self.processes.share([row for row in rows if ids[row] not in done])]
@@ -236,39 +279,63 @@ class Evaluation:
         return chunks if block is None else [*self.processes.share(chunks)]
 
     def attack(
-        self, images: Tensor, rows: list[int], decided: Callable[[int, int], None]
+        self, images: Tensor, rows: list[int], headway: Headway | None = None
     ) -> Iterator[Part]:
         """What the attack finds on images of some rows, by their places there."""
-        ids = self.job.data.manifest.ids
-        attack = self.job.attack
-
-        def behind(settled: int, broken: int, count: int, lost: int) -> None:
-            decided(settled + count, broken + lost)
-
         found: list[Part] = []
         for aim in self.scorer.aims(rows) if rows else []:
-            before = [claim for _, result in found for claim in result.broken_by]
-            settled, broken = len(before), len(before) - before.count(None)
-            work = Work(
-                model=aim.classifier,
-                images=images[aim.places],
-                labels=aim.labels,
-                ids=[ids[rows[place]] for place in aim.places],
-                seed=self.job.seed,
-                batch_size=self.batch_size,
-                decided=partial(behind, settled, broken),
-            )
-            parts = (attack.stream or in_parts(attack.run))(work)
-            # Only the attack sees the folded tower: what it found is judged by the model's own.
-            while part := _next(parts, self.job.clip, self.tower):
-                aim.classifier.require_finite()
-                places, result = part
-                found.append(([aim.places[place] for place in places], result))
-                if attack.stream:
+            for part in self._attack_at(aim, images, rows, headway):
+                found.append(part)
+                if self.job.attack.stream:
                     yield found.pop()
         if found:
             whole = joined(found)
             yield range(len(whole.broken_by)), whole
+
+    def _attack_at(
+        self, aim: Aim, images: Tensor, rows: Sequence[int], headway: Headway | None
+    ) -> Iterator[Part]:
+        """What the attack finds on the samples of an aim, by their places among the rows.
+
+        Samples of a batch that does not fit in memory are attacked again in smaller ones, which
+        changes no verdict; only a block must stay whole.
+        """
+        ids = self.job.data.manifest.ids
+        attack = self.job.attack
+        left = list(range(len(aim.places)))
+        while left:
+            some = left if attack.stream or attack.block else left[: self.batch_size]
+            places = [aim.places[i] for i in some]
+            work = Work(
+                model=aim.classifier,
+                images=images if len(places) == len(images) else images[places],
+                labels=aim.labels[some],
+                ids=[ids[rows[place]] for place in places],
+                seed=self.job.seed,
+                batch_size=self.batch_size,
+                watch=headway.watch if headway else lambda _: None,
+            )
+            if headway:
+                headway.begin(aim.classifier)
+            parts, done, fits = attack.parts(work), list[AttackResult](), True
+            try:
+                # Only the attack sees the folded tower: what it found is judged by the model's own.
+                while part := _next(parts, self.job.clip, self.tower):
+                    aim.classifier.require_finite()
+                    found = {some[place]: None for place in part[0]}
+                    done.append(part[1])
+                    left = [i for i in left if i not in found]
+                    yield [aim.places[i] for i in found], part[1]
+            except Exception as error:  # several kinds say that memory did not suffice
+                fits = not is_out_of_memory(error)
+                if fits:
+                    raise
+            if headway:
+                headway.end(done)
+            if not fits:
+                del work, parts
+                tried = len(some) if attack.block else min(self.batch_size, len(some))
+                self.batch_size = smaller(tried, least=attack.block or 1)
 
     def _samples(
         self,
@@ -325,8 +392,27 @@ class Evaluation:
         rows = [attacked[i] for i in chosen]
         names = [result.names[i] for i in chosen] if result.names else []
         self._require_edits(rows, names)
-        verdicts = self.scorer.judge(found, rows, size=self.batch_size, names=names)
-        return dict(zip(rows, verdicts, strict=True))
+        return dict(zip(rows, self.judge(found, rows, names=names), strict=True))
+
+    def judge(
+        self,
+        images: Tensor,
+        rows: Sequence[int],
+        *,
+        size: int | None = None,
+        names: Sequence[str | None] = (),
+    ) -> list[Verdict]:
+        """What the model makes of images in the places of some rows, ``size`` at a time.
+
+        Without ``size`` that is the batch size, which halves where it does not fit in memory.
+        """
+        verdicts, fit = halving(
+            lambda size: self.scorer.judge(images, rows, size=size, names=names),
+            size or min(self.batch_size, len(rows)),
+        )
+        if size is None and fit < min(self.batch_size, len(rows)):
+            self.batch_size = fit
+        return verdicts
 
     def _require_edits(self, rows: Sequence[int], names: Sequence[str | None]) -> None:
         data, most = self.job.data, self.job.attack.edits or 0

@@ -11,9 +11,10 @@ from pydantic import Field, InstanceOf, SkipValidation
 
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
 from mmtard_bench.attacks.checks import Doubt, check_samples
-from mmtard_bench.batches import Batch, Evaluation, Progress
+from mmtard_bench.batches import Batch, Evaluation
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError, reason
+from mmtard_bench.headway import Progress
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
@@ -53,8 +54,9 @@ def execute(
         nonlocal used
         job.data.require_images(job.threat.surface, workers=resources.workers)
         evaluation = Evaluation(job, resources, known or {})
+        doubts, own = evaluation.inspect(), evaluation.run(earlier, keep, report)
         used = evaluation.batch_size
-        return evaluation, evaluation.inspect(), evaluation.run(earlier, keep, report)
+        return evaluation, doubts, own
 
     try:
         with full_float32():

@@ -128,7 +128,7 @@ def look(
     """Attack samples of a record again, with its seed. Raises InputError if they cannot be had."""
     data = data_of(record, suite_of(record, suite_file))
     threat = threat_of(record)
-    resources = Resources(device, batch_size=min(len(ids), 32), workers=0)
+    resources = Resources(device, workers=0)
     found = {
         o.id: o for o in attack_again(clip, chosen(data, ids), threat, resources, seed=record.seed)
     }

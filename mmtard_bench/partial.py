@@ -2,35 +2,55 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from mmtard_bench.batches import Batch, Embeddings
 from mmtard_bench.errors import StorageError
 from mmtard_bench.processes import ALONE, Processes
-from mmtard_bench.records import Sample, write_atomically
+from mmtard_bench.records import Sample, digest_of, write_atomically
+from mmtard_bench.strict import Strict
+
+_Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _Line(Strict):
+    """A batch; ``seal`` hashes the rest, so that a line which was changed is not believed."""
+
     identity: str
-    seconds: float
+    seconds: _Seconds
     notes: list[str]
-    samples: list[Sample]
-    embeddings: list[Embeddings] = []
-    model_seconds: float = 0.0
+    samples: list[Sample] = Field(min_length=1)
+    embeddings: list[Embeddings] = Field(default_factory=list)
+    model_seconds: _Seconds = 0.0
+    seal: str = ""
+
+    def sealed(self) -> str:
+        return digest_of(self.model_dump(mode="json", exclude={"seal"}))
 
 
 class Partial:
     """Batches of an unfinished record, one JSON line each.
 
     ``path`` is the file of a process that is alone; of several, each writes its own, named after
-    it: ``X.partial-1of2``. All of them are read, however many processes there are now.
+    it: ``X.partial-1of2``. All of them are read, however many processes there are now. ``suits``
+    says whether a batch is one of the record at all, and ``say`` hears of lines that are dropped.
     """
 
-    def __init__(self, path: Path, identity: str, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: str,
+        processes: Processes = ALONE,
+        *,
+        suits: Callable[[Batch], bool] = lambda _: True,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.path = path
+        self._suits, self._say = suits, say
         if processes.world > 1:
             name = f"{path.name}-{processes.rank + 1}of{processes.world}"
             self.path = path.with_name(name)
@@ -38,10 +58,10 @@ class Partial:
         self._ours = re.compile(rf"{re.escape(path.name)}(-\d+of\d+)?")
 
     def read(self) -> list[Batch]:
-        """The batches in all files that are whole and of this identity.
+        """The batches in all files that are whole, as they were written, and of this identity.
 
-        A line cut short ends a file; its own file is then written again without it, as a crash
-        must not run into the next line.
+        Other lines are dropped. The own file is then written again without them, as one that a
+        crash cut short must not run into the next.
         """
         return [batch for path in self._files() for batch in self._read(path)]
 
@@ -70,18 +90,27 @@ class Partial:
         return sorted(path for path in folder.iterdir() if self._ours.fullmatch(path.name))
 
     def _read(self, path: Path) -> list[Batch]:
-        batches = []
-        lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
-        for text in lines[:-1]:
-            try:
-                line = _Line.model_validate_json(text)
-            except ValidationError:
-                break
-            if line.identity == self.identity:
-                batches.append(_batch(line))
-        if path == self.path and (len(batches) != len(lines) - 1 or lines[-1]):
+        *lines, cut = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+        batches = [batch for batch in map(self._batch, lines) if batch is not None]
+        if dropped := len(lines) - len(batches):
+            self._say(
+                f"{path}: {dropped} of {len(lines)} lines are not as they were written, or are "
+                "of another version, and are dropped; their samples are attacked again."
+            )
+        if path == self.path and (dropped or cut):
             write_atomically(path, "".join(map(self._line, batches)))
         return batches
+
+    def _batch(self, text: str) -> Batch | None:
+        """The batch of a line, or None if it is not to be believed."""
+        try:
+            line = _Line.model_validate_json(text)
+            if line.identity != self.identity or line.seal != line.sealed():
+                return None
+        except (ValidationError, ValueError):
+            return None
+        batch = Batch(line.samples, line.notes, line.seconds, line.embeddings, line.model_seconds)
+        return batch if self._suits(batch) else None
 
     def _line(self, batch: Batch) -> str:
         line = _Line(
@@ -92,8 +121,4 @@ class Partial:
             embeddings=batch.embeddings,
             model_seconds=batch.model_seconds,
         )
-        return line.model_dump_json() + "\n"
-
-
-def _batch(line: _Line) -> Batch:
-    return Batch(line.samples, line.notes, line.seconds, line.embeddings, line.model_seconds)
+        return line.model_copy(update={"seal": line.sealed()}).model_dump_json() + "\n"

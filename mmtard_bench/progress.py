@@ -1,5 +1,6 @@
 """What a run says while it works: a live bar on a terminal, a line now and then elsewhere."""
 
+import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -12,10 +13,9 @@ from rich.progress import (
     ProgressColumn,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 
-from mmtard_bench.batches import Progress
+from mmtard_bench.headway import Progress
 from mmtard_bench.markdown import printable
 
 _QUIET_SECONDS = 20.0
@@ -54,7 +54,7 @@ class Live:
 
 
 class RunProgress(Live):
-    """Progress of one record at a time: samples settled, robust accuracy so far, time left."""
+    """Progress of one record at a time: samples settled, robust accuracy so far, what is left."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         super().__init__(
@@ -64,14 +64,33 @@ class RunProgress(Live):
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("robust {task.fields[robust]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}"),
             quiet=quiet,
         )
         self._bar: TaskID | None = None
-        self._name = ""
+        self._name = self._label = self._said = ""
         self._started = 0.0
-        self._first = 0
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        if not self.quiet and not self.console.is_terminal:
+            threading.Thread(target=self._keep_speaking, daemon=True).start()
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        super().__exit__(kind, error, trace)
+
+    def _keep_speaking(self) -> None:
+        """Say a line when it is due: one pass of a large model may take minutes."""
+        while not self._over.wait(1.0):
+            if self._bar is not None:
+                self._speak()
 
     def start(self, name: str, label: str, *, total: int, settled: int) -> None:
         """Begin a record of ``total`` samples, of which some are settled already.
@@ -79,9 +98,9 @@ class RunProgress(Live):
         ``label`` stands beside the bar, the whole ``name`` in lines where there is no bar.
         """
         self.stop()
-        self._name, self._first = name, settled
+        self._name, self._label, self._said = name, label, f"{settled}/{total} samples"
         self._started = self._spoke = time.monotonic()
-        self._bar = self.bars.add_task(label, total=total, completed=settled, robust="-")
+        self._bar = self.bars.add_task(label, total=total, completed=settled, robust="-", left="")
 
     def say(self, line: str) -> None:
         """Print lines above the bar."""
@@ -96,14 +115,54 @@ class RunProgress(Live):
 
     def update(self, progress: Progress) -> None:
         """Show how far the record is."""
-        robust = progress.standing / progress.seen
         assert self._bar is not None
-        self.bars.update(self._bar, completed=progress.settled, robust=f"{robust:.1%}")
-        if not self.due():
-            return
-        fresh = progress.settled - self._first
-        text = f"{self._name}: {progress.settled}/{progress.total} samples, robust {robust:.1%}"
-        if fresh > 0:
-            left = (time.monotonic() - self._started) / fresh * (progress.total - progress.settled)
-            text += f", about {left:.0f} s left"
-        self.console.print(text, markup=False, soft_wrap=True)
+        robust = f"{progress.robust / progress.seen:.1%}" if progress.seen else "-"
+        stage, time_left, passes = _stage(progress), _time_left(progress), _passes_left(progress)
+        self.bars.update(
+            self._bar,
+            description=f"{self._label}\n{stage}" if stage else self._label,
+            completed=progress.settled,
+            robust=robust,
+            left="\n".join(filter(None, (time_left, passes))),
+        )
+        done = f"{progress.settled}/{progress.total} samples, robust {robust}"
+        self._said = ", ".join(filter(None, (done, stage, passes, time_left)))
+        self._speak()
+
+    def _speak(self) -> None:
+        if self.due():
+            line = f"{self._name}: {self._said} after {_duration(time.monotonic() - self._started)}"
+            self.console.print(line, markup=False, soft_wrap=True)
+
+
+def _stage(progress: Progress) -> str:
+    """For example "apgd-t: 128 rows, step 37"."""
+    pulse = progress.pulse
+    return f"{pulse.stage}: {pulse.rows} rows, step {pulse.step}" if pulse.rows else pulse.stage
+
+
+def _passes_left(progress: Progress) -> str:
+    """For example "<= 12.3M passes"."""
+    count = progress.passes_left
+    if not count:
+        return ""
+    for least, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= least:
+            return f"<= {count / least:.3g}{unit} passes"
+    return f"<= {count} passes"
+
+
+def _time_left(progress: Progress) -> str:
+    """For example "~3 h 5 min left"."""
+    seconds = progress.seconds_left
+    return "" if seconds is None else f"~{_duration(seconds)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} days"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{rest} s"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import Engine
 from mmtard_bench.attacks.checks import Doubt
-from mmtard_bench.batches import REFILLS, Evaluation
+from mmtard_bench.batches import Evaluation
 from mmtard_bench.errors import InputError
 from mmtard_bench.job import FAST, prepare
 from mmtard_bench.models.clip import Clip
@@ -179,9 +179,7 @@ def attack_again(
     own; reference attacks draw theirs by blocks. Raises ModelError for a model that fails.
     """
     judge = Judge(clip, data, threat, resources, seed=seed, engine=engine)
-    evaluation = judge.evaluation
-    attack = evaluation.job.attack
-    size = attack.block or evaluation.batch_size * (REFILLS if attack.stream else 1)
+    size = judge.evaluation.chunk_size
     for first in range(0, len(data.labels), size):
         rows = range(first, min(first + size, len(data.labels)))
         with full_float32():
@@ -215,8 +213,7 @@ class Judge:
     def verdicts(self, images: Tensor, rows: Sequence[int]) -> list[Verdict]:
         """What the model makes of images in the places of some rows."""
         with full_float32():
-            device, size = self.evaluation.device, self.evaluation.batch_size
-            return self.evaluation.scorer.judge(images.to(device), rows, size=size)
+            return self.evaluation.judge(images.to(self.evaluation.device), rows)
 
     def clean(self) -> list[Verdict]:
         """What the model makes of every clean image."""
@@ -254,7 +251,7 @@ def _outcomes(judge: Judge, rows: Sequence[int]) -> Iterator[Outcome]:
     places = [place for place, verdict in enumerate(before) if verdict.right]
     yield from (outcome(place, clean) for place, clean in enumerate(before) if not clean.right)
     right = images[places]
-    for some, result in evaluation.attack(right, [rows[i] for i in places], lambda *_: None):
+    for some, result in evaluation.attack(right, [rows[i] for i in places]):
         now = [places[i] for i in some]
         after = evaluation.confirm([rows[place] for place in now], right[some], result)
         for i, place in enumerate(now):

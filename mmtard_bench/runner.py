@@ -1,6 +1,6 @@
 """Walk a suite: one model at a time, one record at a time, resumable at any moment."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -9,10 +9,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mmtard_bench.attacks.base import Engine
-from mmtard_bench.batches import Batch, Progress, in_manifest_order
+from mmtard_bench.batches import Batch, in_manifest_order
 from mmtard_bench.curve import follows, known_from_above
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
+from mmtard_bench.headway import Progress
 from mmtard_bench.job import FAST, Job, prepare
 from mmtard_bench.markdown import slug
 from mmtard_bench.models.clip import Clip
@@ -118,18 +119,24 @@ def _run_record(
     if finished is not None:
         _say(progress, name, finished, "already there")
         return finished
-    kept = Partial(path.with_suffix(".partial"), identity, processes)
+    kept = Partial(
+        path.with_suffix(".partial"),
+        identity,
+        processes,
+        suits=_suits(job),
+        say=progress.say,
+    )
     done = _settled(job, processes.gather(processes.agree(kept.read), list[Batch]))
     settled = {sample.id for batch in done for sample in batch.samples} | known.keys()
     progress.start(name, job.threat.name, total=len(job.data.labels), settled=len(settled))
 
     def report(here: Progress) -> None:
-        count, standing = processes.elsewhere()
+        count, robust = processes.elsewhere()
         progress.update(
             replace(
                 here,
                 settled=here.settled + count,
-                standing=here.standing + standing,
+                robust=here.robust + robust,
                 seen=here.seen + count,
             )
         )
@@ -163,10 +170,27 @@ def _written(path: Path, record: Record) -> Record:
     return record
 
 
+def _suits(job: Job) -> Callable[[Batch], bool]:
+    """Whether a batch is of samples of this job, each once, with their labels and classes."""
+    data = job.data
+    labels = dict(zip(data.manifest.ids, data.labels, strict=True))
+
+    def suits(batch: Batch) -> bool:
+        embeddings = len(batch.samples) if data.task.metric == "retrieval" else 0
+        return (
+            len({sample.id for sample in batch.samples}) == len(batch.samples)
+            and all(labels.get(sample.id) == sample.label for sample in batch.samples)
+            and all(sample.prediction < len(data.classes) for sample in batch.samples)
+            and len(batch.embeddings) == embeddings
+        )
+
+    return suits
+
+
 def _settled(job: Job, found: Sequence[Sequence[Batch]]) -> list[Batch]:
     """The batches that any process found on its disk, each once, as the manifest has them."""
     batches: dict[tuple[str, ...], Batch] = {}
-    for batch in (batch for several in found for batch in several if batch.samples):
+    for batch in (batch for several in found for batch in several):
         batches.setdefault(tuple(sample.id for sample in batch.samples), batch)
     return in_manifest_order(job, batches.values())
 

@@ -24,6 +24,7 @@ LAYERS = [
     {"badges", "lowered", "standings"},
     {"leaderboard", "page", "changed"},
     {"job", "resources"},
+    {"headway"},
     {"batches"},
     {"partial"},
     {"evaluation", "reattack"},

@@ -9,6 +9,8 @@ import torch
 from rich.console import Console
 
 import mmtard_bench as mb
+from mmtard_bench.batches import Batch
+from mmtard_bench.curve import known_from_above
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import REFERENCE, prepare
@@ -211,6 +213,25 @@ def test_what_contradicts_a_larger_radius_is_made_again(tmp_path):
     # And back: who stood only on that word is attacked again.
     write_record(path, larger)
     assert [r.samples for r in run(suite, clip, tmp_path)] == [larger.samples, smaller.samples]
+
+
+def test_an_interrupted_evaluation_that_contradicts_a_larger_radius_makes_no_curve_rise():
+    """Its sample was broken before the larger radius was scored again, where it is robust."""
+    data = load_task(find_task("digits/digit"), n=16, seed=0)
+    clip = mb.load_model("student-tecoa")
+    large, small = (ThreatModel("pgd-3", "linf", Eps.parse(eps)) for eps in ("2/255", "1/255"))
+    above = execute(prepare(clip, data, large, seed=0), Resources(CPU, 16))
+    known, notes = known_from_above(small, [above])
+    victim = next(sample for sample in above.samples if sample.robust)
+    old = victim.model_copy(update={"robust": False, "broken_by": "pgd-3", "forward": 4})
+    job = prepare(clip, data, small, seed=0)
+    whole = execute(job, Resources(CPU, 16), known=known, notes=notes)
+    again = execute(
+        job, Resources(CPU, 16), earlier=[Batch([old], [], 0.0)], known=known, notes=notes
+    )
+    assert again.samples == whole.samples
+    assert again.robust_accuracy >= above.robust_accuracy
+    assert again.notes == whole.notes
 
 
 def test_after_a_radius_that_failed_the_next_one_starts_afresh(tmp_path):

@@ -92,13 +92,34 @@ def joined(parts: Sequence[Part]) -> AttackResult:
     )
 
 
+@dataclass(frozen=True)
+class Pulse:
+    """How far an attack is with the samples of its work.
+
+    ``settled`` samples need no more passes, ``broken`` of them are broken, and ``spent`` counts the
+    forward and backward passes that they cost. ``stage`` is the part of the attack under way, with
+    ``rows`` searches at once, of which the oldest is at ``step``.
+    """
+
+    settled: int = 0
+    broken: int = 0
+    spent: int = 0
+    stage: str = ""
+    rows: int = 0
+    step: int = 0
+
+
+Gauge = Callable[[], Pulse]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """Samples that ``model`` classifies correctly, to be attacked.
 
     ``images`` are (N, 3, H, W) in [0, 1], ``labels`` (N,); ``ids`` name the samples for per-sample
     randomness. At most ``batch_size`` rows should go through the model at once, which may change
-    costs but no verdict. ``decided`` is called with how many are settled and how many broken.
+    costs but no verdict. An attack gives ``watch`` a function that says how far the attack is; it
+    is called now and then, whenever the model is. Another call of ``watch`` replaces the function.
     """
 
     model: Classifier
@@ -107,7 +128,7 @@ class Work:
     ids: Sequence[str]
     seed: int
     batch_size: int
-    decided: Callable[[int, int], None] = lambda *_: None
+    watch: Callable[[Gauge], None] = lambda _: None
 
 
 Run = Callable[[Work], AttackResult]
@@ -117,7 +138,12 @@ Stream = Callable[[Work], Iterator[Part]]
 
 def in_one(stream: Stream) -> Run:
     """An attack that gives parts as one that gives a result."""
-    return lambda work: joined(list(stream(work)))
+
+    def run(work: Work) -> AttackResult:
+        parts = list(stream(work))
+        return joined(parts) if parts else AttackResult(work.images.clone(), [], [], [])
+
+    return run
 
 
 def in_parts(run: Run) -> Stream:
@@ -138,7 +164,8 @@ class Attack:
     independent of each other; reference attacks draw randomness per batch, so they run on fixed
     blocks of that many consecutive samples of the manifest. ``edits`` is the most characters of a
     class name that it changes, None for an attack that leaves the text alone and needs none. An
-    attack with a ``stream`` keeps its batches full if it gets many samples at once.
+    attack with a ``stream`` keeps its batches full if it gets many samples at once. ``passes`` is
+    the most forward and backward passes that a sample costs, None if that is not known.
     """
 
     name: str
@@ -147,6 +174,13 @@ class Attack:
     block: int | None = None
     edits: int | None = None
     stream: Stream | None = None
+    passes: int | None = None
+
+    def parts(self, work: Work) -> Iterator[Part]:
+        """What the attack finds, as soon as it gives it; never a part without samples."""
+        if work.ids:
+            found = (self.stream or in_parts(self.run))(work)
+            yield from (part for part in found if len(part[0]))
 
 
 @checked
@@ -192,6 +226,8 @@ def random_start(
     images: Tensor, *, norm: Norm, eps: float, keys: Sequence[tuple[object, ...]]
 ) -> Tensor:
     """Perturbations (N, 3, H, W), uniform in the ball around each image, from a key a sample."""
+    if not keys:
+        return torch.zeros_like(images)
     shape = images.shape[1:]
     rows = []
     for key in keys:

@@ -206,7 +206,6 @@ def build_text(threat: ThreatModel, n_classes: int) -> Attack:
             name or same if b else name
             for b, name, same in zip(broken, found.names, own, strict=True)
         ]
-        work.decided(len(broken), sum(broken))
         return AttackResult(
             adversarial=work.images,
             broken_by=[threat.attack if b else None for b in broken],

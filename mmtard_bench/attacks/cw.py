@@ -64,7 +64,6 @@ def build_cw_l2(threat: ThreatModel, n_classes: int) -> Attack:
         distance = norm_of(found - images, "l2")
         broken = (distance > 0) & (distance <= eps)
         found[~broken] = images[~broken]
-        work.decided(count, int(broken.sum()))
         return AttackResult(
             adversarial=found,
             broken_by=[threat.attack if b else None for b in broken.tolist()],
@@ -79,4 +78,5 @@ def build_cw_l2(threat: ThreatModel, n_classes: int) -> Attack:
         "learning_rate": LEARNING_RATE,
         "first_c": FIRST_C,
     }
-    return Attack(threat.attack, parameters, run, block=BLOCK)
+    passes = 2 * SEARCHES * STEPS
+    return Attack(threat.attack, parameters, run, block=BLOCK, passes=passes)

@@ -84,7 +84,6 @@ def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
         def settle(stage: str, left: Sequence[int], wrong: Tensor) -> None:
             for i, broken in zip(left, wrong.tolist(), strict=True):
                 result.broken_by[i] = stage if broken else None
-            work.decided(len(ids), len(ids) - result.broken_by.count(None))
 
         settle("charmer", range(len(ids)), text.logits.argmax(1) != labels)
         for stage in ORDERS:

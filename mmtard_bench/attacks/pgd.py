@@ -117,7 +117,6 @@ def _build(threat: ThreatModel, family: str, loss: losses.Loss) -> Attack:
         )
         with torch.no_grad():
             broken = (found | (work.model(adversarial).argmax(1) != labels)).tolist()
-        work.decided(len(broken), sum(broken))
         return AttackResult(
             adversarial=adversarial,
             broken_by=[threat.attack if b else None for b in broken],
@@ -129,6 +128,7 @@ def _build(threat: ThreatModel, family: str, loss: losses.Loss) -> Attack:
         name=threat.attack,
         parameters={"loss": family, **budget_of(steps)},
         run=run,
+        passes=2 * steps + 1,
     )
 
 

@@ -8,6 +8,7 @@ sample. Below four classes the DLR loss does not exist; the margin takes its pla
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -21,6 +22,7 @@ from mmtard_bench.attacks.base import (
     AttackResult,
     Classifier,
     CountPasses,
+    Pulse,
     Run,
     Work,
     margin,
@@ -36,8 +38,9 @@ _LOG.addHandler(logging.NullHandler())
 _LOG.propagate = False
 
 Perturb = Callable[[Tensor, Tensor], Tensor]
-Stage = tuple[str, Callable[[Classifier, torch.device, int], Perturb]]
-"""A part of an ensemble: its name, and (model, device, seed) -> perturb(images, labels)."""
+Stage = tuple[str, Callable[[Classifier, torch.device, int], Perturb], int]
+"""A part of an ensemble: its name, (model, device, seed) -> perturb(images, labels), and the most
+forward and backward passes that a sample costs."""
 
 
 class _MarginAPGD(APGDAttack):  # type: ignore[misc]  # untyped third party
@@ -55,21 +58,22 @@ class _MarginTargetedAPGD(APGDAttack_targeted):  # type: ignore[misc]  # untyped
         return x[rows, self.y_target] - x[rows, y]
 
 
-def _stage(name: str, cls: type, threat: ThreatModel, **fixed: object) -> Stage:
-    """A part of the reference code with its budget fixed."""
+def _stage(name: str, cls: type, threat: ThreatModel, passes: int, **fixed: object) -> Stage:
+    """A part of the reference code with its budget fixed; it looks at the first and last images."""
     norm = {"linf": "Linf", "l2": "L2"}[threat.pixel_norm]
 
     def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
         part = cls(model, norm=norm, eps=float(threat.eps), seed=seed, device=device, **fixed)
         return cast("Perturb", part.perturb)
 
-    return name, start
+    return name, start, passes + 2
 
 
 def _apgd(threat: ThreatModel, loss: str, n_classes: int, *, restarts: int, eot: int) -> Stage:
     cls = _MarginAPGD if loss == "dlr" and n_classes < 4 else APGDAttack
     budget = {"n_iter": 100, "n_restarts": restarts, "eot_iter": eot, "rho": 0.75}
-    return _stage(f"apgd-{loss}", cls, threat, loss=loss, logger=_LOG, **budget)
+    passes = restarts * 2 * 101 * eot
+    return _stage(f"apgd-{loss}", cls, threat, passes, loss=loss, logger=_LOG, **budget)
 
 
 def _repeats(model: Classifier, images: Tensor, passes: int) -> bool:
@@ -92,8 +96,8 @@ def _apgd_averaged(threat: ThreatModel, loss: str, n_classes: int, *, draws: int
     the same attack for a fraction of the passes. As many passes as the mean takes must agree: a
     model that chooses between two states at random repeats itself by chance in two.
     """
-    name, averaged = _apgd(threat, loss, n_classes, restarts=1, eot=draws)
-    _, single = _apgd(threat, loss, n_classes, restarts=1, eot=1)
+    name, averaged, passes = _apgd(threat, loss, n_classes, restarts=1, eot=draws)
+    _, single, _ = _apgd(threat, loss, n_classes, restarts=1, eot=1)
 
     def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
         def perturb(images: Tensor, labels: Tensor) -> Tensor:
@@ -102,24 +106,27 @@ def _apgd_averaged(threat: ThreatModel, loss: str, n_classes: int, *, draws: int
 
         return perturb
 
-    return name, start
+    return name, start, passes + 2 * draws
 
 
 def _apgd_targeted(threat: ThreatModel, n_classes: int) -> Stage:
     cls = _MarginTargetedAPGD if n_classes < 4 else APGDAttack_targeted
     budget = {"n_iter": 100, "n_restarts": 1, "eot_iter": 1, "rho": 0.75}
     targets = target_count(n_classes)
-    return _stage("apgd-t", cls, threat, n_target_classes=targets, logger=_LOG, **budget)
+    passes = targets * (1 + 2 * 101)
+    return _stage("apgd-t", cls, threat, passes, n_target_classes=targets, logger=_LOG, **budget)
 
 
 def _fab_targeted(threat: ThreatModel, n_classes: int) -> Stage:
-    budget = {"n_iter": 100, "n_restarts": 1, "n_target_classes": target_count(n_classes)}
-    return _stage("fab-t", FABAttack_PT, threat, targeted=True, **budget)
+    targets = target_count(n_classes)
+    budget = {"n_iter": 100, "n_restarts": 1, "n_target_classes": targets}
+    passes = targets * (3 + 3 * 100)
+    return _stage("fab-t", FABAttack_PT, threat, passes, targeted=True, **budget)
 
 
 def _square(threat: ThreatModel) -> Stage:
     budget = {"n_queries": 5000, "n_restarts": 1, "p_init": 0.8, "resc_schedule": False}
-    return _stage("square", SquareAttack, threat, **budget)
+    return _stage("square", SquareAttack, threat, 5001, **budget)
 
 
 def target_count(n_classes: int) -> int:
@@ -145,6 +152,12 @@ def share(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
+def _pulse(result: AttackResult, stage: str) -> Pulse:
+    settled = [place for place, name in enumerate(result.broken_by) if name is not None]
+    spent = sum(result.forward[place] + result.backward[place] for place in settled)
+    return Pulse(len(settled), len(settled), spent, stage)
+
+
 def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Run:
     """Run stages in order, each on the samples that the earlier ones left.
 
@@ -158,9 +171,10 @@ def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Run:
         adversarial = images.clone()
         result = AttackResult(adversarial, [None] * count, [0] * count, [0] * count, list(notes))
         left = torch.arange(count, device=images.device)
-        for name, start in stages:
+        for name, start, _ in stages:
             if not len(left):
                 break
+            work.watch(partial(_pulse, result, name))
             counter.forward_rows = counter.backward_rows = 0
             # The reference code seeds torch's global generators; ours are left as they were.
             devices = [images.device] if images.is_cuda else []
@@ -182,8 +196,6 @@ def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Run:
             for i in left[broken].tolist():
                 result.broken_by[i] = name
             left = left[~broken]
-            work.decided(count - len(left), count - len(left))
-        work.decided(count, count - len(left))
         return result
 
     return run
@@ -195,14 +207,17 @@ def _attack(
     stages: Sequence[Stage],
     parameters: dict[str, str | int | float],
 ) -> Attack:
-    notes = class_notes([name for name, _ in stages], n_classes)
+    names = [name for name, _, _ in stages]
+    notes = class_notes(names, n_classes)
     described: dict[str, str | int | float] = {
         "code": "pyautoattack",
-        "stages": " ".join(name for name, _ in stages),
+        "stages": " ".join(names),
         "targets": target_count(n_classes),
         **parameters,
     }
-    return Attack(threat.attack, described, _ensemble(stages, notes), block=BLOCK)
+    passes = sum(most for _, _, most in stages)
+    run = _ensemble(stages, notes)
+    return Attack(threat.attack, described, run, block=BLOCK, passes=passes)
 
 
 @register_attack("autoattack-standard")

@@ -1,6 +1,6 @@
 """The classifier as an attack sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +10,25 @@ from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
 
 
 class Watched(nn.Module):
-    """Remembers whether logits and gradients were finite.
+    """Counts passes, and remembers whether logits and gradients were finite.
 
     An attack that compares NaN with a label could take it for a right answer, and one that
-    follows the sign of NaN stands still; both would look robust. The verdict is read once a
-    batch, so that no step waits for the device.
+    follows the sign of NaN does not move; both would look robust. The verdict is read once a
+    batch, so that no step waits for the device. ``passes`` counts the rows that went forward and
+    those that went backward; ``beat`` is called after each forward pass.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__()
         self.model = model
         self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.passes = 0
+        self.beat: Callable[[], None] = lambda: None
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(self._hooked(images))
         self._require_gradient(images, logits)
-        self._look(logits.detach())
-        return logits
+        return self._seen(logits)
 
     def require_finite(self) -> None:
         """Raise ModelError if anything was not."""
@@ -49,7 +51,13 @@ class Watched(nn.Module):
             images.register_hook(self._look)  # type: ignore[no-untyped-call]
         return images
 
+    def _seen(self, answer: Tensor) -> Tensor:
+        self._look(answer.detach())
+        self.beat()
+        return answer
+
     def _look(self, values: Tensor) -> None:
+        self.passes += len(values)
         self.finite = self.finite & torch.isfinite(values).all()
 
 
@@ -67,10 +75,7 @@ class WatchedPrompts(Watched):
     def features(self, images: Tensor) -> Tensor:
         features = self.model.features(self._hooked(images))
         self._require_gradient(images, features)
-        self._look(features.detach())
-        return features
+        return self._seen(features)
 
     def embed_names(self, names: Sequence[str], *, keep: bool = False) -> Tensor:
-        rows = self.model.embed_names(names, keep=keep)
-        self._look(rows)
-        return rows
+        return self._seen(self.model.embed_names(names, keep=keep))

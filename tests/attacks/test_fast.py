@@ -10,12 +10,12 @@ from torch import Tensor, nn
 import mmtard_bench as mb
 from mmtard_bench.attacks.base import CountPasses, Engine, Work, norm_of
 from mmtard_bench.attacks.catalogue import build_attack
-from mmtard_bench.attacks.fast import batch_size, losses
+from mmtard_bench.attacks.fast import losses, rows
 from mmtard_bench.attacks.fast.apgd import Apgd, checkpoints
-from mmtard_bench.attacks.fast.batch_size import find_batch_size
 from mmtard_bench.attacks.fast.fab import Plane
 from mmtard_bench.attacks.fast.passes import Passes
-from mmtard_bench.attacks.fast.rows import Samples
+from mmtard_bench.attacks.fast.pgd import Pgd
+from mmtard_bench.attacks.fast.rows import Samples, search_all
 from mmtard_bench.attacks.fast.square import Square, pattern
 from mmtard_bench.types import Eps, ThreatModel
 from tests.attacks.test_reference import Small
@@ -137,6 +137,42 @@ def test_what_a_lower_precision_finds_counts_once_float32_agrees(name):
     assert any(broken.broken_by)
 
 
+class Window(nn.Module):
+    """Under autocast every point is adversarial, in float32 those of a medium brightness."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.flatten(1).mean(1, keepdim=True)
+        if torch.is_autocast_enabled("cpu"):
+            wrong = 1 + mean
+        else:
+            wrong = 0.01 - (mean - 0.5 - 1.5 * STEP).abs() / STEP + 0.6
+        return torch.cat([torch.zeros_like(mean), wrong, mean * 0 - 1, mean * 0 - 1], 1)
+
+
+STEP = 2.5 * (8 / 255) / 4
+
+
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_a_claim_that_float32_denies_hides_no_later_one(together, monkeypatch):
+    """Of four steps the second and third are adversarial in float32, not the first or the last."""
+    monkeypatch.setattr(rows, "TOGETHER", {"cpu": together})
+    images, labels = torch.full((3, 3, 8, 8), 0.5), torch.zeros(3, dtype=torch.long)
+    search = Pgd(name="pgd-4", loss=losses.cross_entropy, steps=4, norm="linf", eps=8 / 255)
+    monkeypatch.setattr(
+        Pgd, "begin", lambda self, images, _: self.ball(images) | {"points": images}
+    )
+    samples, found = Samples(images, labels, labels[:, None], "abc"), rows.Found()
+    passes = Passes(Window(), CPU, "bfloat16")
+    search_all(search, samples, [0, 1, 2], passes, seed=0, batch_size=2, found=found)
+    assert sorted(found.adversarial) == [0, 1, 2]
+    for image in found.adversarial.values():
+        assert (image.mean() - 0.5 - STEP).abs() < 1e-4
+    # The clean image is denied, the next point confirmed: further ones are not asked for.
+    looked = {1: 2, 2: 2, 4: 4}[together]
+    assert found.forward == dict.fromkeys(range(3), looked + 2)
+    assert found.backward == dict.fromkeys(range(3), looked)
+
+
 def test_bfloat16_breaks_what_float32_breaks():
     record, lower = (
         mb.evaluate(
@@ -161,27 +197,6 @@ def test_a_precision_is_refused_where_there_is_no_fast_attack(name):
     threat = ThreatModel(name, "l2", Eps.parse("1/2"))
     with pytest.raises(mb.InputError, match=r"bfloat16 .* pgd-"):
         build_attack(threat, n_classes=4, engine=Engine("fast", "bfloat16"))
-
-
-def test_a_batch_grows_while_rows_get_cheaper(monkeypatch):
-    seconds = {16: 1.6, 32: 2.0, 64: 3.9, 128: 7.0}
-    tried = []
-
-    def measured(_, images):
-        tried.append(len(images))
-        return seconds[len(images)]
-
-    monkeypatch.setattr(batch_size, "_seconds", measured)
-    assert find_batch_size(Small(), torch.rand(3, 8, 8)) == 32
-    assert tried == [16, 32, 64]
-
-    def full(_, images):
-        if len(images) > 16:
-            raise torch.OutOfMemoryError
-        return 1.0
-
-    monkeypatch.setattr(batch_size, "_seconds", full)
-    assert find_batch_size(Small(), torch.rand(3, 8, 8)) == 16
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -5,13 +5,13 @@ from typing import TypedDict
 
 import torch
 
-from mmtard_bench.attacks.base import Attack, AttackResult, Part, Precision, Work, in_one
+from mmtard_bench.attacks.base import Attack, AttackResult, Part, Precision, Pulse, Work, in_one
 from mmtard_bench.attacks.fast import losses
 from mmtard_bench.attacks.fast.apgd import Apgd
 from mmtard_bench.attacks.fast.fab import Fab
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.pgd import Pgd
-from mmtard_bench.attacks.fast.rows import Samples, Search, search_all
+from mmtard_bench.attacks.fast.rows import Found, Samples, Search, search_all
 from mmtard_bench.attacks.fast.square import Square
 from mmtard_bench.attacks.pgd import budget_of, require_linf, steps_of
 from mmtard_bench.attacks.reference import class_notes, target_count
@@ -31,20 +31,24 @@ class _Samples:
         self.passes, self.samples, self.work = passes, samples, work
         count = len(samples.ids)
         self.result = AttackResult(samples.images.clone(), [None] * count, [0] * count, [0] * count)
-        self.settled = self.broken = 0
+        self.settled = self.broken = self.spent = 0
 
     def stage(self, search: Search, left: Sequence[int]) -> list[int]:
-        """Search for adversarial images of the samples ``left``; returns those that stand."""
+        """Search for adversarial images of the samples ``left``; returns those that are robust."""
+        if not left:
+            return []
+        found = Found()
+        self.work.watch(lambda: self._pulse(search, found))
         if search.targeted:
             self._find_targets(left, search.variants)
-        found = search_all(
+        search_all(
             search,
             self.samples,
             left,
             self.passes,
             seed=self.work.seed,
             batch_size=self.work.batch_size,
-            broke=lambda count: self.work.decided(self.settled + count, self.broken + count),
+            found=found,
         )
         result = self.result
         for place in left:
@@ -53,14 +57,28 @@ class _Samples:
         for place, image in found.adversarial.items():
             result.adversarial[place] = image
             result.broken_by[place] = search.name
-        self.settled += len(found.adversarial)
         self.broken += len(found.adversarial)
+        self.settle(list(found.adversarial))
         return [place for place in left if place not in found.adversarial]
 
-    def stand(self, count: int) -> None:
-        """So many samples are through all stages."""
-        self.settled += count
-        self.work.decided(self.settled, self.broken)
+    def settle(self, places: Sequence[int]) -> None:
+        """These samples are broken, or through all stages."""
+        self.settled += len(places)
+        self.spent += sum(self.result.forward[p] + self.result.backward[p] for p in places)
+
+    def _pulse(self, search: Search, found: Found) -> Pulse:
+        broken = [*found.adversarial]
+        forward, backward = self.result.forward, self.result.backward
+        before = sum(forward[place] + backward[place] for place in broken)
+        now = sum(found.forward[place] + found.backward[place] for place in broken)
+        return Pulse(
+            settled=self.settled + len(broken),
+            broken=self.broken + len(broken),
+            spent=self.spent + before + now,
+            stage=search.name,
+            rows=len(found.steps),
+            step=int(found.steps.max()) if len(found.steps) else 0,
+        )
 
     def part(self, places: Sequence[int]) -> Part:
         """Samples that are settled, with the seconds in the model since the last part."""
@@ -108,22 +126,31 @@ def _attack(
         )
         samples.result.notes.extend(notes)
         first, *others = stages
-        standing = samples.stage(first, range(count))
-        groups = [standing[i : i + batch_size] for i in range(0, len(standing), batch_size)]
+        robust = samples.stage(first, range(count))
+        groups = [robust[i : i + batch_size] for i in range(0, len(robust), batch_size)]
         if not others:
-            samples.stand(len(standing))
+            samples.settle(robust)
             groups = []
         through = {place for group in groups for place in group}
-        yield samples.part([place for place in range(count) if place not in through])
+        # Where nothing broke yet, the first part is the first group.
+        if settled := [place for place in range(count) if place not in through]:
+            yield samples.part(settled)
         for group in groups:
             left = group
             for search in others:
                 left = samples.stage(search, left)
-            samples.stand(len(left))
+            samples.settle(left)
             yield samples.part(group)
 
     lower = {} if precision == "float32" else {"attack_precision": precision}
-    return Attack(threat.attack, {**parameters, **lower}, in_one(stream), stream=stream)
+    looks = any(search.targeted for search in stages)
+    return Attack(
+        threat.attack,
+        {**parameters, **lower},
+        in_one(stream),
+        stream=stream,
+        passes=sum(search.passes for search in stages) + looks,
+    )
 
 
 class _Ball(TypedDict):

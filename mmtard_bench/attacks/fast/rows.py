@@ -9,7 +9,7 @@ others are under way beside it.
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 from mmtard_bench.attacks.base import projector
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.types import Norm
+
+TOGETHER = {"cuda": 4}
+"""Steps that are made before the host looks at what they found: it waits for a GPU each time."""
 
 State = dict[str, Tensor]
 """Tensors (rows, ...). Every state has "images", "labels", "points" (what is looked at next), "at"
@@ -65,6 +68,11 @@ class Search(ABC):
     variants: int = 1
     targeted: bool = False
 
+    @property
+    def passes(self) -> int:
+        """The most forward and backward passes that a sample costs."""
+        return self.variants * (self.steps * (self.forward + self.backward) + 1)
+
     def start(self, samples: Samples, rows: Sequence[Row], seed: int) -> State:
         """The state of new rows."""
         places = [sample for sample, _ in rows]
@@ -111,11 +119,15 @@ class Search(ABC):
 
 @dataclass
 class Found:
-    """What a search made of samples: the adversarial image of those it broke, and all passes."""
+    """What a search makes of samples: the adversarial image of those it broke, and all passes.
+
+    ``steps`` says how many steps each row under way has made, (rows,).
+    """
 
     adversarial: dict[int, Tensor] = field(default_factory=dict)
     forward: dict[int, int] = field(default_factory=dict)
     backward: dict[int, int] = field(default_factory=dict)
+    steps: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def spend(self, sample: int, forward: int, backward: int) -> None:
         """Charge passes to a sample."""
@@ -156,16 +168,14 @@ def search_all(
     *,
     seed: int,
     batch_size: int,
-    broke: Callable[[int], None],
-) -> Found:
+    found: Found,
+) -> None:
     """Search for an adversarial image of each sample ``left``, with ``batch_size`` rows at once.
 
-    ``broke`` is called with the number of samples broken so far whenever there are more.
+    What is found goes into ``found``, which is up to date whenever the model is called.
     """
-    found = Found()
     queue = _Queue(left, search.variants, found)
-    # On a GPU the host would wait for every step to learn which rows are done.
-    together = math.gcd(search.steps, 4) if passes.device.type == "cuda" else 1
+    together = math.gcd(search.steps, TOGETHER.get(passes.device.type, 1))
     state: State = {}
     rows: list[Row] = []
     leaving: list[int] = []
@@ -174,15 +184,15 @@ def search_all(
         new = search.start(samples, fresh, seed) if fresh else {}
         state, rows = _replace(state, rows, leaving, new, fresh)
         if not rows:
-            return found
-        points, broken = _advance(search, state, passes, together)
-        _require_float32(state, passes, points, broken, rows, found)
+            return
+        found.steps = state["at"]
+        looks = [search.step(state, passes) for _ in range(together)]
+        points, broken = _first(looks, state, passes, rows, found)
         ended = (state["at"] >= search.steps) & ~broken
         leaving = []
         if not bool((broken | ended).any()):
             continue
         _look_again(search, state, passes, points, broken, ended, rows, found)
-        before = len(found.adversarial)
         over = ended.tolist()
         verdicts = zip(rows, broken.tolist(), over, strict=True)
         for place, (row, won, lost) in enumerate(verdicts):
@@ -190,8 +200,6 @@ def search_all(
                 found.adversarial.setdefault(row[0], points[place].clone())
             elif lost:
                 queue.failed(row)
-        if len(found.adversarial) > before:
-            broke(len(found.adversarial))
         made = state["at"].tolist()
         for place, (row, lost) in enumerate(zip(rows, over, strict=True)):
             # With a sample that is broken its other rows leave too.
@@ -229,12 +237,25 @@ def _replace(
     return state, rows
 
 
-def _advance(search: Search, state: State, passes: Passes, together: int) -> tuple[Tensor, Tensor]:
-    """Steps of all rows. Returns points, the first that were found where any were, and which."""
-    points, broken = search.step(state, passes)
-    for _ in range(together - 1):
-        later, now = search.step(state, passes)
-        points = choose(now & ~broken, later, points)
+def _first(
+    looks: Sequence[tuple[Tensor, Tensor]],
+    state: State,
+    passes: Passes,
+    rows: Sequence[Row],
+    found: Found,
+) -> tuple[Tensor, Tensor]:
+    """Of steps one after the other, each row's first points that are adversarial, and which rows
+    have any.
+
+    Where precision was lower, float32 decides on every claim: one that it denies hides no later
+    one.
+    """
+    points, broken = looks[0][0], torch.zeros_like(looks[0][1])
+    if passes.lower and not bool(torch.stack([claims for _, claims in looks]).any()):
+        return points, broken
+    for look, claims in looks:
+        now = _confirmed(state, passes, look, claims & ~broken, rows, found)
+        points = choose(now, look, points)
         broken = broken | now
     return points, broken
 
@@ -254,27 +275,28 @@ def _look_again(
     if not len(last):
         return
     ending = {key: values[last] for key, values in state.items()}
-    wrong = search.found(ending, passes.logits(ending["points"]))
+    claims = search.found(ending, passes.logits(ending["points"]))
     its = [rows[place] for place in last.tolist()]
     for sample, _ in its:
         found.spend(sample, 1, 0)
-    _require_float32(ending, passes, ending["points"], wrong, its, found)
     points[last] = ending["points"]
-    broken[last] = wrong
+    broken[last] = _confirmed(ending, passes, ending["points"], claims, its, found)
 
 
-def _require_float32(
+def _confirmed(
     state: State,
     passes: Passes,
     points: Tensor,
-    broken: Tensor,
+    claims: Tensor,
     rows: Sequence[Row],
     found: Found,
-) -> None:
-    """Where precision was lower, take back in place what float32 does not agree is broken."""
-    claimed = broken.nonzero().squeeze(1) if passes.lower else None
+) -> Tensor:
+    """Of the rows that are claimed to be broken, (rows,), those where float32 agrees."""
+    claimed = claims.nonzero().squeeze(1) if passes.lower else None
     if claimed is None or not len(claimed):
-        return
-    broken[claimed] = passes.confirm(points[claimed], state["labels"][claimed])
+        return claims
     for place in claimed.tolist():
         found.spend(rows[place][0], 1, 0)
+    agreed = claims.clone()
+    agreed[claimed] = passes.confirm(points[claimed], state["labels"][claimed])
+    return agreed

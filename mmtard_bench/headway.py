@@ -1,0 +1,126 @@
+"""How far a record is: samples settled, passes left at worst, and the time that the rest takes."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from mmtard_bench.attacks.base import AttackResult, Gauge, Pulse
+from mmtard_bench.attacks.watched import Watched
+from mmtard_bench.records import Sample
+
+_SECONDS = 0.25
+"""Between two reports."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a record is.
+
+    Of ``total`` samples ``settled`` have their verdict; ``robust`` counts those of the ``seen``
+    samples that nothing has broken so far. ``pulse`` is that of the attack under way.
+    ``passes_left`` is what this process's samples cost at most, if all others are robust; None
+    where the attack does not say. ``seconds_left`` is an estimate, None where there is none yet.
+    """
+
+    settled: int
+    robust: int
+    seen: int
+    total: int
+    pulse: Pulse = field(default_factory=Pulse)
+    passes_left: int | None = None
+    seconds_left: float | None = None
+
+
+class Headway:
+    """Keeps count of one process's share of a record while it is attacked.
+
+    ``done`` are the samples that have their verdict already, ``todo`` is how many this process
+    attacks, and ``budget`` is the most passes that one of them costs.
+
+    A robust sample costs the whole budget, a broken one what it took to break it. The estimate
+    therefore takes every sample under attack as robust, and the samples to come as those seen so
+    far: it falls when samples break, and does not rise when they do not.
+    """
+
+    def __init__(
+        self,
+        done: Iterable[Sample],
+        *,
+        todo: int,
+        total: int,
+        budget: int | None,
+        report: Callable[[Progress], None],
+    ) -> None:
+        before = [sample.robust for sample in done]
+        self._before, self._robust_before = len(before), sum(before)
+        self._todo, self._total, self._budget = todo, total, budget
+        self._report = report
+        self._seen = self._wrong = self._settled = self._broken = self._spent = 0
+        self._gauge: Gauge = Pulse
+        self._watched: Watched | None = None
+        self._started = time.monotonic()
+        self._due = 0.0
+
+    def judged(self, *, wrong: int, right: int) -> None:
+        """The clean verdicts of more samples are there: those that are wrong are settled."""
+        self._seen += wrong + right
+        self._wrong += wrong
+        self._settled += wrong
+        self._tell()
+
+    def begin(self, watched: Watched) -> None:
+        """An attack begins, on what it sees of the model."""
+        self._watched, self._gauge = watched, Pulse
+        watched.passes, watched.beat = 0, self._beat
+
+    def watch(self, gauge: Gauge) -> None:
+        """See ``Work``."""
+        self._gauge = gauge
+
+    def end(self, found: Iterable[AttackResult]) -> None:
+        """The attack has ended, or is given up, after these results."""
+        for result in found:
+            self._settled += len(result.broken_by)
+            self._broken += len(result.broken_by) - result.broken_by.count(None)
+            self._spent += sum(result.forward) + sum(result.backward)
+        self._watched, self._gauge = None, Pulse
+        self._tell()
+
+    def _beat(self) -> None:
+        if time.monotonic() >= self._due:
+            self._tell()
+
+    def _tell(self) -> None:
+        pulse = self._gauge()
+        now = time.monotonic()
+        self._due = now + _SECONDS
+        settled = self._settled + pulse.settled
+        robust = self._seen - self._wrong - self._broken - pulse.broken
+        left, seconds = self._left(pulse, self._seen - settled, now - self._started)
+        self._report(
+            Progress(
+                settled=self._before + settled,
+                robust=self._robust_before + robust,
+                seen=self._before + self._seen,
+                total=self._total,
+                pulse=pulse,
+                passes_left=left,
+                seconds_left=seconds,
+            )
+        )
+
+    def _left(self, pulse: Pulse, attacked: int, elapsed: float) -> tuple[int | None, float | None]:
+        """Passes left at worst, and seconds left, with so many samples under attack."""
+        unseen = self._todo - self._seen
+        if self._budget is None:
+            settled = self._settled + pulse.settled
+            known = settled > 0 and not attacked
+            return None, elapsed / settled * unseen if known else None
+        spent = self._spent + pulse.spent
+        passes = self._watched.passes if self._watched else 0
+        here = max(attacked * self._budget - (passes - pulse.spent), 0)
+        made = self._spent + passes
+        if not made:
+            return here + unseen * self._budget, None
+        each = (spent + attacked * self._budget) / self._seen
+        return here + unseen * self._budget, (here + unseen * each) * elapsed / made
