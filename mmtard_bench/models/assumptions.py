@@ -28,8 +28,8 @@ def activation_of_file(spec: str, architecture: str, state: State) -> tuple[str,
         if quick:
             return ()
         note = (
-            f"{state.path.name} is in OpenAI's own format, so the model was trained with QuickGELU, "
-            "which is used, although this architecture has GELU."
+            f"{state.path.name} is in OpenAI's own format, so the model was trained with "
+            "QuickGELU, which is used, although this architecture has GELU."
         )
         return (assume(spec, note),)
     other = architecture.removesuffix(_TWIN) if quick else architecture + _TWIN
@@ -42,8 +42,9 @@ def activation_of_file(spec: str, architecture: str, state: State) -> tuple[str,
         else ""
     )
     note = (
-        f"The activation of {state.path.name} is assumed to be {ours}, that of {architecture}{hint}. If "
-        f"it was trained with {theirs}, write {other}:FILE: the wrong one silently costs accuracy."
+        f"The activation of {state.path.name} is assumed to be {ours}, that of {architecture}"
+        f"{hint}. If it was trained with {theirs}, write {other}:FILE: the wrong one silently "
+        "costs accuracy."
     )
     return (assume(spec, note),)
 

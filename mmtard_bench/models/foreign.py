@@ -31,18 +31,18 @@ _DIFFERENT = 1e-5
 """Unit embeddings of different texts differ by more; those of equal tokens by float noise."""
 
 
-def checked_repository(spec: str, name: object) -> Path:
+def checked_repository(spec: str, name: object, revision: str = "") -> Path:
     """A local copy of the configuration and tokenizer in a hub repository, without its code.
 
-    ``name`` comes from a configuration. Raises InputError if it is no name of a repository, cannot
-    be had, or asks for code.
+    ``name`` comes from a configuration; default revision: that of the default branch. Raises
+    InputError if it is no name of a repository, cannot be had, or asks for code.
     """
     if not isinstance(name, str) or not _REPOSITORY.fullmatch(name):
         raise InputError(
             f"'{spec}' names {name!r} for its text; expected ORG/NAME of the hub. A configuration "
             "may not name files of this machine."
         )
-    folder = hub_folder(spec, name, "", TEXT_FILES)
+    folder = hub_folder(spec, name, revision, TEXT_FILES)
     refuse_code(spec, folder)
     return folder
 

@@ -67,9 +67,9 @@ def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip
     """
     scheme, _, rest = architecture.partition(":")
     if scheme == "hf-hub":
-        return _load_folder(spec, _hub_folder(spec, rest), on_hub=True)
+        return _load_folder(spec, _hub_folder(spec, rest), rest.partition("@")[0])
     if scheme == "local-dir":
-        return _load_folder(spec, Path(rest), on_hub=False)
+        return _load_folder(spec, Path(rest), "")
     return _load_known(spec, architecture, pretrained)
 
 
@@ -101,7 +101,8 @@ def _load_known(spec: str, architecture: str, pretrained: str | None) -> Clip:
     return require_text_counts(spec, clip)
 
 
-def _load_folder(spec: str, folder: Path, *, on_hub: bool) -> Clip:
+def _load_folder(spec: str, folder: Path, repository: str) -> Clip:
+    """A model of a directory, which is a commit's of ``repository`` if that is not ""."""
     config_file = folder / constants.HF_CONFIG_NAME
     if not config_file.is_file():
         raise InputError(
@@ -115,13 +116,15 @@ def _load_folder(spec: str, folder: Path, *, on_hub: bool) -> Clip:
     _check_config(spec, config)
     state = _read(spec, _weights_in(spec, folder))
     bound_layers(spec, config["model_cfg"], len(state.tensors))
-    module, tokenizer, said = _assemble(
-        spec, config["model_cfg"], state, None if on_hub else folder
-    )
+    model = config["model_cfg"]
+    beside = None if repository else folder
+    if repository and model["text_cfg"].get("hf_tokenizer_name") == repository:
+        beside = checked_repository(spec, repository, folder.name)  # of the same commit
+    module, tokenizer, said = _assemble(spec, model, state, beside)
     given = config.get("preprocess_cfg") or {}
     preprocess = _preprocess(spec, merge_preprocess_dict(PreprocessCfg(), given), module)
     notes = said + preprocessing_of_folder(spec, given, preprocess)
-    if "openai" in (spec if on_hub else str(folder)).lower():
+    if "openai" in (repository or str(folder)).lower():
         warn_of_gelu(f"'{spec}'", module)
     clip = Clip(module, tokenizer, preprocess, spec, spec, config=config, notes=notes)
     return require_text_counts(spec, clip)

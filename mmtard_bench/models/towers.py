@@ -157,9 +157,9 @@ def _unused(clip: Clip, spec: str, path: Path, rest: Mapping[str, Tensor]) -> tu
     if not differ:
         return ()
     note = (
-        f"{path.name} is more than an image tower, and the rest of it, which is not used, differs from "
-        f"what the model has ({named(differ)}). If the text tower was trained too, give the whole "
-        "checkpoint as ARCH:FILE."
+        f"{path.name} is more than an image tower, and the rest of it, which is not used, differs "
+        f"from what the model has ({named(differ)}). If the text tower was trained too, give the "
+        "whole checkpoint as a model of its own: ARCH:FILE, local-dir: or transformers:."
     )
     return (assume(spec, note),)
 

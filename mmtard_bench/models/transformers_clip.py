@@ -8,21 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.hub import folder as hub_folder, quiet
 from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.weights import check_file
+from mmtard_bench.models.foreign import (
+    TEXT_FILES,
+    lowered,
+    refuse_code,
+    require_text_counts,
+)
+from mmtard_bench.models.weights import bound_layers, check_file, count_tensors, read_json
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-_TEXT_FILES = ("*.json", "*.txt", "*.model")
 _SAFE, _PICKLED = "model*.safetensors", "pytorch_model*.bin"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of the filters that torch has too."""
+
+_ROUNDING = 3.0
+"""Levels of 255 that two ways to resize an 8-bit image may differ by: they round in between."""
 
 
 class _Vision(nn.Module):
@@ -73,12 +82,16 @@ class TransformersClip(nn.Module):
 
 
 class _Tokenizer:
-    """Texts -> (N, L), int64, cut or padded on the right to the length that the tower knows."""
+    """Texts -> (N, L), int64, cut or padded on the right to the length that the tower knows.
 
-    def __init__(self, tokenizer: Any, length: int) -> None:
+    Raises InputError for a text with a token that the tower, of ``vocabulary``, does not know.
+    """
+
+    def __init__(self, tokenizer: Any, length: int, vocabulary: int) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.padding_side = self._tokenizer.truncation_side = "right"
         self.length = length
+        self.vocabulary = vocabulary
 
     def __call__(self, texts: Sequence[str], /) -> Tensor:
         tokens = self._tokenizer(
@@ -88,7 +101,24 @@ class _Tokenizer:
             max_length=self.length,
             return_tensors="pt",
         )
-        return cast("Tensor", tokens["input_ids"])
+        found = cast("Tensor", tokens["input_ids"])
+        for text, row in zip(texts, found, strict=True):
+            if row.max() >= self.vocabulary:
+                raise InputError(
+                    f"The tokenizer gives {sorted(set(row.tolist()))} for {text!r}; the text tower "
+                    f"knows tokens below {self.vocabulary}. Use the model's own tokenizer."
+                )
+        return found
+
+    @property
+    def added(self) -> str:
+        """The last token that was added to the vocabulary; "" if none was."""
+        added = self._tokenizer.get_added_vocab()
+        plain = {text: i for text, i in added.items() if text not in self._special()}
+        return max(plain, key=plain.__getitem__, default="")
+
+    def _special(self) -> set[str]:
+        return set(self._tokenizer.all_special_tokens)
 
 
 def load_transformers(spec: str, where: str) -> Clip:
@@ -101,12 +131,17 @@ def load_transformers(spec: str, where: str) -> Clip:
     """
     library = _library(spec)
     folder = _folder(spec, where)
+    refuse_code(spec, folder)
+    files = _files(spec, folder)
+    bound_layers(spec, read_json(spec, folder / "config.json"), sum(map(count_tensors, files)))
     try:
         with _quiet(library):
             config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            model = _model(spec, library, folder, config)
-            tokenizer = _tokenizer(spec, library, folder, config)
+            model = _model(spec, library, folder, config, files)
+            own = _tokenizer(spec, library, folder, config)
             processor = library.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+            preprocess = _preprocess(spec, processor)
+            _compare(spec, preprocess, processor)
     except InputError:
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and torch: no common base
@@ -115,14 +150,17 @@ def load_transformers(spec: str, where: str) -> Clip:
             "CLIP or SigLIP model, its tokenizer and its image processor wrote."
         ) from error
     _warn_of_gelu(spec, where, config)
-    return Clip(
+    tokenizer, notes = lowered(spec, own, folder)
+    clip = Clip(
         TransformersClip(model),
         tokenizer,
-        _preprocess(spec, processor),
+        preprocess,
         name=spec,
         source=spec,
         architecture=_decides(config),
+        notes=notes,
     )
+    return require_text_counts(spec, clip, own.added)
 
 
 def _decides(config: Any) -> str:
@@ -175,13 +213,28 @@ def _folder(spec: str, where: str) -> Path:
             f"transformers:./{where} for the folder, or go to another directory."
         )
     repository, _, revision = where.partition("@")
-    folder = hub_folder(spec, repository, revision, (*_TEXT_FILES, _SAFE))
+    folder = hub_folder(spec, repository, revision, (*TEXT_FILES, _SAFE))
     if not any(folder.glob(_SAFE)):
-        folder = hub_folder(spec, repository, revision, (*_TEXT_FILES, _PICKLED))
+        folder = hub_folder(spec, repository, revision, (*TEXT_FILES, _PICKLED))
     return folder
 
 
-def _model(spec: str, library: "ModuleType", folder: Path, config: Any) -> Any:
+def _files(spec: str, folder: Path) -> list[Path]:
+    """The weights in a folder, as the library picks them, if they can be that."""
+    files = [*folder.glob(_SAFE)] or [*folder.glob(_PICKLED)]
+    if not files:
+        raise InputError(
+            f"'{spec}' could not be loaded: {folder} holds no {_SAFE} or {_PICKLED}; expected the "
+            "weights that save_pretrained wrote."
+        )
+    for file in files:
+        check_file(spec, file)
+    return files
+
+
+def _model(
+    spec: str, library: "ModuleType", folder: Path, config: Any, files: Sequence[Path]
+) -> Any:
     """The model, every weight of it from the files: the library would make up what is missing."""
     kinds = {"clip": library.CLIPModel, "siglip": library.SiglipModel}
     if config.model_type not in kinds:
@@ -189,9 +242,16 @@ def _model(spec: str, library: "ModuleType", folder: Path, config: Any) -> Any:
             f"'{spec}' is a model of the kind '{config.model_type}'; expected "
             f"{' or '.join(kinds)}, with both towers."
         )
-    for file in [*folder.glob(_SAFE), *folder.glob(_PICKLED)]:
-        check_file(spec, file)
-    model, found = kinds[config.model_type].from_pretrained(
+    kind = kinds[config.model_type]
+    with torch.device("meta"):  # without memory, which absurd sizes would take
+        needed = sum(weight.numel() for weight in kind(config).parameters())
+    held = sum(file.stat().st_size for file in files)
+    if needed > held:
+        raise InputError(
+            f"'{spec}' could not be loaded: config.json asks for a model of {needed} weights, but "
+            f"the files have {held} bytes. Use the files that were written together."
+        )
+    model, found = kind.from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,
@@ -216,7 +276,7 @@ def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _
     """The tokenizer, tried on a text: without its files the library would make up an empty one."""
     text = config.text_config
     own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = _Tokenizer(own, int(text.max_position_embeddings))
+    tokenizer = _Tokenizer(own, int(text.max_position_embeddings), int(text.vocab_size))
     tokens = tokenizer(["a photo"])
     # Old configurations say 2; then transformers reads CLIP's embedding at the largest token.
     ends = config.model_type != "clip" or text.eos_token_id == 2
@@ -246,22 +306,43 @@ def _preprocess(spec: str, processor: Any) -> Preprocess:
             "(bilinear) or 3 (bicubic) to the size of the cut, pixels divided by 255, and then "
             "normalised."
         )
-    return Preprocess(
-        size=cast("tuple[int, int]", target),
-        mean=_triple(processor.image_mean),
-        std=_triple(processor.image_std),
-        interpolation=_FILTERS[int(processor.resample)],
-        resize_mode="shortest" if shortest else "squash",
-    )
+    try:
+        return Preprocess(
+            size=cast("tuple[int, int]", target),
+            mean=tuple(processor.image_mean),
+            std=tuple(processor.image_std),
+            interpolation=_FILTERS[int(processor.resample)],
+            resize_mode="shortest" if shortest else "squash",
+            crop="floor",
+        )
+    except InputError as error:
+        raise InputError(f"'{spec}': {error}") from error
+
+
+def _compare(spec: str, preprocess: Preprocess, processor: Any) -> None:
+    """Refuse an image processor that does anything else than ``preprocess``, on two pictures."""
+    height, width = preprocess.size
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((height + 3, width), (height * 3 // 2, width * 2)):
+        # Of little contrast, so that no kernel overshoots: where to saturate is a matter of taste.
+        coarse = 0.3 + 0.4 * torch.rand((1, 3, *(s // 4 for s in shape)), generator=generator)
+        images = (F.interpolate(coarse, shape, mode="bilinear") * 255).round()
+        theirs = processor(images=images[0].byte(), return_tensors="pt")["pixel_values"]
+        ours = preprocess.normalise(preprocess.resize(images / 255))
+        off = torch.tensor(255.0)
+        if ours.shape == theirs.shape:
+            off = ((ours - theirs) * ours.new_tensor(preprocess.std).view(1, 3, 1, 1)).abs().max()
+        if not off * 255 < _ROUNDING:
+            raise InputError(
+                f"'{spec}': the image processor {type(processor).__name__} gives other pixels for "
+                f"an image of {shape[0]} x {shape[1]} than its size, filter, cut, mean and "
+                "deviation say (it may pad, crop or scale by options of its own), so the model "
+                "would not see what it was trained on. Expected what CLIP's and SigLIP's do."
+            )
 
 
 def _sides(size: Any) -> dict[str, int]:
     return {key: int(value) for key, value in dict(size or {}).items() if value is not None}
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
 
 
 def _warn_of_gelu(spec: str, where: str, config: Any) -> None:

@@ -5,6 +5,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -138,6 +139,16 @@ def _index(path: Path, head: bytes) -> Iterator[int]:
             return
         yield len(entries) * LARGEST_INDEX // MOST_TENSORS
         yield from (each.file_size for each in entries if each.filename.endswith(".pkl"))
+
+
+def count_tensors(path: Path) -> int:
+    """How many tensors a file that ``check_file`` accepts can hold at most."""
+    with suppress(ValueError, BadZipFile), path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            return len(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+        if is_zipfile(file):
+            return len(ZipFile(file).infolist())
+    return path.stat().st_size  # no index, or a damaged one, of which the library says more
 
 
 def why_unreadable(error: BaseException) -> str:

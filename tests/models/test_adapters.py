@@ -217,5 +217,5 @@ def test_adapters_that_cannot_be_merged(tmp_path, change, words):
 
 def test_an_adapter_of_another_architecture(tmp_path):
     write_adapter(tmp_path / "adapter")
-    with pytest.raises(mb.InputError, match="of a VisionTransformer .* fits no part of the model"):
+    with pytest.raises(mb.InputError, match=r"of a VisionTransformer .* fits no part of the model"):
         mb.load_model(f"toy-rn:random+lora:{tmp_path / 'adapter'}")

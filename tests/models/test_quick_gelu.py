@@ -13,6 +13,9 @@ import mmtard_bench as mb
 from mmtard_bench.models import openclip
 from tests.models.conftest import trained, visual_of
 
+# Weights in files are of no tag, so their preprocessing is assumed: see test_assumptions.py.
+pytestmark = pytest.mark.filterwarnings("ignore:.*The preprocessing is assumed")
+
 
 def in_openais_format(state):
     """As OpenAI's archives name their weights, which are half precision: three sizes beside."""
