@@ -1,26 +1,20 @@
 """Models of open_clip: tags, files, directories and hub repositories."""
 
 import re
-from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import open_clip
-import torch
 from open_clip import constants
-from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-from torch import Tensor, nn
+from torch import nn
 
 from mmtard_bench import registry
-from mmtard_bench.errors import InputError, first_line
-from mmtard_bench.hub import checked, download, first_file, from_hub, quiet, refusal, resolve_commit
+from mmtard_bench.errors import InputError
+from mmtard_bench.hub import checked, download, first_file, resolve_commit
+from mmtard_bench.models.assembly import assemble
 from mmtard_bench.models.assumptions import (
     activation_of_file,
     preprocessing_of_folder,
@@ -30,14 +24,12 @@ from mmtard_bench.models.clip import Clip, Preprocess
 from mmtard_bench.models.foreign import (
     LONGEST_TEXT,
     checked_repository,
-    lowered,
     refuse_code,
     require_text_counts,
 )
 from mmtard_bench.models.text_table import is_table_config, load_table_clip
 from mmtard_bench.models.towers import State, read_state, warn_of_gelu
-from mmtard_bench.models.weights import bound_layers, check_file, misfits, read_json
-from mmtard_bench.types import Tokenizer
+from mmtard_bench.models.weights import bound_layers, check_file, read_json
 
 _WEIGHTS = (
     constants.HF_SAFE_WEIGHTS_NAME,
@@ -87,7 +79,7 @@ def _load_known(spec: str, architecture: str, pretrained: str | None) -> Clip:
     openai = bool(state and state.openai and not tag)
     if openai or tag.get("quick_gelu"):
         model["quick_gelu"] = True
-    module, tokenizer, notes = _assemble(spec, model, state, None)
+    module, tokenizer, notes = assemble(spec, model, state, None)
     asked = merge_preprocess_dict(PreprocessCfg(), tag)
     if not tag and not openai:  # OpenAI's preprocessing is the default
         overlay, assumed = preprocessing_without_tag(spec, architecture, file=bool(file))
@@ -120,7 +112,7 @@ def _load_folder(spec: str, folder: Path, repository: str) -> Clip:
     beside = None if repository else folder
     if repository and model["text_cfg"].get("hf_tokenizer_name") == repository:
         beside = checked_repository(spec, repository, folder.name)  # of the same commit
-    module, tokenizer, said = _assemble(spec, model, state, beside)
+    module, tokenizer, said = assemble(spec, model, state, beside)
     given = config.get("preprocess_cfg") or {}
     preprocess = _preprocess(spec, merge_preprocess_dict(PreprocessCfg(), given), module)
     notes = said + preprocessing_of_folder(spec, given, preprocess)
@@ -154,9 +146,8 @@ def _fetch_tag(spec: str, tag: dict[str, Any]) -> Path:
 
 def _weights_in(spec: str, folder: Path) -> Path:
     found = [folder / name for name in _WEIGHTS if (folder / name).exists()]
-    others = [
-        p for ending in ("safetensors", "bin", "pth", "pt") for p in folder.glob(f"*.{ending}")
-    ]
+    endings = ("safetensors", "bin", "pth", "pt")
+    others = [path for ending in endings for path in folder.glob(f"*.{ending}")]
     if found or len(others) == 1:
         return [*found, *others][0]
     raise InputError(
@@ -169,15 +160,14 @@ def _weights_in(spec: str, folder: Path) -> Path:
 def _check_config(spec: str, config: dict[str, Any]) -> None:
     """Refuse what open_clip would answer with a traceback, or would look for elsewhere."""
     model = config.get("model_cfg")
-    towers = (
-        [model.get(key) for key in ("vision_cfg", "text_cfg")] if isinstance(model, dict) else []
-    )
-    if len(towers) != 2 or not all(isinstance(tower, dict) for tower in towers):
+    given = model if isinstance(model, dict) else {}
+    vision, text = given.get("vision_cfg"), given.get("text_cfg")
+    preprocess = config.get("preprocess_cfg") or {}
+    if not (isinstance(vision, dict) and isinstance(text, dict) and isinstance(preprocess, dict)):
         raise InputError(
             f"'{spec}': {constants.HF_CONFIG_NAME} describes no model; expected model_cfg with "
-            "embed_dim, vision_cfg and text_cfg."
+            "embed_dim, vision_cfg and text_cfg, and preprocess_cfg beside it."
         )
-    vision, text = cast("list[dict[str, Any]]", towers)
     if not re.fullmatch(r"[\w.-]*", str(vision.get("timm_model_name") or "")):
         raise InputError(
             f"'{spec}' has the tower {vision['timm_model_name']!r}; expected one of timm's own "
@@ -200,128 +190,6 @@ def _read(spec: str, file: Path) -> State:
     if file.suffix in (".npz", ".npy"):  # of big_vision, which open_clip converts
         return State(file, {})
     return read_state(spec, file)
-
-
-def _assemble(
-    spec: str,
-    model: dict[str, Any],
-    state: State | None,
-    folder: Path | None,
-) -> tuple[Any, Tokenizer, tuple[str, ...]]:
-    """The model of a configuration with the weights of a file, or untrained from seed 0.
-
-    With its tokenizer, and notes on that; one of transformers comes from ``folder``, or else from
-    the repository that is named.
-    """
-    text = model["text_cfg"]
-    named, tower = text.get("hf_tokenizer_name"), text.get("hf_model_name")
-    try:
-        where = checked_repository(spec, tower) if tower else None
-        if where and state:
-            bound_layers(spec, read_json(spec, where / "config.json"), len(state.tensors))
-        files = (folder or checked_repository(spec, named)) if named else None
-        with quiet():
-            module = _filled(spec, partial(_build, model, where), state)
-            tokenizer = _tokenizer(text, files)
-    except InputError:
-        raise
-    except Exception as error:  # open_clip, timm, transformers and torch have no common base
-        if from_hub(error):
-            raise refusal(spec, error) from error
-        raise InputError(
-            f"'{spec}': its configuration makes no model of open_clip: {first_line(error)} Use the "
-            "configuration that was written with the weights."
-        ) from error
-    return module, *(lowered(spec, tokenizer, files) if files else (tokenizer, ()))
-
-
-def _build(model: dict[str, Any], text_folder: Path | None) -> nn.Module:
-    """An untrained model, as open_clip's ``create_model`` makes it, which takes names alone."""
-    given = deepcopy(model)
-    custom = given.pop("custom_text", False)
-    if given["vision_cfg"].get("timm_model_name"):
-        given["vision_cfg"]["timm_model_pretrained"] = False
-    if text_folder:
-        custom = True
-        given["text_cfg"] |= {"hf_model_name": str(text_folder), "hf_model_pretrained": False}
-    if not custom:
-        return cast("nn.Module", open_clip.CLIP(**given))
-    kind = open_clip.CoCa if "multimodal_cfg" in given else open_clip.CustomTextCLIP
-    return cast("nn.Module", kind(**given))
-
-
-def _filled(spec: str, build: Callable[[], nn.Module], state: State | None) -> nn.Module:
-    """A model with the weights of a file, each of them used; untrained from seed 0 without one.
-
-    It is made without memory first, so that sizes that the weights do not have cost nothing.
-    """
-    weights: Mapping[str, Tensor] = {}
-    if state and state.tensors:
-        with torch.device("meta"):
-            empty = build()
-        weights = _as_open_clip(empty, state.tensors)
-        wrong = misfits(empty.state_dict(), weights)
-        if wrong:
-            raise InputError(
-                f"'{spec}' could not be loaded: the weights do not fit the architecture ({wrong}). "
-                f"{_advice(spec, state)}"
-            )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = build()
-    if state and not state.tensors:
-        _fill_from_numpy(spec, module, state.path)
-    elif state:
-        module.load_state_dict(weights)
-    return module
-
-
-def _advice(spec: str, state: State) -> str:
-    if not state.is_tower:
-        return "Name the architecture that they were trained as; each must be used, and no other."
-    return (
-        f"{state.path} holds an image tower alone; name a model whose text tower goes with it, and "
-        f"put the tower in, for example {spec.partition(':')[0]}:openai+visual:{state.path}."
-    )
-
-
-def _as_open_clip(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under today's names: of Apple's MobileCLIP, and of older versions of open_clip."""
-    expected = module.state_dict()
-    parts = {key.partition(".")[0] for key in state}
-    if "image_encoder" in parts and parts <= {"image_encoder", "text_encoder", "logit_scale"}:
-        state = convert_state_dict(module, dict(state))
-    if "positional_embedding" in state and "positional_embedding" not in expected:
-        state = convert_to_custom_text_state_dict(dict(state))
-    scalars = ("logit_scale", "logit_bias")
-    return {
-        key: value.reshape(expected[key].shape)
-        if key in scalars and key in expected and value.numel() == expected[key].numel()
-        else value
-        for key, value in state.items()
-    }
-
-
-def _fill_from_numpy(spec: str, module: nn.Module, file: Path) -> None:
-    with np.load(file) as arrays:
-        names = [name for name in arrays.files if name.startswith("params/")] or arrays.files
-        held = sum(arrays[name].size for name in names)
-    own = sum(parameter.numel() for parameter in module.parameters())
-    if held != own:
-        raise InputError(
-            f"'{spec}' could not be loaded: {file} holds {held} numbers, but the architecture has "
-            f"{own}. Name the architecture that it was trained as."
-        )
-    open_clip.load_checkpoint(module, str(file))
-
-
-def _tokenizer(text: dict[str, Any], files: Path | None) -> Tokenizer:
-    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
-    if files is None:
-        return cast("Tokenizer", SimpleTokenizer(context_length=length, **options))
-    mode = text.get("tokenizer_mode")
-    made = HFTokenizer(str(files), length, tokenizer_mode=mode, trust_remote_code=False, **options)
-    return cast("Tokenizer", made)
 
 
 def _preprocess(spec: str, asked: dict[str, Any], module: nn.Module) -> Preprocess:

@@ -5,21 +5,21 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.hub import folder as hub_folder, quiet
-from mmtard_bench.models.clip import Clip, Preprocess
+from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.foreign import (
     TEXT_FILES,
     lowered,
     refuse_code,
     require_text_counts,
 )
+from mmtard_bench.models.image_processor import preprocess_of
 from mmtard_bench.models.weights import bound_layers, check_file, count_tensors, read_json
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 
 _SAFE, _PICKLED = "model*.safetensors", "pytorch_model*.bin"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
-_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of the filters that torch has too."""
-
-_ROUNDING = 3.0
-"""Levels of 255 that two ways to resize an 8-bit image may differ by: they round in between."""
 
 
 class _Vision(nn.Module):
@@ -140,8 +135,7 @@ def load_transformers(spec: str, where: str) -> Clip:
             model = _model(spec, library, folder, config, files)
             own = _tokenizer(spec, library, folder, config)
             processor = library.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-            preprocess = _preprocess(spec, processor)
-            _compare(spec, preprocess, processor)
+            preprocess = preprocess_of(spec, processor)
     except InputError:
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and torch: no common base
@@ -289,60 +283,6 @@ def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _
             "tokenizer there."
         )
     return tokenizer
-
-
-def _preprocess(spec: str, processor: Any) -> Preprocess:
-    """The image processor's rules: the shortest edge and a cut from the centre, or a squash."""
-    size, crop = _sides(processor.size), _sides(getattr(processor, "crop_size", None))
-    shortest = size.get("shortest_edge")
-    target = (shortest, shortest) if shortest else (size.get("height"), size.get("width"))
-    cut = (crop.get("height"), crop.get("width")) if processor.do_center_crop else target
-    scaled = processor.do_rescale and abs(processor.rescale_factor * 255 - 1) < 1e-6
-    plain = processor.do_resize and processor.do_normalize and scaled
-    if not plain or None in target or cut != target or processor.resample not in _FILTERS:
-        raise InputError(
-            f"'{spec}': the image processor resizes to {size} with filter {processor.resample} and "
-            f"cuts {crop if processor.do_center_crop else 'nothing'}; expected a resize by 2 "
-            "(bilinear) or 3 (bicubic) to the size of the cut, pixels divided by 255, and then "
-            "normalised."
-        )
-    try:
-        return Preprocess(
-            size=cast("tuple[int, int]", target),
-            mean=tuple(processor.image_mean),
-            std=tuple(processor.image_std),
-            interpolation=_FILTERS[int(processor.resample)],
-            resize_mode="shortest" if shortest else "squash",
-            crop="floor",
-        )
-    except InputError as error:
-        raise InputError(f"'{spec}': {error}") from error
-
-
-def _compare(spec: str, preprocess: Preprocess, processor: Any) -> None:
-    """Refuse an image processor that does anything else than ``preprocess``, on two pictures."""
-    height, width = preprocess.size
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((height + 3, width), (height * 3 // 2, width * 2)):
-        # Of little contrast, so that no kernel overshoots: where to saturate is a matter of taste.
-        coarse = 0.3 + 0.4 * torch.rand((1, 3, *(s // 4 for s in shape)), generator=generator)
-        images = (F.interpolate(coarse, shape, mode="bilinear") * 255).round()
-        theirs = processor(images=images[0].byte(), return_tensors="pt")["pixel_values"]
-        ours = preprocess.normalise(preprocess.resize(images / 255))
-        off = torch.tensor(255.0)
-        if ours.shape == theirs.shape:
-            off = ((ours - theirs) * ours.new_tensor(preprocess.std).view(1, 3, 1, 1)).abs().max()
-        if not off * 255 < _ROUNDING:
-            raise InputError(
-                f"'{spec}': the image processor {type(processor).__name__} gives other pixels for "
-                f"an image of {shape[0]} x {shape[1]} than its size, filter, cut, mean and "
-                "deviation say (it may pad, crop or scale by options of its own), so the model "
-                "would not see what it was trained on. Expected what CLIP's and SigLIP's do."
-            )
-
-
-def _sides(size: Any) -> dict[str, int]:
-    return {key: int(value) for key, value in dict(size or {}).items() if value is not None}
 
 
 def _warn_of_gelu(spec: str, where: str, config: Any) -> None:
