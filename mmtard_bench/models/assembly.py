@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.hub import from_hub, quiet, refusal
-from mmtard_bench.models.foreign import checked_repository, lowered
+from mmtard_bench.models.foreign import (
+    checked_repository,
+    checked_tokenizer,
+    last_added,
+    require_text_counts,
+)
 from mmtard_bench.models.towers import State
 from mmtard_bench.models.weights import bound_layers, misfits, read_json
 from mmtard_bench.types import Tokenizer
@@ -41,8 +46,14 @@ def assemble(
             bound_layers(spec, read_json(spec, where / "config.json"), len(state.tensors))
         files = (folder or checked_repository(spec, named)) if named else None
         with quiet():
-            module = _filled(spec, partial(_build, model, where), state)
+            module: Any = _filled(spec, partial(_build, model, where), state).eval()
             tokenizer = _tokenizer(text, files)
+            notes: tuple[str, ...] = ()
+            added = ""
+            if files:
+                added = last_added(cast("Any", tokenizer).tokenizer)
+                tokenizer, notes = checked_tokenizer(tokenizer, files, module.vocab_size, spec)
+            require_text_counts(spec, module, tokenizer, added)
     except InputError:
         raise
     except Exception as error:  # open_clip, timm, transformers and torch have no common base
@@ -52,7 +63,7 @@ def assemble(
             f"'{spec}': its configuration makes no model of open_clip: {first_line(error)} Use the "
             "configuration that was written with the weights."
         ) from error
-    return module, *(lowered(spec, tokenizer, files) if files else (tokenizer, ()))
+    return module, tokenizer, notes
 
 
 def _build(model: dict[str, Any], text_folder: Path | None) -> nn.Module:
@@ -99,9 +110,11 @@ def _filled(spec: str, build: Callable[[], nn.Module], state: State | None) -> n
 def _advice(spec: str, state: State) -> str:
     if not state.is_tower:
         return "Name the architecture that they were trained as; each must be used, and no other."
+    architecture = spec.partition(":")[0]
+    known = architecture if architecture in open_clip.list_models() else "ARCH"
     return (
         f"{state.path} holds an image tower alone; name a model whose text tower goes with it, and "
-        f"put the tower in, for example {spec.partition(':')[0]}:openai+visual:{state.path}."
+        f"put the tower in, for example {known}:openai+visual:{state.path}."
     )
 
 

@@ -4,17 +4,18 @@ Nothing in them may run code, name files elsewhere, or ask for a model without e
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import folder as hub_folder
-from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.weights import pairs, read_json
-from mmtard_bench.types import Tokenizer
+from mmtard_bench.types import ClipModel, Tokenizer
 
 TEXT_FILES = ("*.json", "*.txt", "*.model")
 """What of a repository configures a model or a tokenizer; never its code."""
@@ -68,33 +69,69 @@ def refuse_code(spec: str, folder: Path) -> None:
                 )
 
 
-def lowered(
-    spec: str, tokenizer: Callable[[Sequence[str]], Tensor], folder: Path
-) -> tuple[Tokenizer, tuple[str, ...]]:
-    """The tokenizer, on lower-cased texts where its folder says so and it does not; and a note.
+class CheckedTokenizer:
+    """A tokenizer from outside: texts -> tokens (N, L), int64, on lower-cased texts if ``lower``.
+
+    Raises InputError for a text with a token that the text tower, of ``vocabulary``, does not
+    know.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, *, lower: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self.vocabulary = vocabulary
+        self.lower = lower
+
+    def __call__(self, texts: Sequence[str], /) -> Tensor:
+        tokens = self._tokenizer([text.lower() for text in texts] if self.lower else list(texts))
+        unknown = (tokens >= self.vocabulary).any(dim=1)
+        if unknown.any():
+            index = int(unknown.int().argmax())
+            raise InputError(
+                f"The tokenizer gives {sorted(set(tokens[index].tolist()))} for {texts[index]!r}; "
+                f"the text tower knows tokens below {self.vocabulary}. Use the model's own "
+                "tokenizer."
+            )
+        return tokens
+
+
+def checked_tokenizer(
+    tokenizer: Tokenizer, folder: Path, vocabulary: int, spec: str
+) -> tuple[CheckedTokenizer, tuple[str, ...]]:
+    """The tokenizer of a folder, lower-casing where the folder says so and it does not; and a note.
 
     SigLIP 2 was trained on lower-cased texts; the class that transformers makes of its files
     does not read ``do_lower_case``.
     """
+    plain = CheckedTokenizer(tokenizer, vocabulary)
     file = folder / "tokenizer_config.json"
     says = file.is_file() and read_json(spec, file).get("do_lower_case") is True
     if not says or torch.equal(*(tokenizer([text]) for text in ("A Photo", "a photo"))):
-        return tokenizer, ()
+        return plain, ()
     note = "Texts are lower-cased, as do_lower_case in tokenizer_config.json says."
-    return lambda texts: tokenizer([text.lower() for text in texts]), (note,)
+    return CheckedTokenizer(tokenizer, vocabulary, lower=True), (note,)
 
 
-def require_text_counts(spec: str, clip: Clip, added: str = "") -> Clip:
-    """The model, if its text embeddings change with the last word. Raises InputError if not.
+def last_added(tokenizer: Any) -> str:
+    """The last plain token that was added to a tokenizer of transformers; "" if none was."""
+    special = set(tokenizer.all_special_tokens)
+    added = {text: i for text, i in tokenizer.get_added_vocab().items() if text not in special}
+    return max(added, key=added.__getitem__, default="")
+
+
+@torch.no_grad()
+def require_text_counts(
+    spec: str, module: ClipModel, tokenizer: Tokenizer, added: str = ""
+) -> None:
+    """Raise InputError unless text embeddings change with the last word.
 
     They do not where they are read before the end of the text: the end token is not the one that
     the text tower looks for. ``added`` is a token of the tokenizer that is tried too.
     """
     for start in ("a photo of a", *([f"a {added}"] if added else [])):
         texts = [f"{start} {word}" for word in _WORDS]
-        features = clip.text_features(texts, torch.device("cpu"))
+        tokens = tokenizer(texts)
+        features = F.normalize(module.encode_text(tokens).float(), dim=-1)
         if not (features - features[0]).abs().max() > _DIFFERENT:
-            tokens = clip.tokenizer(texts)
             equal = bool((tokens == tokens[0]).all())
             why = "tokens" if equal else "embedding, which is read before the end of the text"
             raise InputError(
@@ -103,4 +140,3 @@ def require_text_counts(spec: str, clip: Clip, added: str = "") -> Clip:
                 "text_config.eos_token_id in config.json must be the token that ends a text (an "
                 "old 2 stands for the largest token, which an added token is)."
             )
-    return clip

@@ -19,9 +19,9 @@ from mmtard_bench.models.transformers_clip import load_transformers
 _SCHEMES = ("hf-hub", "local-dir", "transformers")
 _FORMS = (
     "a registered name (mmtard-bench list models), ARCH:PRETRAINED (an open_clip tag, a weights "
-    "file, or 'random'), hf-hub:ORG/REPO[@REVISION], local-dir:PATH, transformers:ORG/REPO[@REVISION] or "
-    "transformers:PATH, or package.module:factory; +visual:FILE (another image tower) and "
-    "+lora:DIR (an adapter) may follow"
+    "file, or 'random'), hf-hub:ORG/REPO[@REVISION], local-dir:PATH, "
+    "transformers:ORG/REPO[@REVISION] or transformers:PATH, or package.module:factory; "
+    "+visual:FILE (another image tower) and +lora:DIR (an adapter) may follow"
 )
 
 

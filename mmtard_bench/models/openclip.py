@@ -25,7 +25,6 @@ from mmtard_bench.models.foreign import (
     LONGEST_TEXT,
     checked_repository,
     refuse_code,
-    require_text_counts,
 )
 from mmtard_bench.models.text_table import is_table_config, load_table_clip
 from mmtard_bench.models.towers import State, read_state, warn_of_gelu
@@ -89,8 +88,7 @@ def _load_known(spec: str, architecture: str, pretrained: str | None) -> Clip:
     preprocess = _preprocess(spec, asked, module)
     asked["size"] = getattr(module.visual, "image_size", asked["size"])
     config = {"model_cfg": model, "preprocess_cfg": asked}
-    clip = Clip(module, tokenizer, preprocess, spec, spec, config=config, notes=notes)
-    return require_text_counts(spec, clip)
+    return Clip(module, tokenizer, preprocess, spec, spec, config=config, notes=notes)
 
 
 def _load_folder(spec: str, folder: Path, repository: str) -> Clip:
@@ -118,8 +116,7 @@ def _load_folder(spec: str, folder: Path, repository: str) -> Clip:
     notes = said + preprocessing_of_folder(spec, given, preprocess)
     if "openai" in (repository or str(folder)).lower():
         warn_of_gelu(f"'{spec}'", module)
-    clip = Clip(module, tokenizer, preprocess, spec, spec, config=config, notes=notes)
-    return require_text_counts(spec, clip)
+    return Clip(module, tokenizer, preprocess, spec, spec, config=config, notes=notes)
 
 
 def _hub_folder(spec: str, where: str) -> Path:

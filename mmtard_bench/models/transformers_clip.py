@@ -15,7 +15,8 @@ from mmtard_bench.hub import folder as hub_folder, quiet
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.foreign import (
     TEXT_FILES,
-    lowered,
+    checked_tokenizer,
+    last_added,
     refuse_code,
     require_text_counts,
 )
@@ -77,43 +78,22 @@ class TransformersClip(nn.Module):
 
 
 class _Tokenizer:
-    """Texts -> (N, L), int64, cut or padded on the right to the length that the tower knows.
+    """Texts -> (N, L), int64, cut or padded on the right to the length that the tower knows."""
 
-    Raises InputError for a text with a token that the tower, of ``vocabulary``, does not know.
-    """
-
-    def __init__(self, tokenizer: Any, length: int, vocabulary: int) -> None:
-        self._tokenizer = tokenizer
-        self._tokenizer.padding_side = self._tokenizer.truncation_side = "right"
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self.tokenizer = tokenizer
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         self.length = length
-        self.vocabulary = vocabulary
 
     def __call__(self, texts: Sequence[str], /) -> Tensor:
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             list(texts),
             padding="max_length",
             truncation=True,
             max_length=self.length,
             return_tensors="pt",
         )
-        found = cast("Tensor", tokens["input_ids"])
-        for text, row in zip(texts, found, strict=True):
-            if row.max() >= self.vocabulary:
-                raise InputError(
-                    f"The tokenizer gives {sorted(set(row.tolist()))} for {text!r}; the text tower "
-                    f"knows tokens below {self.vocabulary}. Use the model's own tokenizer."
-                )
-        return found
-
-    @property
-    def added(self) -> str:
-        """The last token that was added to the vocabulary; "" if none was."""
-        added = self._tokenizer.get_added_vocab()
-        plain = {text: i for text, i in added.items() if text not in self._special()}
-        return max(plain, key=plain.__getitem__, default="")
-
-    def _special(self) -> set[str]:
-        return set(self._tokenizer.all_special_tokens)
+        return cast("Tensor", tokens["input_ids"])
 
 
 def load_transformers(spec: str, where: str) -> Clip:
@@ -144,9 +124,12 @@ def load_transformers(spec: str, where: str) -> Clip:
             "CLIP or SigLIP model, its tokenizer and its image processor wrote."
         ) from error
     _warn_of_gelu(spec, where, config)
-    tokenizer, notes = lowered(spec, own, folder)
-    clip = Clip(
-        TransformersClip(model),
+    module = TransformersClip(model).eval()
+    vocabulary = int(config.text_config.vocab_size)
+    tokenizer, notes = checked_tokenizer(own, folder, vocabulary, spec)
+    require_text_counts(spec, module, tokenizer, last_added(own.tokenizer))
+    return Clip(
+        module,
         tokenizer,
         preprocess,
         name=spec,
@@ -154,7 +137,6 @@ def load_transformers(spec: str, where: str) -> Clip:
         architecture=_decides(config),
         notes=notes,
     )
-    return require_text_counts(spec, clip, own.added)
 
 
 def _decides(config: Any) -> str:
@@ -270,7 +252,7 @@ def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _
     """The tokenizer, tried on a text: without its files the library would make up an empty one."""
     text = config.text_config
     own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = _Tokenizer(own, int(text.max_position_embeddings), int(text.vocab_size))
+    tokenizer = _Tokenizer(own, int(text.max_position_embeddings))
     tokens = tokenizer(["a photo"])
     # Old configurations say 2; then transformers reads CLIP's embedding at the largest token.
     ends = config.model_type != "clip" or text.eos_token_id == 2
