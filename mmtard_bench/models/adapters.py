@@ -132,29 +132,30 @@ def adapted(spec: str, module: nn.Module, adapter: Adapter) -> dict[str, Tensor]
     """
     state = module.state_dict()
     nearest = list(adapter.matrices)
-    tell = all(key.partition(".")[0] in _TOWERS for key in adapter.matrices)
-    fits: dict[str, dict[str, Tensor]] = {}
-    sure: dict[str, dict[str, Tensor]] = {}
+    tell = any(key.partition(".")[0] in _TOWERS for key in adapter.matrices)
+    # By the weights that would change, since two ways to name them may lead to one place.
+    fits: dict[frozenset[str], str] = {}
+    sure: dict[frozenset[str], dict[str, Tensor]] = {}
     for place, kinds, rename in _places(module):
         renamed = {rename(key): value for key, value in adapter.matrices.items()}
         strange = _strange(renamed, state)
         nearest = min(nearest, strange, key=len)
-        if not strange and all(renamed.keys() != other.keys() for other in fits.values()):
-            fits[place] = renamed
-            if adapter.base in kinds or (tell and place == _WHOLE):
-                sure[place] = renamed
-    if not sure and not adapter.base and fits.keys() == {"visual"}:
-        sure = fits
-    if len(sure) == 1:
+        if not strange:
+            keys = frozenset(renamed)
+            first = fits.setdefault(keys, place)
+            alone = first == "visual" and not adapter.base
+            if adapter.base in kinds or (tell and place == _WHOLE) or alone:
+                sure[keys] = renamed
+    if len(sure) == 1 and (adapter.base or tell or len(fits) == 1):
         (matrices,) = sure.values()
         return merge(spec, state, matrices, adapter.scale)
     what = f" of a {adapter.base}" if adapter.base else ""
     if fits:
         raise InputError(
-            f"'{spec}': the adapter{what} in {adapter.folder} would fit {' and '.join(fits)}, and "
-            f"its files do not say that it was made for one of them; expected a class of the model "
-            f"as base_model_class under auto_mapping in {CONFIG}, as peft writes it. Merge it with "
-            "peft, and give the merged weights."
+            f"'{spec}': the adapter{what} in {adapter.folder} would fit "
+            f"{' and '.join(fits.values())}, and its files do not say that it was made for one of "
+            "them; expected a class of the model as base_model_class under auto_mapping in "
+            f"{CONFIG}, as peft writes it. Merge it with peft, and give the merged weights."
         )
     raise InputError(
         f"'{spec}': the adapter{what} in {adapter.folder} fits no part of the model: "

@@ -277,8 +277,9 @@ def test_where_the_files_do_not_say_which_tower_an_adapter_is_refused(tmp_path, 
         mb.load_model(f"toy-vit-wide:random+lora:{tmp_path / 'a'}")
 
 
-def test_names_that_begin_with_a_tower_need_no_class(tmp_path):
-    expected = peft_adapter(tmp_path / "a", "", IMAGE_FC)
+@pytest.mark.parametrize("targets", [IMAGE_FC, FC])
+def test_names_that_begin_with_a_tower_need_no_class(tmp_path, targets):
+    expected = peft_adapter(tmp_path / "a", "", targets)
     for name in ("TheirWrapper", None):
         name_class(tmp_path / "a", name)
         assert_model(mb.load_model(f"toy-vit-wide:random+lora:{tmp_path / 'a'}"), expected)
