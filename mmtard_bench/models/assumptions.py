@@ -67,14 +67,16 @@ def preprocessing_without_tag(
         ((words, (rules, _)),) = found.items()
         why = f"that of all pretrained tags of {architecture}"
         return rules, (f"The preprocessing is assumed to be {why}: {words}.",)
-    others = [f"{', '.join(tags[:3])}: {words}" for words, (_, tags) in found.items()]
     why = (
-        f"as the tags of {architecture} differ ({'; '.join(others)})"
-        if others
+        f"as the tags of {architecture} differ"
+        if found
         else (f"as {architecture} has no pretrained tags")
     )
     note = f"The preprocessing is assumed to be open_clip's default, {_words(default)}, {why}."
-    return default, (assume(spec, f"{note} {_SAY_IT}") if file else note,)
+    if file:
+        others = [f"{', '.join(tags[:3])}: {words}" for words, (_, tags) in found.items()]
+        assume(spec, " ".join([note, *(f"{other}." for other in others), _SAY_IT]))
+    return default, (note,)
 
 
 def preprocessing_of_folder(spec: str, given: dict[str, Any], used: Preprocess) -> tuple[str, ...]:

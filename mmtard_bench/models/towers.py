@@ -134,8 +134,7 @@ def _full(held: object) -> bool:
 
 def _counts(key: str, value: Tensor) -> bool:
     """Whether these are the numbers 0, 1, ... that old transformers kept among the weights."""
-    numbers = torch.arange(value.numel(), dtype=value.dtype)
-    return key.endswith(".position_ids") and torch.equal(value.flatten(), numbers)
+    return key.endswith(".position_ids") and value.flatten().tolist() == [*range(value.numel())]
 
 
 def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -205,6 +205,15 @@ def _files(spec: str, folder: Path) -> list[Path]:
         )
     for file in files:
         check_file(spec, file)
+    named = read_json(spec, folder / "config.json").get("transformers_weights")
+    wanted = {named} if named else set()
+    for index in folder.glob(f"*{files[0].suffix}.index.json"):
+        wanted |= set(read_json(spec, index).get("weight_map", {}).values())
+    if not wanted <= {file.name for file in files}:
+        raise InputError(
+            f"'{spec}' could not be loaded: its files name other weights, "
+            f"{sorted(map(str, wanted))[:3]}; expected {_SAFE} or {_PICKLED} beside config.json."
+        )
     return files
 
 

@@ -61,7 +61,9 @@ def test_tags_that_differ_are_named_and_the_default_is_taken(checkpoint, tags):
     assert "one, two: mean (0.5, 0.5, 0.5)" in text
     assert "three: mean (0.5, 0.5, 0.5), deviation (0.5, 0.5, 0.5), bilinear, squash" in text
     assert "open_clip_config.json" in text
-    assert clip.notes[0] in text
+    (note,) = clip.notes
+    assert note in text
+    assert "as the tags of toy-rn differ" in note
 
 
 def test_an_architecture_without_tags(checkpoint):

@@ -225,6 +225,32 @@ def test_absurd_sizes_of_transformers(tmp_path, changes, words):
         mb.load_model(f"transformers:{tmp_path}")
 
 
+@pytest.mark.parametrize("how", ["index", "config"])
+def test_weights_elsewhere(tmp_path, how):
+    make(tmp_path / "m")
+    make(tmp_path / "other", hidden_act="gelu")
+    elsewhere = "../other/model.safetensors"
+    if how == "config":
+        rewrite("config.json", transformers_weights=elsewhere)(tmp_path / "m")
+    else:
+        names = load_file(tmp_path / "m" / "model.safetensors")
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, elsewhere)}
+        (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(mb.InputError, match=f"name other weights.*{elsewhere}"):
+        mb.load_model(f"transformers:{tmp_path / 'm'}")
+
+
+def test_weights_in_several_files(tmp_path):
+    model = make(tmp_path / "m")
+    model.save_pretrained(tmp_path / "parts", max_shard_size="40KB")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    for path in (tmp_path / "parts").glob("model*"):
+        (tmp_path / "m" / path.name).write_bytes(path.read_bytes())
+    assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 1
+    clip = mb.load_model(f"transformers:{tmp_path / 'm'}")
+    assert clip.module.visual.visual_projection.weight.equal(model.visual_projection.weight)
+
+
 @pytest.mark.parametrize(
     "place", ["toy-vit:{}", "toy-vit:random+visual:{}", "local-dir:", "transformers:", "+lora:"]
 )
