@@ -1,21 +1,46 @@
 """A CLIP-like model with what it takes to score it: tokenizer, preprocessing, digest."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, explain
 from mmtard_bench.models.answers import embeddings_of, require_log_scale, tokens_of
 from mmtard_bench.models.digest import checksum, model_digest
 from mmtard_bench.records import Name
-from mmtard_bench.strict import Text, checked
+from mmtard_bench.strict import Strict, Text, checked
 from mmtard_bench.types import ClipModel, Tokenizer
 
 Triple = tuple[float, float, float]
+
+LARGEST_SIDE = 4096
+"""Pixels along a side of a model's input: open_clip's largest is 1,024, and more is a mistake."""
+SMALLEST_DEVIATION = 1e-3
+"""1/255 turns [0, 1] into 0 .. 255; a smaller deviation blows float noise up to a signal."""
+
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(ge=SMALLEST_DEVIATION, le=1)]
+
+
+class PreprocessFacts(Strict):
+    """What a ``Preprocess`` may hold, in the fields that files state too; see there."""
+
+    size: Any  # narrowed where it is used: files may give one number for both sides
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+
+
+class _AllFacts(PreprocessFacts):
+    size: tuple[Side, Side]
+    crop: Literal["nearest", "floor"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +48,10 @@ class Preprocess:
     """How pixels in [0, 1] become the image tower's input, in differentiable operations.
 
     The same rules as open_clip's evaluation transform: resize ("shortest" side to the model's
-    size, then cut the centre; or "squash" both sides), then normalise by channel.
+    size, then cut the centre; or "squash" both sides), then normalise by channel. ``size`` is
+    (height, width) in pixels; ``mean`` and ``std`` are those of pixels in [0, 1]. ``crop`` says
+    where a centre between two pixels lies: at the "nearest" even offset (torchvision, so
+    open_clip) or at the lower one, "floor" (transformers). Raises InputError for anything else.
     """
 
     size: tuple[int, int]
@@ -31,24 +59,41 @@ class Preprocess:
     std: Triple
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash"] = "shortest"
+    crop: Literal["nearest", "floor"] = "nearest"
+
+    def __post_init__(self) -> None:
+        try:
+            _AllFacts(**{each.name: getattr(self, each.name) for each in fields(self)})
+        except ValidationError as error:
+            raise InputError(
+                f"This preprocessing cannot be right: {explain(error)} Expected size (height, "
+                "width), and three means and three deviations of pixels in [0, 1] as tuples: "
+                "divide those of pixels in 0 .. 255 by 255."
+            ) from error
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, 3, *size) in [0, 1]. The identity at the right size."""
         height, width = images.shape[-2:]
         if (height, width) == self.size:
             return images
-        target = self.size
-        if self.resize_mode == "shortest":
-            scale = max(self.size[0] / height, self.size[1] / width)
-            # Cut off, not rounded, as in torchvision; exact products may fall just short.
-            target = (int(height * scale + 1e-6), int(width * scale + 1e-6))
+        target = self.size if self.resize_mode == "squash" else self._covering(height, width)
         if (height, width) != target:
             images = F.interpolate(images, target, mode=self.interpolation, antialias=True)
-        top, left = (round((t - s) / 2) for t, s in zip(target, self.size, strict=True))
+        half = round if self.crop == "nearest" else int
+        top, left = (half((t - s) / 2) for t, s in zip(target, self.size, strict=True))
         images = images[..., top : top + self.size[0], left : left + self.size[1]]
         # Bicubic kernels overshoot; 8-bit image libraries saturate there, and so does this. The
         # gradient passes as if it did not: clamp's is zero at black and white, which would mask.
         return images + (images.clamp(0, 1) - images).detach()
+
+    def _covering(self, height: int, width: int) -> tuple[int, int]:
+        """The size to resize to before the cut: the smallest of this shape that covers ``size``."""
+        rows, columns = self.size
+        if rows == columns:  # the long side cut off, not rounded, as in torchvision
+            short = min(height, width)
+            return rows * height // short, rows * width // short
+        ratio = min(height / rows, width / columns)
+        return round(height / ratio), round(width / ratio)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the deviation of each channel."""
@@ -156,6 +201,8 @@ class Clip:
     def preprocessing(self) -> dict[str, Any]:
         """The preprocessing as plain values, for the record."""
         values = asdict(self.preprocess)
+        if values["crop"] == "nearest":  # as before there was a choice: records stay comparable
+            del values["crop"]
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     def to(self, device: torch.device) -> None:

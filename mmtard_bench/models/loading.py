@@ -23,9 +23,9 @@ from mmtard_bench.strict import Text, checked
 _SCHEMES = ("hf-hub", "local-dir", "transformers")
 _FORMS = (
     "a registered name (mmtard-bench list models), ARCH:PRETRAINED (an open_clip tag, a weights "
-    "file, or 'random'), hf-hub:ORG/REPO, local-dir:PATH, transformers:ORG/REPO[@REVISION] or "
-    "transformers:PATH, or package.module:factory; +visual:FILE (another image tower) and "
-    "+lora:DIR (an adapter) may follow"
+    "file, or 'random'), hf-hub:ORG/REPO[@REVISION], local-dir:PATH, "
+    "transformers:ORG/REPO[@REVISION] or transformers:PATH, or package.module:factory; "
+    "+visual:FILE (another image tower) and +lora:DIR (an adapter) may follow"
 )
 
 
@@ -37,16 +37,16 @@ def load_model(spec: Text | Path) -> Clip:
     taken as ``local-dir:PATH``.
 
     - BASE is a registered name; ``ARCH:TAG`` or ``ARCH:FILE`` (open_clip's architectures;
-      ``ARCH:random`` has untrained weights from seed 0); ``hf-hub:ORG/REPO`` or
-      ``local-dir:PATH`` (open_clip's layout); ``transformers:ORG/REPO[@REVISION]`` or
+      ``ARCH:random`` has untrained weights from seed 0); ``hf-hub:ORG/REPO[@REVISION]``
+      or ``local-dir:PATH`` (open_clip's layout); ``transformers:ORG/REPO[@REVISION]`` or
       ``transformers:PATH`` (CLIP and SigLIP, see ``load_transformers``); or
       ``package.module:factory``.
     - ``+visual:FILE`` puts another image tower in (see ``with_visual``).
-    - ``+lora:DIR`` merges a peft adapter into the image tower (see ``with_adapter``).
+    - ``+lora:DIR`` merges a peft adapter into the towers that it is of (see ``with_adapter``).
 
     Weights are read as safetensors or with ``weights_only=True``; only ``package.module:factory``
-    runs code, the user's own. QuickGELU is used where open_clip's tags or OpenAI's format say so,
-    and a warning is given where only a name does (see ``load_open_clip``). Raises InputError for
+    runs code, the user's own. What weights do not say (an activation, a preprocessing) is assumed,
+    with a warning, and ``Clip.notes`` say it (see ``load_open_clip``). Raises InputError for
     anything that cannot be loaded.
     """
     if isinstance(spec, Path):

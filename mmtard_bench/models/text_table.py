@@ -10,7 +10,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from open_clip.model import _build_vision_tower
@@ -18,15 +18,14 @@ from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, explain
-from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.weights import misfits, read_weights
+from mmtard_bench.models.clip import Clip, Preprocess, PreprocessFacts, Side
+from mmtard_bench.models.weights import bound_layers, misfits, read_config, read_weights
 from mmtard_bench.strict import Strict
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 
 Positive = Annotated[int, Field(ge=1)]
-Deviation = Annotated[float, Field(gt=0)]
 
 
 class TextTable:
@@ -95,14 +94,10 @@ class _ModelConfig(Strict):
         return value
 
 
-class _PreprocessConfig(Strict):
+class _PreprocessConfig(PreprocessFacts):
     """As open_clip's, with its defaults."""
 
-    mean: tuple[float, float, float]
-    std: tuple[Deviation, Deviation, Deviation]
-    size: Positive | tuple[Positive, Positive]
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize_mode: Literal["shortest", "squash"] = "shortest"
+    size: Side | tuple[Side, Side]
 
     def preprocess(self) -> Preprocess:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -128,6 +123,7 @@ def load_table_clip(folder: Path, name: str, source: str) -> Clip:
     """
     config = _read_config(name, folder / CONFIG)
     weights = read_weights(name, folder / WEIGHTS)
+    bound_layers(name, config.model_cfg.vision_cfg, len(weights))
     preprocess = config.preprocess_cfg.preprocess()
     module = _empty(name, config.model_cfg, preprocess.size)
     _fill(name, module, weights)
@@ -136,12 +132,7 @@ def load_table_clip(folder: Path, name: str, source: str) -> Clip:
 
 def _read_config(name: str, path: Path) -> _Config:
     try:
-        return _Config.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"'{name}': {path} cannot be read: {error.strerror}. Expected a folder with {CONFIG} "
-            f"and {WEIGHTS}, as it was written; copy it again."
-        ) from error
+        return _Config.model_validate_json(read_config(name, path))
     except ValidationError as error:
         raise InputError(
             f"'{name}': {path} is no configuration of a model with a text table: {explain(error)}"

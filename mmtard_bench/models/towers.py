@@ -2,24 +2,45 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.models.adapters import PREFIX, merge, merge_own, read_adapter
+from mmtard_bench.models.adapters import PREFIX, adapted, merge_own, read_adapter
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.weights import misfits, read_weights
+from mmtard_bench.models.weights import assume, misfits, named, read_weights
 
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 """What OpenAI's own state dicts hold beside the weights."""
 TECOA = "vision_encoder_state_dict"
 _WRAPPERS = (TECOA, "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.", PREFIX)
+HALF = 2**-10
+"""The relative rounding of float16: so far may weights that were saved in it be off."""
 _TOWERS = (("visual.",), ("vision_model.", "visual_projection."))
+
+
+@dataclass(frozen=True)
+class State:
+    """What a weights file holds: tensors by name, without wrappers and prefixes.
+
+    ``openai`` says whether it is in OpenAI's own format, ``tecoa`` whether it is in TeCoA's.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    openai: bool = False
+    tecoa: bool = False
+
+    @property
+    def is_tower(self) -> bool:
+        """Whether it is an image tower alone, of open_clip's layout."""
+        whole = any(not key.startswith("visual.") for key in self.tensors)
+        return self.tecoa or "conv1.weight" in self.tensors or not whole
 
 
 def with_visual(clip: Clip, path: Path, spec: str) -> Clip:
@@ -27,10 +48,13 @@ def with_visual(clip: Clip, path: Path, spec: str) -> Clip:
 
     ``path`` is safetensors, or what ``torch.save`` wrote. Recognised by its keys: a bare image
     tower (RobustVLM and MMT-ARD save ``model.visual.state_dict()``), one within a whole model
-    (``visual.``; its text tower is left out, the base's stays), under ``state_dict``, ``model``
-    or TeCoA's ``vision_encoder_state_dict``, behind ``module.`` (DataParallel), ``_orig_mod.``
+    (``visual.``; the base's text tower stays), under ``state_dict``, ``model`` or TeCoA's
+    ``vision_encoder_state_dict``, behind ``module.`` (DataParallel), ``_orig_mod.``
     (torch.compile) or ``model.``, and with MMT-ARD's LoRA layers (``merge_own``). Whatever its
     precision, the tower is float32.
+
+    What else a whole model holds is compared with the base's. If it differs, the numbers are not
+    those of the checkpoint: a warning is given, and a note of the model says so.
 
     The activation is that of the base, since weights do not tell. A warning is given where they
     come from OpenAI's models (by their format; TeCoA's and MMT-ARD's LoRA code know no others; or
@@ -40,63 +64,118 @@ def with_visual(clip: Clip, path: Path, spec: str) -> Clip:
     prompt, or does not fill the tower exactly.
     """
     visual = _tower(clip, spec)
-    raw = read_weights(spec, path)
-    state, openai = tower_state(spec, path, raw)
-    _fill(visual, state, spec, str(path))
-    if openai or "openai" in str(path).lower():
+    state = read_state(spec, path)
+    tower, rest = _split(state.tensors)
+    lora = any(".lora_" in key for key in tower)
+    notes = _unused(clip, spec, path, rest)
+    _fill(visual, merge_own(spec, tower), spec, str(path))
+    if state.openai or state.tecoa or lora or "openai" in str(path).lower():
         warn_of_gelu(f"'{spec}': {path}", visual)
-    return _changed(clip, spec)
+    return _changed(clip, spec, notes)
 
 
 def with_adapter(clip: Clip, folder: Path, spec: str) -> Clip:
-    """The model with a ``peft`` adapter of its image tower merged in: W + scale * B A.
+    """The model with a ``peft`` adapter merged in: W + scale * B A.
 
-    Our trainer writes such a directory with --adapter. The module changes in place. Raises
-    InputError for what cannot be read, or does not fit.
+    The adapter may be of the image tower, of the text tower or of both: see ``adapted``. Our
+    trainer writes such a directory with --adapter. The module changes in place. Raises InputError
+    for what cannot be read, does not fit, or fits more than one part of the model.
     """
-    visual = _tower(clip, spec)
-    matrices, scale = read_adapter(spec, folder)
-    _fill(visual, merge(spec, visual.state_dict(), matrices, scale), spec, str(folder))
+    _tower(clip, spec)
+    module = cast("nn.Module", clip.module)
+    module.load_state_dict(adapted(spec, module, read_adapter(spec, folder)))
     return _changed(clip, spec)
 
 
-def tower_state(spec: str, path: Path, raw: Any) -> tuple[dict[str, Tensor], bool]:
-    """The image tower in what a weights file holds, and whether it comes from OpenAI's models.
+def read_state(spec: str, path: Path) -> State:
+    """The state dict in a weights file, without wrappers and prefixes.
 
-    Raises InputError if there is none, or if a visual prompt was learned with it.
+    Weights that lie beside it (of an average, of another model) are named in a warning. Raises
+    InputError for what cannot be read, holds none, or has learned a visual prompt with it.
     """
+    raw = read_weights(spec, path)
     tecoa = isinstance(raw, dict) and TECOA in raw
     if tecoa:
         _refuse_prompts(spec, path, raw)
-    state = flat_state(spec, path, raw)
-    openai = state.keys() >= OPENAI_KEYS
+    state = raw
+    for key in _WRAPPERS:
+        if isinstance(raw, dict) and isinstance(raw.get(key), dict):
+            state = raw[key]
+            beside = [f"'{other}'" for other, held in raw.items() if other != key and _full(held)]
+            if beside:
+                assume(
+                    spec,
+                    f"{path.name} also holds weights under {', '.join(beside)}; those under "
+                    f"'{key}' are used.",
+                )
+            break
+    if not isinstance(state, dict) or not state or not all(_is_weight(*i) for i in state.items()):
+        held = ", ".join(f"'{k}'" for k in list(state)[:5]) if isinstance(state, dict) else None
+        raise InputError(
+            f"'{spec}': {path} holds no state dict but {held or type(state).__name__}; expected "
+            f"tensors by name, alone or under {', '.join(_WRAPPERS[:-1])} or {_WRAPPERS[-1]}."
+        )
+    tensors = {k: v for k, v in _without_prefixes(state).items() if not _counts(k, v)}
+    openai = tensors.keys() >= OPENAI_KEYS
+    if openai:
+        tensors = {key: value for key, value in tensors.items() if key not in OPENAI_KEYS}
+    return State(path, tensors, openai, tecoa)
+
+
+def _full(held: object) -> bool:
+    """Whether something is a state dict that is not empty."""
+    return (
+        isinstance(held, dict)
+        and bool(held)
+        and all(_is_weight(*item) for item in held.items())
+        and any(value.numel() for value in held.values())
+    )
+
+
+def _counts(key: str, value: Tensor) -> bool:
+    """Whether these are the numbers 0, 1, ... that old transformers kept among the weights."""
+    return key.endswith(".position_ids") and value.flatten().tolist() == [*range(value.numel())]
+
+
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The image tower in a state dict, under its own names, and all else."""
     for names in _TOWERS:
         part = {k: v for k, v in state.items() if k.startswith(names)}
         if part:
             # Within open_clip's models the tower is a module of its own, named visual.
             own = "visual." if names == ("visual.",) else ""
-            state = _without_prefixes({k.removeprefix(own): v for k, v in part.items()})
-            break
-    lora = any(".lora_" in key for key in state)
-    return merge_own(spec, state), openai or tecoa or lora
+            tower = _without_prefixes({k.removeprefix(own): v for k, v in part.items()})
+            return tower, {k: v for k, v in state.items() if k not in part}
+    return dict(state), {}
 
 
-def flat_state(spec: str, path: Path, raw: Any) -> dict[str, Tensor]:
-    """The state dict in what a weights file holds, without wrappers and prefixes.
+def _unused(clip: Clip, spec: str, path: Path, rest: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """What a checkpoint holds beside its image tower and the base does not have as it is."""
+    own = {_plain(k): v for k, v in cast("nn.Module", clip.module).state_dict().items()}
+    differ = [key for key, value in rest.items() if not _same(own.get(_plain(key)), value)]
+    if not differ:
+        return ()
+    note = (
+        f"{path.name} is more than an image tower, and the rest of it, which is not used, differs "
+        f"from what the model has ({named(differ)}). If the text tower was trained too, give the "
+        "whole checkpoint as a model of its own: ARCH:FILE, local-dir: or transformers:."
+    )
+    return (assume(spec, note),)
 
-    Raises InputError if there is none.
-    """
-    for key in _WRAPPERS:
-        if isinstance(raw, dict) and isinstance(raw.get(key), dict):
-            raw = raw[key]
-            break
-    if not isinstance(raw, dict) or not raw or not all(_is_weight(*item) for item in raw.items()):
-        held = ", ".join(f"'{k}'" for k in list(raw)[:5]) if isinstance(raw, dict) else None
-        raise InputError(
-            f"'{spec}': {path} holds no state dict but {held or type(raw).__name__}; expected "
-            f"tensors by name, alone or under {', '.join(_WRAPPERS[:-1])} or {_WRAPPERS[-1]}."
-        )
-    return _without_prefixes(raw)
+
+def _plain(key: str) -> str:
+    """A name in the text tower, which some layouts have in a module of its own."""
+    return key.removeprefix("text.")
+
+
+def _same(own: Tensor | None, given: Tensor) -> bool:
+    """Whether a checkpoint's tensor is the base's, but for half precision on the way."""
+    if own is None or own.numel() != given.numel():
+        return False
+    given = given.reshape(own.shape).to(own.device)
+    if given.dtype == torch.bfloat16:
+        own = own.to(torch.bfloat16)
+    return torch.allclose(own.float(), given.float(), rtol=HALF, atol=1e-6)
 
 
 def _is_weight(key: object, value: object) -> bool:
@@ -158,8 +237,8 @@ def _fill(visual: nn.Module, state: Mapping[str, Tensor], spec: str, source: str
     visual.load_state_dict(state)
 
 
-def _changed(clip: Clip, spec: str) -> Clip:
-    return replace(clip, name=spec, source=spec)
+def _changed(clip: Clip, spec: str, notes: tuple[str, ...] = ()) -> Clip:
+    return replace(clip, name=spec, source=spec, notes=clip.notes + notes)
 
 
 def warn_of_gelu(what: str, module: nn.Module) -> None:

@@ -5,24 +5,29 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.hub import folder as hub_folder, quiet
-from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.models.weights import check_file
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.foreign import (
+    TEXT_FILES,
+    checked_tokenizer,
+    last_added,
+    refuse_code,
+    require_text_counts,
+)
+from mmtard_bench.models.image_processor import preprocess_of
+from mmtard_bench.models.weights import bound_layers, check_file, count_tensors, read_json
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-_TEXT_FILES = ("*.json", "*.txt", "*.model")
 _SAFE, _PICKLED = "model*.safetensors", "pytorch_model*.bin"
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
-_FILTERS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of the filters that torch has too."""
 
 
 class _Vision(nn.Module):
@@ -76,12 +81,12 @@ class _Tokenizer:
     """Texts -> (N, L), int64, cut or padded on the right to the length that the tower knows."""
 
     def __init__(self, tokenizer: Any, length: int) -> None:
-        self._tokenizer = tokenizer
-        self._tokenizer.padding_side = self._tokenizer.truncation_side = "right"
+        self.tokenizer = tokenizer
+        self.tokenizer.padding_side = self.tokenizer.truncation_side = "right"
         self.length = length
 
     def __call__(self, texts: Sequence[str], /) -> Tensor:
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             list(texts),
             padding="max_length",
             truncation=True,
@@ -101,12 +106,16 @@ def load_transformers(spec: str, where: str) -> Clip:
     """
     library = _library(spec)
     folder = _folder(spec, where)
+    refuse_code(spec, folder)
+    files = _files(spec, folder)
+    bound_layers(spec, read_json(spec, folder / "config.json"), sum(map(count_tensors, files)))
     try:
         with _quiet(library):
             config = library.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            model = _model(spec, library, folder, config)
-            tokenizer = _tokenizer(spec, library, folder, config)
+            model = _model(spec, library, folder, config, files)
+            own = _tokenizer(spec, library, folder, config)
             processor = library.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+            preprocess = preprocess_of(spec, processor)
     except InputError:
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and torch: no common base
@@ -115,13 +124,18 @@ def load_transformers(spec: str, where: str) -> Clip:
             "CLIP or SigLIP model, its tokenizer and its image processor wrote."
         ) from error
     _warn_of_gelu(spec, where, config)
+    module = TransformersClip(model).eval()
+    vocabulary = int(config.text_config.vocab_size)
+    tokenizer, notes = checked_tokenizer(own, folder, vocabulary, spec)
+    require_text_counts(spec, module, tokenizer, last_added(own.tokenizer))
     return Clip(
-        TransformersClip(model),
+        module,
         tokenizer,
-        _preprocess(spec, processor),
+        preprocess,
         name=spec,
         source=spec,
         architecture=_decides(config),
+        notes=notes,
     )
 
 
@@ -175,13 +189,37 @@ def _folder(spec: str, where: str) -> Path:
             f"transformers:./{where} for the folder, or go to another directory."
         )
     repository, _, revision = where.partition("@")
-    folder = hub_folder(spec, repository, revision, (*_TEXT_FILES, _SAFE))
+    folder = hub_folder(spec, repository, revision, (*TEXT_FILES, _SAFE))
     if not any(folder.glob(_SAFE)):
-        folder = hub_folder(spec, repository, revision, (*_TEXT_FILES, _PICKLED))
+        folder = hub_folder(spec, repository, revision, (*TEXT_FILES, _PICKLED))
     return folder
 
 
-def _model(spec: str, library: "ModuleType", folder: Path, config: Any) -> Any:
+def _files(spec: str, folder: Path) -> list[Path]:
+    """The weights in a folder, as the library picks them, if they can be that."""
+    files = [*folder.glob(_SAFE)] or [*folder.glob(_PICKLED)]
+    if not files:
+        raise InputError(
+            f"'{spec}' could not be loaded: {folder} holds no {_SAFE} or {_PICKLED}; expected the "
+            "weights that save_pretrained wrote."
+        )
+    for file in files:
+        check_file(spec, file)
+    named = read_json(spec, folder / "config.json").get("transformers_weights")
+    wanted = {named} if named else set()
+    for index in folder.glob(f"*{files[0].suffix}.index.json"):
+        wanted |= set(read_json(spec, index).get("weight_map", {}).values())
+    if not wanted <= {file.name for file in files}:
+        raise InputError(
+            f"'{spec}' could not be loaded: its files name other weights, "
+            f"{sorted(map(str, wanted))[:3]}; expected {_SAFE} or {_PICKLED} beside config.json."
+        )
+    return files
+
+
+def _model(
+    spec: str, library: "ModuleType", folder: Path, config: Any, files: Sequence[Path]
+) -> Any:
     """The model, every weight of it from the files: the library would make up what is missing."""
     kinds = {"clip": library.CLIPModel, "siglip": library.SiglipModel}
     if config.model_type not in kinds:
@@ -189,9 +227,16 @@ def _model(spec: str, library: "ModuleType", folder: Path, config: Any) -> Any:
             f"'{spec}' is a model of the kind '{config.model_type}'; expected "
             f"{' or '.join(kinds)}, with both towers."
         )
-    for file in [*folder.glob(_SAFE), *folder.glob(_PICKLED)]:
-        check_file(spec, file)
-    model, found = kinds[config.model_type].from_pretrained(
+    kind = kinds[config.model_type]
+    with torch.device("meta"):  # without memory, which absurd sizes would take
+        needed = sum(weight.numel() for weight in kind(config).parameters())
+    held = sum(file.stat().st_size for file in files)
+    if needed > held:
+        raise InputError(
+            f"'{spec}' could not be loaded: config.json asks for a model of {needed} weights, but "
+            f"the files have {held} bytes. Use the files that were written together."
+        )
+    model, found = kind.from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,
@@ -229,39 +274,6 @@ def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _
             "tokenizer there."
         )
     return tokenizer
-
-
-def _preprocess(spec: str, processor: Any) -> Preprocess:
-    """The image processor's rules: the shortest edge and a cut from the centre, or a squash."""
-    size, crop = _sides(processor.size), _sides(getattr(processor, "crop_size", None))
-    shortest = size.get("shortest_edge")
-    target = (shortest, shortest) if shortest else (size.get("height"), size.get("width"))
-    cut = (crop.get("height"), crop.get("width")) if processor.do_center_crop else target
-    scaled = processor.do_rescale and abs(processor.rescale_factor * 255 - 1) < 1e-6
-    plain = processor.do_resize and processor.do_normalize and scaled
-    if not plain or None in target or cut != target or processor.resample not in _FILTERS:
-        raise InputError(
-            f"'{spec}': the image processor resizes to {size} with filter {processor.resample} and "
-            f"cuts {crop if processor.do_center_crop else 'nothing'}; expected a resize by 2 "
-            "(bilinear) or 3 (bicubic) to the size of the cut, pixels divided by 255, and then "
-            "normalised."
-        )
-    return Preprocess(
-        size=cast("tuple[int, int]", target),
-        mean=_triple(processor.image_mean),
-        std=_triple(processor.image_std),
-        interpolation=_FILTERS[int(processor.resample)],
-        resize_mode="shortest" if shortest else "squash",
-    )
-
-
-def _sides(size: Any) -> dict[str, int]:
-    return {key: int(value) for key, value in dict(size or {}).items() if value is not None}
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(v) for v in values)
-    return red, green, blue
 
 
 def _warn_of_gelu(spec: str, where: str, config: Any) -> None:

@@ -128,6 +128,11 @@ def adapter_files(
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "target_modules": TARGETS,
+        # As peft writes it: the names alone could be those of a text tower.
+        "auto_mapping": {
+            "base_model_class": type(visual).__name__,
+            "parent_library": type(visual).__module__,
+        },
     }
     return weights, config
 

@@ -217,5 +217,105 @@ def test_adapters_that_cannot_be_merged(tmp_path, change, words):
 
 def test_an_adapter_of_another_architecture(tmp_path):
     write_adapter(tmp_path / "adapter")
-    with pytest.raises(mb.InputError, match="does not fit the image tower"):
+    with pytest.raises(mb.InputError, match=r"of a VisionTransformer .* fits no part of the model"):
         mb.load_model(f"toy-rn:random+lora:{tmp_path / 'adapter'}")
+
+
+def peft_adapter(folder, root, targets, base="toy-vit-wide:random"):
+    """What peft writes for a module of a model, and that model with the adapter merged in."""
+    module = mb.load_model(base).module
+    part = module.get_submodule(root) if root else module
+    adapted = peft.get_peft_model(part, peft.LoraConfig(r=2, lora_alpha=3, target_modules=targets))
+    learn(adapted)
+    adapted.save_pretrained(folder)
+    adapted.merge_and_unload()
+    return module
+
+
+def assert_model(clip, expected):
+    for key, value in clip.module.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[key], msg=key)
+
+
+FC = ["c_fc", "c_proj"]
+IMAGE_FC, TEXT_FC = r"visual\..*c_fc", r"transformer\.resblocks\.\d+\.mlp\.c_fc"
+
+
+@pytest.mark.parametrize("base", ["toy-vit-wide:random", "toy-vit:random"])
+@pytest.mark.parametrize(
+    ("root", "targets", "towers"),
+    [
+        ("", FC, {"image", "text"}),
+        ("", TEXT_FC, {"text"}),
+        ("", IMAGE_FC, {"image"}),
+        ("visual", FC, {"image"}),
+    ],
+)
+def test_an_adapter_changes_the_towers_that_it_was_made_for(tmp_path, base, root, targets, towers):
+    expected = peft_adapter(tmp_path / "a", root, targets, base)
+    clip, plain = mb.load_model(f"{base}+lora:{tmp_path / 'a'}"), mb.load_model(base)
+    assert_model(clip, expected)
+    changed = {
+        "image" if key.startswith("visual.") else "text"
+        for key, value in clip.module.state_dict().items()
+        if not value.equal(plain.module.state_dict()[key])
+    }
+    assert changed == towers
+
+
+def name_class(folder, name):
+    mapping = {"base_model_class": name, "parent_library": "them"} if name else None
+    change_config(auto_mapping=mapping)(folder)
+
+
+@pytest.mark.parametrize("name", ["TheirWrapper", "Transformer", None])
+@pytest.mark.parametrize("root", ["visual", ""])
+def test_where_the_files_do_not_say_which_tower_an_adapter_is_refused(tmp_path, root, name):
+    peft_adapter(tmp_path / "a", root, TEXT_FC)
+    name_class(tmp_path / "a", name)
+    with pytest.raises(mb.InputError, match="would fit the whole model and visual"):
+        mb.load_model(f"toy-vit-wide:random+lora:{tmp_path / 'a'}")
+
+
+@pytest.mark.parametrize("targets", [IMAGE_FC, FC])
+def test_names_that_begin_with_a_tower_need_no_class(tmp_path, targets):
+    expected = peft_adapter(tmp_path / "a", "", targets)
+    for name in ("TheirWrapper", None):
+        name_class(tmp_path / "a", name)
+        assert_model(mb.load_model(f"toy-vit-wide:random+lora:{tmp_path / 'a'}"), expected)
+
+
+def test_an_adapter_without_a_class_is_of_the_image_tower_or_refused(tmp_path):
+    expected = peft_adapter(tmp_path / "image", "visual", TEXT_FC, "toy-vit:random")
+    name_class(tmp_path / "image", None)
+    assert_model(mb.load_model(f"toy-vit:random+lora:{tmp_path / 'image'}"), expected)
+    peft_adapter(tmp_path / "text", "", TEXT_FC, "toy-vit:random")
+    name_class(tmp_path / "text", None)
+    with pytest.raises(mb.InputError, match="would fit the whole model, and its files do not say"):
+        mb.load_model(f"toy-vit:random+lora:{tmp_path / 'text'}")
+
+
+@pytest.mark.parametrize("name", ["VisionTransformer", None])
+def test_an_image_towers_adapter_never_reaches_a_text_tower(tmp_path, name):
+    peft_adapter(tmp_path / "a", "visual", TEXT_FC)
+    name_class(tmp_path / "a", name)
+    with pytest.raises(mb.InputError, match="would fit the whole model"):
+        mb.load_model(f"toy-rn-wide:random+lora:{tmp_path / 'a'}")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bias": "lora_only"},
+        {"modules_to_save": ["proj"]},
+        {"lora_bias": True},
+        {"target_parameters": ["proj"]},
+        {"trainable_token_indices": [1]},
+        {"velora_config": {"scale": 1}},
+    ],
+)
+def test_what_does_more_than_plain_lora_is_refused(tmp_path, changes):
+    write_adapter(tmp_path / "adapter")
+    change_config(**changes)(tmp_path / "adapter")
+    with pytest.raises(mb.InputError, match=next(iter(changes))):
+        mb.load_model(f"{BASE}+lora:{tmp_path / 'adapter'}")

@@ -13,6 +13,9 @@ import mmtard_bench as mb
 from mmtard_bench.models import openclip
 from tests.models.conftest import trained, visual_of
 
+# Weights in files are of no tag, so their preprocessing is assumed: see test_assumptions.py.
+pytestmark = pytest.mark.filterwarnings("ignore:.*The preprocessing is assumed")
+
 
 def in_openais_format(state):
     """As OpenAI's archives name their weights, which are half precision: three sizes beside."""
@@ -31,12 +34,26 @@ def quiet(spec):
     """Load, where any warning is a failure."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*The preprocessing is assumed")
         return mb.load_model(spec)
+
+
+def assumed(spec, activation, hint=""):
+    """Load, where the activation is not known, and a warning and a note of the model say so."""
+    with pytest.warns(
+        UserWarning, match=f"assumed to be {activation}, that of toy-vit{hint}"
+    ) as said:
+        clip = mb.load_model(spec)
+    assert any(activation in note for note in clip.notes)
+    texts = [str(warning.message) for warning in said]
+    assert len(texts) == len(set(texts))
+    return clip
 
 
 def test_the_activation_changes_the_answers(tmp_path):
     torch.save(trained("toy-vit:random"), tmp_path / "w.pt")
-    plain, quick = (quiet(f"{a}:{tmp_path / 'w.pt'}") for a in ("toy-vit", "toy-vit-quickgelu"))
+    plain = assumed(f"toy-vit:{tmp_path / 'w.pt'}", "GELU")
+    quick = assumed(f"toy-vit-quickgelu:{tmp_path / 'w.pt'}", "QuickGELU")
     assert plain.module.visual.proj.equal(quick.module.visual.proj)
     assert (plain.image_features(images()) - quick.image_features(images())).abs().max() > 1e-4
     assert plain.digest != quick.digest
@@ -69,11 +86,10 @@ def test_a_file_whose_path_says_openai_is_a_warning_and_no_change(tmp_path):
     folder = tmp_path / "ViT_openai_imagenet" / "checkpoints"
     folder.mkdir(parents=True)
     torch.save(trained("toy-vit:random"), folder / "final.pt")
-    with pytest.warns(UserWarning, match=r"final\.pt seems to come from OpenAI's models"):
-        clip = mb.load_model(f"toy-vit:{folder / 'final.pt'}")
+    clip = assumed(f"toy-vit:{folder / 'final.pt'}", "GELU", hint="; it seems to come")
     assert not clip.config["model_cfg"].get("quick_gelu")
     assert type(clip.module.visual.transformer.resblocks[0].mlp.gelu).__name__ == "GELU"
-    quiet(f"toy-vit-quickgelu:{folder / 'final.pt'}")
+    assumed(f"toy-vit-quickgelu:{folder / 'final.pt'}", "QuickGELU")
 
 
 def test_a_tower_whose_path_says_openai_on_a_base_without_quick_gelu(tmp_path):
@@ -88,7 +104,8 @@ def test_a_tower_whose_path_says_openai_on_a_base_without_quick_gelu(tmp_path):
 
 
 def test_a_tower_in_openais_format_on_a_base_without_quick_gelu(tmp_path):
-    torch.save(in_openais_format(trained("toy-vit:random")), tmp_path / "w.pt")
+    base = mb.load_model("toy-vit:random").module.state_dict()
+    torch.save(in_openais_format(base), tmp_path / "w.pt")
     with pytest.warns(UserWarning, match=r"w\.pt seems to come from OpenAI's models"):
         mb.load_model(f"toy-vit:random+visual:{tmp_path / 'w.pt'}")
     quiet(f"toy-vit-quickgelu:random+visual:{tmp_path / 'w.pt'}")

@@ -172,7 +172,7 @@ def test_a_pointer_in_place_of_weights_is_a_sentence(tmp_path):
         ({"vision_cfg": {**VISION, "width": 10**9}}, "has the shape|makes no image tower"),
         ({"vision_cfg": {**VISION, "width": "8"}}, "makes no image tower"),
         ({"vision_cfg": {**VISION, "layers": [1, 1]}}, "makes no image tower"),
-        ({"vision_cfg": {**VISION, "layers": [1, 1, 1, 2]}}, "is missing.* and "),
+        ({"vision_cfg": {**VISION, "layers": [1, 1, 1, 2]}}, "are missing|more are missing"),
         ({"vision_cfg": {**VISION, "image_size": 64}}, "makes no image tower"),
         ({"vision_cfg": {**VISION, "colour": 1}}, "makes no image tower.*colour"),
         ({"vision_cfg": {**VIT, "output_tokens": True}}, "makes no image tower"),
@@ -214,7 +214,7 @@ def test_preprocessing_that_does_not_fit(tmp_path, changed, message):
         (lambda w: w.update(extra=torch.zeros(1)), "'extra' is unknown"),
         (lambda w: w.update(text_table=torch.zeros(4, 12)), "'text_table' has the shape"),
         (lambda w: w.update(logit_scale=torch.tensor(3)), "'logit_scale' is torch.int64"),
-        (lambda w: w.clear(), r"is missing;.* and \d+ more"),
+        (lambda w: w.clear(), "the weights have 0 tensors"),
     ],
 )
 def test_weights_that_do_not_fit(tmp_path, change, message):

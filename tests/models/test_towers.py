@@ -1,6 +1,7 @@
 """Checkpoints as people save them, put into a model with +visual:FILE."""
 
 import argparse
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import mmtard_bench as mb
 from mmtard_bench import registry
 from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.models.towers import with_visual
+from mmtard_bench.models.weights import misfits
 from tests.conftest import ToyClip, assert_sentence, wrap
 from tests.models.conftest import trained, visual_of
 from tests.test_bad_input import SUITE
@@ -53,6 +55,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*is more than an image tower")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_fills_the_image_tower_and_nothing_else(tmp_path, layout):
     state = trained("toy-vit-quickgelu:random")
@@ -121,7 +124,9 @@ def test_a_tower_that_does_not_fit(tmp_path, change, words):
 
 def test_another_architecture_names_what_misses_and_what_is_left(tmp_path):
     torch.save(visual_of(trained("toy-rn:random")), tmp_path / "w.pt")
-    with pytest.raises(mb.InputError, match=r"VisionTransformer.*is missing.*more like it.*unkn"):
+    with pytest.raises(
+        mb.InputError, match=r"VisionTransformer.*more are missing; .*more are unknown"
+    ):
         mb.load_model(f"toy-vit:random+visual:{tmp_path / 'w.pt'}")
 
 
@@ -189,6 +194,7 @@ def test_a_tower_alone_is_no_model(tmp_path):
             mb.load_model(f"toy-rn:{tmp_path / 'w.pt'}")
 
 
+@pytest.mark.filterwarnings("ignore:.*The preprocessing is assumed")
 def test_whole_models_from_wrapped_files(tmp_path):
     state = trained("toy-rn:random")
     for wrapped in ({"model": state}, {"state_dict": prefixed("module.", state)}):
@@ -252,3 +258,96 @@ def test_the_option_visual(here, tmp_path):
     assert mb.read_record(path).model.source == f"tiny-clip+visual:{tower}"
     two = here("run", "quick-v1", "--model", "a", "--model", "b", "--visual", tower)
     assert_sentence(two, "--visual", "one --model", "MODEL+visual:FILE")
+
+
+def said_of(spec):
+    """The model, and what was warned of while it was loaded."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        clip = mb.load_model(spec)
+    return clip, [str(warning.message) for warning in said]
+
+
+def whole(**changes):
+    """A model of which the image tower was trained, and a few tensors beside it."""
+    state = mb.load_model("toy-rn:random").module.state_dict()
+    return state | prefixed("visual.", visual_of(trained("toy-rn:random"))) | changes
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_whole_model_with_the_bases_text_tower(tmp_path, kind):
+    state = {k: v.to(kind) if v.is_floating_point() else v for k, v in whole().items()}
+    torch.save({"state_dict": state, "optimizer": {"state": {}, "step": 3}}, tmp_path / "w.pt")
+    clip, said = said_of(f"toy-rn:random+visual:{tmp_path / 'w.pt'}")
+    assert said == []
+    assert not any("image tower" in note for note in clip.notes)
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer.resblocks.0.mlp.c_fc.weight", "logit_scale", "text_projection"]
+)
+def test_what_else_was_trained_is_named(tmp_path, name):
+    torch.save(whole(**{name: whole()[name] + 0.01}), tmp_path / "w.pt")
+    clip, (text,) = said_of(f"toy-rn:random+visual:{tmp_path / 'w.pt'}")
+    assert f"('{name}')" in text
+    assert "not used" in text
+    assert clip.notes[-1] in text
+    before = mb.load_model("toy-rn:random").module.state_dict()
+    assert clip.module.state_dict()[name].equal(before[name])
+
+
+def test_tensors_that_the_base_does_not_have_are_named(tmp_path):
+    more = {"logit_bias": torch.tensor(-10.0), "head.weight": torch.zeros(3, 12)}
+    torch.save(whole(**more), tmp_path / "w.pt")
+    _, (text,) = said_of(f"toy-rn:random+visual:{tmp_path / 'w.pt'}")
+    assert "'logit_bias', 'head.weight'" in text
+
+
+@pytest.mark.parametrize("spec", ["toy-rn:{}", "toy-rn:random+visual:{}"])
+def test_weights_beside_weights_are_named(tmp_path, spec):
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict": whole(), "ema": whole(), "best": 0.5, "history": {}}, path)
+    _, said = said_of(spec.format(path))
+    assert "w.pt also holds weights under 'ema'; those under 'state_dict' are used." in said[0]
+
+
+def test_a_whole_model_on_a_shipped_base(tmp_path):
+    model = mb.load_model("tiny-clip").module.state_dict()
+    torch.save({**model, "text_projection": model["text_projection"] * 2}, tmp_path / "w.pt")
+    _, (text,) = said_of(f"tiny-clip+visual:{tmp_path / 'w.pt'}")
+    assert "('text_projection')" in text
+
+
+LAYOUTS_OF_FILES = {
+    "Lightning": (lambda s: {"state_dict": prefixed("clip_model.", s)}, "clip_model.*unknown"),
+    "tower": (lambda s: {k: v for k, v in s.items() if k[:7] == "visual."}, "'transformer.*alone"),
+    "no scale": (lambda s: {k: v for k, v in s.items() if k != "logit_scale"}, "'logit_scale' is"),
+    "one more": (lambda s: {**s, "extra.weight": torch.zeros(2)}, "'extra.weight' is unknown"),
+    "a bias": (lambda s: {**s, "logit_bias": torch.tensor(1.0)}, "'logit_bias' is unknown"),
+    "shape": (
+        lambda s: {**s, "text_projection": torch.zeros(3, 3)},
+        r"'text_projection' has .*3, 3",
+    ),
+    "positions": (lambda s: {**s, "positional_embedding": torch.zeros(50, 16)}, r"\(50, 16\)"),
+    "patches": (lambda s: {**s, "visual.positional_embedding": torch.zeros(50, 32)}, "50, 32"),
+    "kind": (lambda s: {**s, "text_projection": s["text_projection"].int()}, "is torch.int32"),
+    "transformers": (lambda s: prefixed("text_model.", s), "'text_model.*unknown"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_OF_FILES)
+def test_every_misfit_names_its_tensors(tmp_path, layout):
+    change, words = LAYOUTS_OF_FILES[layout]
+    torch.save(change(trained("toy-vit:random")), tmp_path / "w.pt")
+    with pytest.raises(mb.InputError, match=words):
+        mb.load_model(f"toy-vit:{tmp_path / 'w.pt'}")
+
+
+def test_misfits_name_each_part_and_count_the_rest():
+    expected = {f"{part}.{i}": torch.zeros(2) for part in "abcdef" for i in range(3)}
+    assert misfits(expected, expected) == ""
+    assert misfits(expected, {}) == "'a.0', 'b.0', 'c.0', 'd.0' and 14 more are missing"
+    given = {**expected, "a.0": torch.zeros(3), "b.1": torch.zeros(1, dtype=torch.int64)}
+    assert "'a.0' has the shape (3,), expected (2,); 'b.1' has the shape" in misfits(
+        expected, given
+    )

@@ -210,6 +210,7 @@ def test_half_precision_and_pickled_weights(tmp_path):
     assert all(v.equal(half[k].float()) for k, v in state.items())
 
 
+@pytest.mark.filterwarnings("ignore:.*w.pt is more than an image tower")
 def test_the_tower_can_be_replaced_and_attacked(tmp_path):
     make(tmp_path / "a")
     other = make(tmp_path / "b", hidden_act="gelu").state_dict()
@@ -277,7 +278,7 @@ def drop_weight(folder):
     ("change", "words"),
     [
         (lambda f: (f / "config.json").unlink(), "there is no .*config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "could not be loaded"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
         (lambda f: (f / "model.safetensors").unlink(), "could not be loaded"),
         (lambda f: (f / "model.safetensors").write_bytes(b"<!DOCTYPE html>"), "web page"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 99), "could not be loaded"),
@@ -292,6 +293,15 @@ def drop_weight(folder):
         (rewrite("preprocessor_config.json", size={"shortest_edge": 40}), "size of the cut"),
         (rewrite("preprocessor_config.json", rescale_factor=1), "divided by 255"),
         (rewrite("preprocessor_config.json", do_resize=False), "expected a resize"),
+        (rewrite("preprocessor_config.json", image_mean=[123.7, 116.3, 103.5]), "'mean.0'.*255"),
+        (rewrite("preprocessor_config.json", image_std=[0.2, 0, 0.2]), "'std.1'"),
+        (rewrite("preprocessor_config.json", image_std="a"), "'std.0'"),
+        (rewrite("preprocessor_config.json", do_center_crop=False), "gives other pixels"),
+        (
+            rewrite("preprocessor_config.json", do_pad=True, pad_size={"height": 40, "width": 40}),
+            "gives other pixels",
+        ),
+        (rewrite("preprocessor_config.json", do_convert_rgb=False, do_normalize=False), "resize"),
     ],
 )
 def test_folders_that_cannot_be_loaded(tmp_path, change, words):
@@ -307,7 +317,7 @@ def test_code_in_a_folder_is_not_run(tmp_path):
     rewrite("config.json", model_type="evil", auto_map={"AutoConfig": "modeling_evil.EvilConfig"})(
         tmp_path
     )
-    with pytest.raises(mb.InputError, match="could not be loaded"):
+    with pytest.raises(mb.InputError, match=r"config\.json asks for code .*auto_map"):
         mb.load_model(f"transformers:{tmp_path}")
 
 
@@ -360,3 +370,92 @@ def test_the_librarys_own_settings_stay(tmp_path):
     assert log.get_verbosity() == logging.INFO
     assert log.is_progress_bar_enabled()
     log.set_verbosity_warning()
+
+
+def add_token(folder, *tokens):
+    """As a fine-tuning that adds words does: the tokenizer and the table of embeddings grow."""
+    model = transformers.CLIPModel.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([*tokens])
+    model.text_model.resize_token_embeddings(len(tokenizer))
+    model.config.text_config.vocab_size = len(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_added_tokens_where_the_end_is_the_largest_token(tmp_path):
+    make(tmp_path)
+    add_token(tmp_path, "zorgblat")
+    clip = mb.load_model(f"transformers:{tmp_path}")  # the end is token 1, as config.json says
+    cat, dog = clip.text_features(["a zorgblat cat", "a zorgblat dog"], torch.device("cpu"))
+    assert (cat - dog).abs().max() > 1e-3
+    rewrite_text(eos_token_id=2)(tmp_path)
+    with pytest.raises(
+        mb.InputError, match=r"'a zorgblat cat' and .* same embedding.*eos_token_id"
+    ):
+        mb.load_model(f"transformers:{tmp_path}")
+
+
+def test_added_tokens_that_the_text_tower_does_not_know(tmp_path):
+    make(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens([f"zorg{i}blat" for i in range(20)])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(mb.InputError, match="for 'a zorg19blat cat'; the text tower knows"):
+        mb.load_model(f"transformers:{tmp_path}")
+
+
+def test_the_end_is_another_token_of_every_text(tmp_path):
+    """The start of a text is in every text too, and says nothing of it."""
+    make(tmp_path)
+    rewrite_text(eos_token_id=0)(tmp_path)
+    with pytest.raises(mb.InputError, match=r"'a photo of a cat' and .* have the same embedding"):
+        mb.load_model(f"transformers:{tmp_path}")
+
+
+@pytest.mark.parametrize("says", [True, False, None])
+def test_texts_are_lower_cased_where_the_tokenizers_configuration_says_so(tmp_path, says):
+    make(tmp_path, "siglip")
+    if says is not None:
+        rewrite("tokenizer_config.json", do_lower_case=says)(tmp_path)
+    clip = mb.load_model(f"transformers:{tmp_path}")
+    upper, lower = clip.tokenizer(["A cat", "a cat"])
+    assert torch.equal(upper, lower) == bool(says)
+    assert [note for note in clip.notes if "lower" in note] == [
+        "Texts are lower-cased, as do_lower_case in tokenizer_config.json says."
+    ] * bool(says)
+
+
+def test_a_tokenizer_that_lower_cases_by_itself_needs_no_note(tmp_path):
+    make(tmp_path)
+    rewrite("tokenizer_config.json", do_lower_case=True)(tmp_path)
+    assert mb.load_model(f"transformers:{tmp_path}").notes == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], r".*vision.*q_proj", r".*text.*fc1"])
+def test_a_peft_adapter_of_both_towers(tmp_path, targets):
+    peft = pytest.importorskip("peft")
+    model = make(tmp_path / "m")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if ".lora_" in name:
+                weight.add_(0.2 * torch.randn(weight.shape))
+    adapted.save_pretrained(tmp_path / "a")
+    clip = mb.load_model(f"transformers:{tmp_path / 'm'}+lora:{tmp_path / 'a'}")
+    expected = adapted.merge_and_unload().state_dict()
+    for key, value in clip.module.state_dict().items():
+        own = key.removeprefix("visual.").removeprefix("text.")
+        torch.testing.assert_close(value, expected[own], msg=key)
+
+
+def test_a_whole_model_as_a_tower_names_what_is_not_used(tmp_path):
+    state = make(tmp_path).state_dict()
+    ids = {"text_model.embeddings.position_ids": torch.arange(LENGTH)[None]}
+    spec = f"transformers:{tmp_path}+visual:{tmp_path / 'w.pt'}"
+    torch.save(state | ids, tmp_path / "w.pt")
+    assert mb.load_model(spec).notes == ()
+    torch.save({**state, "text_projection.weight": torch.zeros(20, 24)}, tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match=r"is not used, differs .*\('text_projection.weight'\)"):
+        assert "text_projection" in mb.load_model(spec).notes[0]
