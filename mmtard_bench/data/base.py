@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +83,12 @@ def sample_ids(count: int, names: Iterable[str] | None) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         ids.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return ids
+
+
+def few(names: Iterable[str]) -> str:
+    """The first of some names, for a message."""
+    first = list(islice(names, 6))
+    return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
 
 
 def split_captions(text: str) -> tuple[str, ...]:

@@ -140,7 +140,10 @@ def open_repository(task: Task, repository: str, commit: str) -> CaptionedDatase
     except (OSError, ValidationError):
         found = _look_up(task, repository, commit)
         if not isinstance(found, Index):
-            return as_dataset(task, found, f"{repository}@{commit}")
+            # Of a folder of images, the table has the paths in the caches.
+            named = found.info.builder_name == "imagefolder"
+            caches = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE) if named else ()
+            return as_dataset(task, found, f"{repository}@{commit}", roots=caches)
         index = found
         write_atomically(place, index.model_dump_json())
     return ShardedDataset(task, repository, commit, index)

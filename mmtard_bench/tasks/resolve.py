@@ -18,6 +18,7 @@ from mmtard_bench.data.base import (
     Manifest,
     Pixels,
     draw_manifest,
+    few,
     sample_list,
 )
 from mmtard_bench.data.workers import in_order, worker_count
@@ -129,7 +130,7 @@ class TaskData:
         shapes, damaged = findings.shapes, findings.damaged
         if damaged:
             named = [self.manifest.ids[row] for row in damaged]
-            others = f" ({len(named)} of {len(self.labels)} images are damaged: {_few(named)}.)"
+            others = f" ({len(named)} of {len(self.labels)} images are damaged: {few(named)}.)"
             raise DamagedImageError(
                 f"{next(iter(damaged.values()))}{others if len(named) > 1 else ''} Get the data "
                 "again, or leave such samples out: skip_damaged = true in the suite."
@@ -185,10 +186,6 @@ class _Kept:
         if self.bytes + image.nbytes <= KEPT and row not in self.images:
             self.images[row] = image
             self.bytes += image.nbytes
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def load_task(task: Task, *, n: int | None, seed: int, skip_damaged: bool = False) -> TaskData:
