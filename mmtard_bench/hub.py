@@ -106,6 +106,13 @@ def look(spec: str, repository: str, file: str, commit: str, work: Callable[[Bin
     return run(spec, read)
 
 
+def file_names(spec: str, repository: str, commit: str) -> list[str]:
+    """All files of a data set's repository, as the hub lists them. Raises InputError."""
+    root = f"datasets/{repository}@{commit}/"
+    files = HfFileSystem(endpoint=constants.ENDPOINT)
+    return [name.removeprefix(root) for name in run(spec, lambda: files.find(root))]
+
+
 def cached_files(repository: str, kind: Kind = "dataset") -> set[Path]:
     """All that the cache holds of a repository."""
     return {path for path in _snapshot(repository, "", kind).rglob("*") if path.is_file()}

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -55,11 +55,21 @@ class CaptionedDataset(Dataset, Protocol):
 
 
 class LazyLabels(Sequence[int]):
-    """``count`` labels by position, looked up when they are asked for."""
+    """``count`` labels by position, looked up when they are asked for.
 
-    def __init__(self, count: int, label: Callable[[int], int]) -> None:
+    ``known`` gives the ids and labels that came along so far: of all samples of a file that was
+    opened for one of them.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        label: Callable[[int], int],
+        known: Callable[[], Iterator[tuple[str, int]]],
+    ) -> None:
         self._places = range(count)
         self._label = label
+        self.known = known
 
     def __len__(self) -> int:
         return len(self._places)
