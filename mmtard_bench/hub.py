@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 _LISTENERS: list[Callable[[str], None]] = []
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def resolve_commit(spec: str, repository: str, revision: str, *, kind: Kind = "dataset") -> str:
@@ -105,6 +106,13 @@ def look(spec: str, repository: str, file: str, commit: str, work: Callable[[Bin
 
     _tell(f"{repository}: reading in {file}")
     return run(spec, read)
+
+
+def file_names(spec: str, repository: str, commit: str) -> list[str]:
+    """All files of a data set's repository, as the hub lists them. Raises InputError."""
+    root = f"datasets/{repository}@{commit}/"
+    files = HfFileSystem(endpoint=constants.ENDPOINT)
+    return [name.removeprefix(root) for name in run(spec, lambda: files.find(root))]
 
 
 def cached_files(repository: str, kind: Kind = "dataset") -> set[Path]:
@@ -227,16 +235,28 @@ def run(spec: str, work: Callable[[], T]) -> T:
 
 def refusal(spec: str, error: BaseException) -> InputError:
     """The error for something with the hub that failed: what happened, and what to do."""
-    chain = list(_causes(error))
-    kind = StorageError if _full_disk(chain) else InputError
-    return kind(f"{spec}: {_explain(chain)}")
+    unwritten = cache_failure(spec, constants.HF_HUB_CACHE, error)
+    return unwritten or InputError(f"{spec}: {_explain(list(_causes(error)))}")
+
+
+def cache_failure(spec: str, cache: str | Path, error: BaseException) -> StorageError | None:
+    """The error for a library that could not write to its cache; None if it failed otherwise."""
+    full = _full_disk(_causes(error), Path(cache))
+    if full is None:
+        return None
+    return StorageError(
+        f"{spec}: the cache {cache} could not be written: {full.strerror or full}. What is "
+        "whole in it is kept; free space, or set HF_HOME to a folder on a larger disk that you "
+        "may write to, and run the same command again."
+    )
 
 
 def from_hub(error: BaseException) -> bool:
     """Whether an error of some library is, at bottom, a download that failed."""
     chain = list(_causes(error))
     kinds = (HfHubHTTPError, LocalEntryNotFoundError, EntryNotFoundError, ConnectionError)
-    return _full_disk(chain) is not None or any(isinstance(cause, kinds) for cause in chain)
+    full = _full_disk(chain, Path(constants.HF_HUB_CACHE))
+    return full is not None or any(isinstance(cause, kinds) for cause in chain)
 
 
 class _RateLimitError(Exception):
@@ -271,8 +291,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _full_disk(chain: list[BaseException]) -> OSError | None:
-    return next((e for e in chain if isinstance(e, OSError) and e.errno in _FULL), None)
+def _full_disk(chain: Iterable[BaseException], cache: Path) -> OSError | None:
+    """The error in a chain that a cache cannot be written, if there is one."""
+    for error in chain:
+        if isinstance(error, OSError):
+            inside = error.filename is not None and cache in Path(str(error.filename)).parents
+            denied = inside and error.errno in _DENIED
+            # ``datasets`` looks for space first, and says so in words alone.
+            if denied or error.errno in _FULL or "Not enough disk space" in str(error):
+                return error
+    return None
 
 
 def _explain(chain: list[BaseException]) -> str:
@@ -283,13 +311,6 @@ def _explain(chain: list[BaseException]) -> str:
     def any_is(*kinds: type[BaseException]) -> bool:
         return any(isinstance(error, kinds) for error in chain)
 
-    full = _full_disk(chain)
-    if full is not None:
-        return (
-            f"the cache {constants.HF_HUB_CACHE} could not be written: {full.strerror}. What is "
-            "whole in it is kept; free space, or set HF_HOME to a folder on a larger disk, and "
-            "run the same command again."
-        )
     if any_is(_RateLimitError):
         return (
             f"the hub limits the rate of requests ({first}). Wait, or log in with `hf auth login` "

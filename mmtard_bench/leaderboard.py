@@ -48,7 +48,7 @@ def render(board: Board, beside: Collection[str] = ()) -> str:
 
 def _section(suite: SuiteStandings, beside: Collection[str]) -> str:
     parts = [
-        f"## {escape(suite.name)}",
+        f"## {escape(suite.title)}",
         escape(suite.about),
         _overview(suite),
         f"![clean against robust accuracy]({suite.plot})" if suite.plot in beside else "",

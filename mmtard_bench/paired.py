@@ -23,6 +23,7 @@ LEVEL = 0.05
 Floats = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 Key = TypeVar("Key", bound=Hashable)
+T = TypeVar("T")
 
 
 def mcnemar(only_a: ArrayLike, only_b: ArrayLike) -> Floats:
@@ -71,6 +72,26 @@ def difference_interval(
     down, up = b - low_b, high_a - a
     high = a - b + np.sqrt(np.maximum(down**2 - 2 * phi * down * up + up**2, 0))
     return np.maximum(low, -1), np.minimum(high, 1)
+
+
+def comparable(
+    items: Iterable[tuple[Mapping[str, str], T]],
+) -> list[tuple[dict[str, str], list[T]]]:
+    """Group things so that in a group each task is on one revision of its data.
+
+    Each comes with its revisions by task, and joins the first group that it fits. Groups come with
+    theirs. One sample id of two revisions may be two images, so it is never paired.
+    """
+    groups: list[tuple[dict[str, str], list[T]]] = []
+    for revisions, item in items:
+        for known, members in groups:
+            if all(known.get(task, revision) == revision for task, revision in revisions.items()):
+                known.update(revisions)
+                members.append(item)
+                break
+        else:
+            groups.append((dict(revisions), [item]))
+    return groups
 
 
 class Pairs(NamedTuple):

@@ -22,9 +22,16 @@ from mmtard_bench.entries.card import Card
 from mmtard_bench.entries.checked import Verification
 from mmtard_bench.lowered import Credit, lowered
 from mmtard_bench.markdown import slug
-from mmtard_bench.paired import all_pairs
+from mmtard_bench.paired import all_pairs, comparable
 from mmtard_bench.recall import Recalls
-from mmtard_bench.records import FAST_CODE, Record, SuiteFacts, oldest_first, wilson
+from mmtard_bench.records import (
+    FAST_CODE,
+    Record,
+    SuiteFacts,
+    digest_of,
+    oldest_first,
+    wilson,
+)
 from mmtard_bench.shipped import suite_folder
 from mmtard_bench.summary import Accuracy, WorstCase, is_complete, worst_cases
 
@@ -90,6 +97,9 @@ class Row:
 class SuiteStandings:
     """A suite with its rows, best first. ``n`` is the most samples that a record has.
 
+    All rows are on the same data. Where there are results on other data as well, each has
+    standings of its own: ``data`` tells them apart, and ``revisions`` has the tasks that differ.
+
     By task, ``threats`` are the names of its threat models in the order of radii, and ``joint``
     the balls whose worst case is not just the column of one threat model. Rows are ordered, and
     have places, by the worst case in the ball ``deciding``.
@@ -107,15 +117,26 @@ class SuiteStandings:
     threats: Mapping[str, Sequence[str]]
     joint: Mapping[str, Sequence[str]]
     rows: tuple[Row, ...]
+    data: str
+    revisions: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """Its name, and which data it is on where there are several."""
+        return f"{self.name} on data {self.data}" if self.data else self.name
 
     @property
     def about(self) -> str:
-        """Protocol, tasks, samples and seeds, in a sentence."""
+        """Protocol, tasks, samples and seeds, and the data where there are several."""
         count, seeds = len(self.tasks), ", ".join(map(str, self.seeds))
-        return (
+        said = (
             f"Protocol {self.protocol or 'of its own'}; {count} task{'s' * (count > 1)}, "
             f"{self.n} samples each, seed {seeds}."
         )
+        if not self.data:
+            return said
+        on = ", ".join(f"{task} of revision {self.revisions[task]}" for task in self.revisions)
+        return f"{said} The data are {on}; results on other data are not compared with these."
 
     @property
     def average(self) -> str:
@@ -125,14 +146,18 @@ class SuiteStandings:
     @property
     def plot(self) -> str:
         """The name of the file with its plot, if it has one."""
-        return f"{slug(self.name)}-scatter.svg"
+        return f"{slug(self.title)}-scatter.svg"
 
 
 @dataclass(frozen=True)
 class _Raw:
-    """What a row is made from: a record a place, and the worst cases with what fell since."""
+    """What a row is made from: a record a place, and the worst cases with what fell since.
+
+    ``revisions`` are those of the tasks' data.
+    """
 
     records: tuple[Record, ...]
+    revisions: Mapping[str, str]
     worst: Sequence[WorstCase]
     complete: bool
     card: Card | None = None
@@ -141,7 +166,10 @@ class _Raw:
 
 
 def standings(board: Board) -> list[SuiteStandings]:
-    """Every suite of a leaderboard, by name; of two digests of one name each is a suite."""
+    """Every suite of a leaderboard, by name; of two digests of one name each is a suite.
+
+    Models that were scored on different data are in different standings.
+    """
     suites: dict[tuple[str, str], list[_Raw]] = defaultdict(list)
     for entry in board.entries:
         for run in entry.runs:
@@ -154,7 +182,8 @@ def standings(board: Board) -> list[SuiteStandings]:
                 suites[suite.name, suite.digest].append(found)
     for suite, raw in _grouped(board.loose):
         suites[suite.name, suite.digest].append(raw)
-    return [_suite(rows) for _, rows in sorted(suites.items(), key=lambda item: item[0])]
+    ordered = sorted(suites.items(), key=lambda item: item[0])
+    return [suite for _, rows in ordered for suite in _by_data(rows)]
 
 
 def mean_accuracy(shares: Sequence[float], sizes: Sequence[int]) -> Accuracy:
@@ -175,16 +204,44 @@ def mean_accuracy(shares: Sequence[float], sizes: Sequence[int]) -> Accuracy:
 
 def _grouped(records: Iterable[Record]) -> Iterable[tuple[SuiteFacts, _Raw]]:
     """Records by suite and model."""
-    models: dict[tuple[str, ...], dict[tuple[str, str], Record]] = defaultdict(dict)
-    # Of two records for one place the newer one counts.
+    models: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in oldest_first(records):
         if record.suite is not None:
             row = (record.suite.name, record.suite.digest, record.model.name, record.model.digest)
-            models[row][record.task.name, record.threat.name] = record
-    for places in models.values():
-        found = tuple(places[place] for place in sorted(places))
-        assert found[0].suite is not None
-        yield found[0].suite, _Raw(found, worst_cases(found), is_complete(found))
+            models[row].append(record)
+    for own in models.values():
+        suite = own[0].suite
+        assert suite is not None
+        # Of two records for one place the newer one counts.
+        for revisions, group in comparable(
+            ({r.task.name: r.task.revision}, r) for r in reversed(own)
+        ):
+            places: dict[tuple[str, str], Record] = {}
+            for record in group:
+                places.setdefault((record.task.name, record.threat.name), record)
+            found = tuple(places[place] for place in sorted(places))
+            yield suite, _Raw(found, revisions, worst_cases(found), is_complete(found))
+
+
+def _by_data(raws: Iterable[_Raw]) -> list[SuiteStandings]:
+    """The standings of a suite, on the newest data first."""
+    ordered = sorted(raws, key=lambda raw: (len(raw.revisions), newest(raw.records)), reverse=True)
+    groups = comparable((raw.revisions, raw) for raw in ordered)
+    if len(groups) == 1:
+        return [_suite(groups[0][1])]
+    differ = [
+        task
+        for task in sorted({task for known, _ in groups for task in known})
+        if len({known[task] for known, _ in groups if task in known}) > 1
+    ]
+    return [
+        replace(
+            _suite(members),
+            data=digest_of(known)[:8],
+            revisions={task: known[task] for task in differ if task in known},
+        )
+        for known, members in groups
+    ]
 
 
 def _suite(raws: list[_Raw]) -> SuiteStandings:
@@ -213,6 +270,8 @@ def _suite(raws: list[_Raw]) -> SuiteStandings:
         joint={task: _joint(raws, task, balls) for task in tasks},
         deciding=deciding,
         rows=tuple(_never_better_below(rows)),
+        data="",
+        revisions={},
     )
 
 

@@ -60,14 +60,17 @@ def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
     """Per-sample AND over the threat models of one task and ball.
 
     A failed record makes its worst case unknown, so it is left out. Raises InputError if records
-    of one task do not hold the same samples.
+    of one task do not hold the same samples of one revision of the data.
     """
     found = []
     for (task, ball), group in by_ball(records).items():
         if any(record.status != "ok" for record in group):
             continue
-        if len({record.sample_ids_digest for record in group}) != 1:
-            raise InputError(f"The records of {task} do not hold the same samples.")
+        if len({(record.task.revision, record.sample_ids_digest) for record in group}) != 1:
+            raise InputError(
+                f"The records of {task} do not hold the same samples of the same data. Run the "
+                "suite again, so that all of them are on the data as they are now."
+            )
         stands = {
             samples[0].id: all(sample.robust for sample in samples)
             for samples in zip(*(record.samples for record in group), strict=True)

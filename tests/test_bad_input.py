@@ -11,6 +11,7 @@ import pickle
 import resource
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -270,7 +271,7 @@ GOOD = [rgb(i) for i in range(4)]
         ([*GOOD[:3], b"no image"], ["damaged or no image"]),
         ([*GOOD[:3], rgb(9, mode="L")], ["grey", "convert_rgb"]),
         ([*GOOD[:3], rgb(9, mode="RGBA")], ["RGBA", "convert_rgb"]),
-        ([*GOOD[:3], deep()], ["16-bit", "convert_rgb"]),
+        ([*GOOD[:3], deep()], ["16-bit", "Scale it to 8 bits"]),
         ([*GOOD[:3], rgb(9, (40, 32))], ["mixes image sizes", "40x32", "'model'"]),
     ],
     ids=["truncated", "text", "grey", "rgba", "16-bit", "mixed sizes"],
@@ -287,8 +288,11 @@ def test_images_of_other_kinds_are_converted_on_request(here, mine, tmp_path):
     images = [rgb(1), rgb(2, mode="L"), rgb(3, mode="RGBA"), rgb(4, (40, 36))]
     data = parquet(tmp_path / "d.parquet", images, [0, 1, 0, 1], ["cat", "dog"])
     task = table("pets", data).replace("}", ", convert_rgb = true}")
-    done = here("run", mine(task=task, surface="model"), "--model", "tiny-clip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = here("run", mine(task=task, surface="model"), "--model", "tiny-clip")
     assert done.returncode == 0, done.stderr
+    assert "warning: Images have transparent areas" in done.stderr
 
 
 def test_a_missing_image(here, mine, tmp_path):

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -54,11 +55,21 @@ class CaptionedDataset(Dataset, Protocol):
 
 
 class LazyLabels(Sequence[int]):
-    """``count`` labels by position, looked up when they are asked for."""
+    """``count`` labels by position, looked up when they are asked for.
 
-    def __init__(self, count: int, label: Callable[[int], int]) -> None:
+    ``known`` gives the ids and labels that came along so far: of all samples of a file that was
+    opened for one of them.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        label: Callable[[int], int],
+        known: Callable[[], Iterator[tuple[str, int]]],
+    ) -> None:
         self._places = range(count)
         self._label = label
+        self.known = known
 
     def __len__(self) -> int:
         return len(self._places)
@@ -82,6 +93,12 @@ def sample_ids(count: int, names: Iterable[str] | None) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         ids.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return ids
+
+
+def few(names: Iterable[str]) -> str:
+    """The first of some names, for a message."""
+    first = list(islice(names, 6))
+    return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
 
 
 def split_captions(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ commit holds never changes.
 
 import shutil
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
@@ -17,17 +17,35 @@ from typing import Annotated, Any, BinaryIO, Self, TypeVar
 from urllib.parse import quote
 
 import datasets
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.table import table_cast
-from huggingface_hub import constants
+from huggingface_hub import DatasetCard, constants
 from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile
 from pydantic import Field, ValidationError, model_validator
 
-from mmtard_bench.data.base import CaptionedDataset, LazyLabels, Pixels, sample_ids
-from mmtard_bench.data.table import TableDataset, as_dataset, load_table, names_in, split_of
+from mmtard_bench.data.base import CaptionedDataset, LazyLabels, Pixels, few, sample_ids
+from mmtard_bench.data.decode import IMAGE_EXTENSIONS
+from mmtard_bench.data.table import (
+    TableDataset,
+    as_dataset,
+    load_table,
+    names_in,
+    require_one_naming,
+    split_of,
+)
 from mmtard_bench.errors import InputError, first_line
-from mmtard_bench.hub import cached_files, check_cache, download, from_hub, look, require_sound, run
+from mmtard_bench.hub import (
+    cached_files,
+    check_cache,
+    download,
+    file_names,
+    from_hub,
+    look,
+    require_sound,
+    run,
+)
 from mmtard_bench.records import write_atomically
 from mmtard_bench.strict import Strict
 from mmtard_bench.types import Task
@@ -85,7 +103,7 @@ class ShardedDataset:
 
     @property
     def labels(self) -> Sequence[int]:
-        return LazyLabels(len(self.ids), self._label)
+        return LazyLabels(len(self.ids), self._label, self._known_labels)
 
     def image(self, index: int) -> Pixels:
         shard, row = self._find(index)
@@ -99,6 +117,10 @@ class ShardedDataset:
     def _label(self, index: int) -> int:
         shard, row = self._find(index)
         return shard.labels[row]
+
+    def _known_labels(self) -> Iterator[tuple[str, int]]:
+        for shard in self._opened.values():
+            yield from zip(shard.ids, shard.labels, strict=True)
 
     def _find(self, index: int) -> tuple[TableDataset, int]:
         """The file of a sample, opened, and the sample's row in it."""
@@ -140,7 +162,10 @@ def open_repository(task: Task, repository: str, commit: str) -> CaptionedDatase
     except (OSError, ValidationError):
         found = _look_up(task, repository, commit)
         if not isinstance(found, Index):
-            return as_dataset(task, found, f"{repository}@{commit}")
+            # Of a folder of images, the table has the paths in the caches.
+            named = found.info.builder_name == "imagefolder"
+            caches = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE) if named else ()
+            return as_dataset(task, found, f"{repository}@{commit}", roots=caches)
         index = found
         write_atomically(place, index.model_dump_json())
     return ShardedDataset(task, repository, commit, index)
@@ -161,7 +186,9 @@ def _look_up(task: Task, repository: str, commit: str) -> "Index | datasets.Data
     found: Index | datasets.Dataset | None = None
     try:
         builder = run(task.data, lambda: datasets.load_dataset_builder(repository, revision=commit))
-        files = _parquet_files(builder, f"hf://datasets/{repository}@{commit}/")
+        root = f"hf://datasets/{repository}@{commit}/"
+        _require_all(task, repository, commit, builder, root)
+        files = _parquet_files(builder, root)
         if files is not None:
             found = _make_index(task, repository, commit, builder.info, files)
         else:
@@ -173,6 +200,34 @@ def _look_up(task: Task, repository: str, commit: str) -> "Index | datasets.Data
         raise
     _require_sound(task, repository, known, found)
     return found
+
+
+def _require_all(
+    task: Task, repository: str, commit: str, builder: "datasets.DatasetBuilder", root: str
+) -> None:
+    """See that every file is in a split, where the library made these up from the files' names.
+
+    It takes "test" in the name of some for a split, and leaves the others out. Raises InputError.
+    """
+    kinds = ((ImageFolder, IMAGE_EXTENSIONS), (Parquet, {"parquet"}))
+    ends = {end for kind, ends in kinds if isinstance(builder, kind) for end in ends}
+    if not ends:
+        # Kinds without split words in file names, and what the library made of files offline.
+        return
+    every = file_names(task.data, repository, commit)
+    used = {url.removeprefix(root) for urls in builder.config.data_files.values() for url in urls}
+    left = [name for name in every if name.rpartition(".")[2].lower() in ends and name not in used]
+    if not left:
+        return
+    if "README.md" in every:
+        card = DatasetCard.load(download(task.data, repository, "README.md", commit))
+        if card.data.to_dict().get("configs"):
+            return
+    raise InputError(
+        f"{task.data}: {len(left)} of its files are in no split ({few(left)}): datasets takes "
+        "words such as 'test' in a name for a split, and leaves the other files out. State the "
+        "files of each split in its card, or download it and use imagefolder: or parquet:."
+    )
 
 
 def _parquet_files(builder: "datasets.DatasetBuilder", root: str) -> dict[str, list[str]] | None:
@@ -201,12 +256,15 @@ def _make_index(
 
     split = split_of(task, files)
     # Where the repository does not state them, the library takes those of its first file.
-    features = info.features or read_in(next(iter(files.values()))[0], _features)
+    first = next(iter(files.values()))[0]
+    features = info.features or read_in(first, _features)
     read = [(file, *read_in(file, partial(_rows, features))) for file in files[split]]
-    names = [*chain.from_iterable(names for _, _, names in read)] if "id" in features else None
+    own = [(file, features) for file, _, _, features in read]
+    require_one_naming(task, own if info.features else [(first, features), *own])
+    names = [*chain.from_iterable(names for _, _, names, _ in read)] if "id" in features else None
     index = Index(
         columns=features.to_dict(),
-        shards=[Shard(file=file, rows=rows) for file, rows, _ in read],
+        shards=[Shard(file=file, rows=rows) for file, rows, _, _ in read],
         names=names,
     )
     stated = (info.splits or {}).get(split)
@@ -232,14 +290,16 @@ def _features(table: ParquetFile) -> "datasets.Features":
     return datasets.Features.from_arrow_schema(table.schema_arrow)
 
 
-def _rows(features: "datasets.Features", table: ParquetFile) -> tuple[int, list[str]]:
-    """How many rows a file has, and what its column "id" holds, if it is one of the features."""
+def _rows(
+    features: "datasets.Features", table: ParquetFile
+) -> tuple[int, list[str], "datasets.Features"]:
+    """How many rows a file has, what its column "id" holds, if wanted, and its own features."""
     names = None
     if "id" in features:
         column = table.read(columns=["id"], use_threads=False)
         column = table_cast(column, datasets.Features(id=features["id"]).arrow_schema)
         names = names_in(datasets.Dataset(column))
-    return table.metadata.num_rows, names or []
+    return table.metadata.num_rows, names or [], _features(table)
 
 
 def _require_sound(

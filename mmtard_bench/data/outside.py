@@ -1,15 +1,27 @@
-"""Data from outside through Hugging Face ``datasets``: parquet files, image folders, the hub."""
+"""Data from outside: parquet files, image folders, the hub."""
 
 import glob
 import hashlib
-import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import datasets
+from pyarrow import parquet
 
-from mmtard_bench.data.base import CaptionedDataset, local_path, sample_list
+from mmtard_bench.data.base import CaptionedDataset, few, local_path
+from mmtard_bench.data.folder import open_folder
 from mmtard_bench.data.hub_parquet import open_repository
-from mmtard_bench.data.table import TableDataset, as_dataset, load_table, silent, split_of
+from mmtard_bench.data.table import (
+    TableDataset,
+    as_dataset,
+    load_table,
+    require_one_naming,
+    silent,
+    split_of,
+)
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import resolve_commit
 from mmtard_bench.types import Task
@@ -19,56 +31,59 @@ from mmtard_bench.types import Task
 def open_outside(task: Task) -> CaptionedDataset:
     """Open ``task.data`` (``parquet:``, ``imagefolder:`` or ``hub:``). Raises InputError."""
     scheme, _, where = task.data.partition(":")
-    open_it = {"parquet": _open_parquet, "imagefolder": _open_folder, "hub": _open_hub}[scheme]
+    open_it = {"parquet": _open_parquet, "imagefolder": open_folder, "hub": _open_hub}[scheme]
     return open_it(task, where)
 
 
 def _open_parquet(task: Task, where: str) -> TableDataset:
+    files = _parquet_files(task, where)
+    digest = _digest(files)
+    # The library would know a file by its path and time, which another file can have as well.
+    cache = Path(datasets.config.HF_DATASETS_CACHE, "mmtard_bench", digest)
+    is_new = not cache.exists()
+    loaded = load_table(task, "parquet", data_files=files, cache_dir=str(cache))
+    if is_new and _digest(files) != digest:
+        shutil.rmtree(cache, ignore_errors=True)
+        raise InputError(f"{task.data} changed while it was read; run the same command again.")
+    schemas = ((name, parquet.read_schema(name)) for name in files)
+    require_one_naming(
+        task,
+        ((name, datasets.Features.from_arrow_schema(schema)) for name, schema in schemas),
+    )
+    return as_dataset(task, loaded[split_of(task, loaded)], f"sha256:{digest}")
+
+
+def _parquet_files(task: Task, where: str) -> list[str]:
+    """The files that a list of names and patterns means, in its order. Raises InputError."""
     names = [str(local_path(name, task.data)) for name in where.split(",")]
-    files = sorted(glob.glob(names[0])) if glob.has_magic(where) else names  # noqa: PTH207
-    missing = [name for name in files if not Path(name).is_file()]
-    if missing or not files:
+    found = [_matching(name) for name in names]
+    files = [*chain.from_iterable(found)]
+    missing = [name for name, some in zip(names, found, strict=True) if not some]
+    missing += [name for name in files if not Path(name).is_file()]
+    if missing:
         raise InputError(
-            f"{task.data}: there is no file {', '.join(missing) or where}; give one or more "
+            f"{task.data}: there is no file {', '.join(missing)}; give one or more "
             "parquet files, separated by commas, or a pattern."
         )
+    twice = [name for name, count in Counter(files).items() if count > 1]
+    if twice:
+        raise InputError(f"{task.data} names {few(twice)} twice; name each file once.")
+    return files
+
+
+def _matching(name: str) -> Sequence[str]:
+    if Path(name).is_file() or not glob.has_magic(name):
+        return [name]
+    return sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+
+
+def _digest(files: Iterable[str]) -> str:
+    """A hash of what files hold, in their order."""
     sha = hashlib.sha256()
     for name in files:
         with Path(name).open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
-    loaded = load_table(task, "parquet", data_files=files)
-    return as_dataset(task, loaded[split_of(task, loaded)], f"sha256:{sha.hexdigest()}")
-
-
-def _open_folder(task: Task, where: str) -> TableDataset:
-    folder = local_path(where, task.data)
-    files = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
-    if task.samples_file is not None:
-        # What the others hold can change nothing, and ImageNet is 6 GB.
-        listed = set(sample_list(task.samples_file, task.name))
-        files = [path for path in files if path.relative_to(folder).as_posix() in listed]
-    if not files:
-        raise InputError(
-            f"{task.data}: there is no such folder, or it is empty; expected one folder of "
-            "images a class."
-        )
-    sha = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        name = path.relative_to(folder).as_posix()
-        sha.update(f"{name} {digest}\n".encode(errors="surrogateescape"))
-    loaded = load_table(task, "imagefolder", data_dir=str(folder))
-    table = loaded[split_of(task, loaded)]
-    ids = None
-    if task.image_column in table.column_names:
-        encoded = table.cast_column(task.image_column, datasets.Image(decode=False))
-        # The folder resolved, the file not: images may well be links to somewhere else.
-        ids = [
-            os.path.relpath(value["path"], folder.resolve()).replace(os.sep, "/")
-            for value in encoded[task.image_column]
-        ]
-    return as_dataset(task, table, f"sha256:{sha.hexdigest()}", ids)
+    return sha.hexdigest()
 
 
 def _open_hub(task: Task, where: str) -> CaptionedDataset:

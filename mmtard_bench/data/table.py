@@ -9,9 +9,10 @@ from typing import Any
 
 import datasets
 
-from mmtard_bench.data.base import Pixels, captions_in, sample_ids
+from mmtard_bench.data.base import Pixels, captions_in, few, sample_ids
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import DamagedImageError, InputError, first_line
+from mmtard_bench.hub import cache_failure
 from mmtard_bench.muted import Muted
 from mmtard_bench.types import Task
 
@@ -29,12 +30,14 @@ class TableDataset:
     task: Task
     revision: str
     ids: Sequence[str]
+    roots: Sequence[str | Path] = ()
+    """The folders in which images may be files that the table names."""
 
     @cached_property
     def labels(self) -> Sequence[int]:
         if not self.task.label_column:
             return [-1] * len(self.table)
-        values = list(self.table[self.task.label_column])
+        values: list[int] = _raw(self.table, self.task.label_column).to_pylist()
         for i, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise InputError(
@@ -45,7 +48,7 @@ class TableDataset:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """A list of strings, or one string with a caption a line."""
-        value = self.table[self.task.label_column][index]
+        value = _raw(self.table, self.task.label_column)[index].as_py()
         given = [value] if isinstance(value, str) else value
         if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
             raise InputError(
@@ -60,18 +63,28 @@ class TableDataset:
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
     def image(self, index: int) -> Pixels:
-        value = self.table[index][self.task.image_column]
+        value = _raw(self.table, self.task.image_column)[index].as_py()
         if value is None or (value["bytes"] is None and value["path"] is None):
             raise DamagedImageError(f"{self._sample(index)} is missing.")
         data = value["bytes"]
         if data is None:
-            try:
-                data = Path(value["path"]).read_bytes()
-            except OSError as error:
-                # A file that is gone is damage; a drive that does not answer is not.
-                kind = DamagedImageError if isinstance(error, FileNotFoundError) else InputError
-                raise kind(f"{self._sample(index)} cannot be read: {error}.") from error
+            data = self._read(value["path"], self._sample(index))
         return decode(data, self._sample(index), convert_rgb=self.task.convert_rgb)
+
+    def _read(self, path: str, what: str) -> bytes:
+        parents = Path(path).parents
+        if ".." in Path(path).parts or not any(Path(root) in parents for root in self.roots):
+            # Whoever wrote the table would choose what is read here, and a pipe never ends.
+            raise InputError(
+                f"{what} is not in the data, which names the file {path!r} in its place. Only "
+                "bytes in the data are read: make it again with the images in it."
+            )
+        try:
+            return Path(path).read_bytes()
+        except OSError as error:
+            # A file that is gone is damage; a drive that does not answer is not.
+            kind = DamagedImageError if isinstance(error, FileNotFoundError) else InputError
+            raise kind(f"{what} cannot be read: {error}.") from error
 
     def _sample(self, index: int) -> str:
         return f"{self.task.data}: the image of sample '{self.ids[index]}'"
@@ -79,13 +92,26 @@ class TableDataset:
 
 def names_in(table: "datasets.Dataset") -> list[str] | None:
     """What a table's column "id" holds; None if there is none."""
-    return [*map(str, table["id"])] if "id" in table.column_names else None
+    return [*map(str, _raw(table, "id").to_pylist())] if "id" in table.column_names else None
+
+
+def _raw(table: "datasets.Dataset", column: str) -> Any:
+    """A column as it is stored: ``datasets`` would decode images, of every column of a row."""
+    return table.data.column(column)
 
 
 def as_dataset(
-    task: Task, table: "datasets.Dataset", revision: str, ids: Sequence[str] | None = None
+    task: Task,
+    table: "datasets.Dataset",
+    revision: str,
+    ids: Sequence[str] | None = None,
+    *,
+    roots: Sequence[str | Path] = (),
 ) -> TableDataset:
-    """A table as a data set; its ids, unless given, follow from it. Raises InputError."""
+    """A table as a data set; its ids, unless given, follow from it. Raises InputError.
+
+    Images may be files that the table names in the folders ``roots``; else their bytes are in it.
+    """
     for column in (task.image_column, task.label_column):
         if column and column not in table.column_names:
             raise InputError(
@@ -98,7 +124,7 @@ def as_dataset(
     table = table.cast_column(task.image_column, datasets.Image(decode=False))
     if ids is None:
         ids = sample_ids(len(table), names_in(table))
-    return TableDataset(table, task, revision, ids)
+    return TableDataset(table, task, revision, ids, roots)
 
 
 def _cast_image(task: Task, table: "datasets.Dataset") -> "datasets.Dataset":
@@ -128,21 +154,44 @@ silent = Muted(_silence, _speak)
 """Without the bars of ``datasets``, and what it logs before it raises, which says nothing more."""
 
 
+def require_one_naming(task: Task, files: Iterable[tuple[str, "datasets.Features"]]) -> None:
+    """See that all files name the classes alike: of several, the library takes the first's.
+
+    Raises InputError, naming two that do not.
+    """
+    first: tuple[str, list[str]] | None = None
+    for file, features in files:
+        feature = features.get(task.label_column)
+        if not isinstance(feature, datasets.ClassLabel):
+            continue
+        first = first or (file, feature.names)
+        if feature.names != first[1]:
+            raise InputError(
+                f"{task.data}: {file} names the classes otherwise than {first[0]} "
+                f"({few(feature.names)}; {few(first[1])}), so one label would mean two classes. "
+                "Make them again with one list of names, or use one of them."
+            )
+
+
 @silent
 def load_table(task: Task, builder: str, **arguments: Any) -> Any:
     """``datasets.load_dataset`` for files that are here. Raises InputError."""
     try:
         return datasets.load_dataset(builder, **arguments)
     except Exception as error:  # datasets, arrow and system errors have no common base
-        raise InputError(
+        unwritten = cache_failure(task.data, datasets.config.HF_DATASETS_CACHE, error)
+        raise unwritten or InputError(
             f"{task.data} could not be read: {first_line(error)} Check the files."
         ) from error
 
 
-def split_of(task: Task, found: Iterable[object]) -> str:
-    """The split that a task is about, of those that there are. Raises InputError."""
+def split_of(task: Task, found: Iterable[object], alias: str | None = None) -> str:
+    """The split that a task is about, of those that there are; ``alias`` is another name for it.
+
+    Raises InputError.
+    """
     splits = [str(split) for split in found]
-    split = task.split or (splits[0] if len(splits) == 1 else "")
+    split = alias or task.split or (splits[0] if len(splits) == 1 else "")
     if split not in splits:
         raise InputError(
             f"{task.data} has the splits {', '.join(splits)}; "

@@ -2,7 +2,8 @@
 
 ``SPLIT/nshards.txt`` says how many shards ``SPLIT/0.tar``, ``SPLIT/1.tar``, ... there are. A sample
 is two members of a shard: ``KEY.cls`` (its label, in digits), or for retrieval ``KEY.txt`` (a
-caption a line), and ``KEY.webp`` (or png, jpg, jpeg). ``classnames.txt`` and
+caption a line), and ``KEY.webp`` (or png, jpg, ...). More may lie beside them (``COMPANIONS``); any
+other member is an error, so that no sample is left out for its name. ``classnames.txt`` and
 ``zeroshot_classification_templates.txt`` ({c} stands for the class) are at the root.
 (LAION-AI/CLIP_benchmark, webdataset_builder.py: keys are s0000000, s0000001, ... counted over all
 shards; a shard is full at a count or at a size.) Nothing is extracted or executed.
@@ -11,18 +12,20 @@ shards; a shard is full at a count or at a size.) Nothing is extracted or execut
 import hashlib
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmtard_bench.data.base import Dataset, LazyLabels, Pixels, captions_in, local_path
-from mmtard_bench.data.decode import decode
+from mmtard_bench.data.base import Dataset, LazyLabels, Pixels, captions_in, few, local_path
+from mmtard_bench.data.decode import IMAGE_EXTENSIONS, decode
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import download, resolve_commit
 from mmtard_bench.types import Task
 
-IMAGES = ("webp", "png", "jpg", "jpeg")
+COMPANIONS = frozenset(("cls", "txt", "json", "npy"))
+"""How members beside an image may end that say more of it than is used."""
+
 _BLOCK = 512
 _MOST_SHARDS = 100_000
 _LONGEST_TEXT = 1 << 16
@@ -60,9 +63,6 @@ def read_shard(path: Path, what: str, *, texts: str = "cls") -> Shard:
     try:
         members = _members(path)
         found, images = _pairs(path, members, texts)
-        if found.keys() != images.keys():
-            alone = min(found.keys() ^ images.keys())
-            raise ValueError(f"of the sample '{alone}' there is only .{texts} or only the image")
     except (OSError, tarfile.TarError, ValueError) as error:
         start = path.read_bytes()[:40] if path.is_file() else b""
         looks = f" It begins with {start!r}: no tar archive." if start[:1] == b"<" else ""
@@ -90,26 +90,52 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
 def _pairs(
     path: Path, members: list[tarfile.TarInfo], texts: str
 ) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
-    """Texts of samples, from members of that kind, and where images are, by key."""
+    """Texts of samples, from members of that kind, and where images are, by key.
+
+    Raises ValueError unless every member is part of a sample that has both.
+    """
     found: dict[str, str] = {}
     images: dict[str, tuple[int, int]] = {}
+    keys, strange = set(), []
     with path.open("rb") as file:
         for member in members:
-            name = re.fullmatch(r"([\w./-]{1,200}?)\.(\w+)", member.name, re.ASCII)
-            if name is None or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            key, _, kind = member.name.rpartition(".")
+            kind = kind.lower()
+            if member.isdir():
                 continue
-            key, kind = name[1], name[2].lower()
-            if key in (found if kind == texts else images) and kind in (texts, *IMAGES):
+            if not _is_sample(member, key, kind):
+                strange.append(member.name)
+                continue
+            keys.add(key)
+            if key in (found if kind == texts else images) and kind in (texts, *IMAGE_EXTENSIONS):
                 raise ValueError(f"it holds the sample '{key}' twice")
-            if kind in IMAGES:
+            if kind in IMAGE_EXTENSIONS:
                 images[key] = (member.offset_data, member.size)
             elif kind == texts:
                 file.seek(member.offset_data)
-                text = file.read(min(member.size, _LONGEST_TEXT)).strip()
-                if kind == "cls" and not re.fullmatch(rb"\d{1,9}", text):
-                    raise ValueError(f"the label of '{key}' is {text[:20]!r}, not a whole number")
-                found[key] = text.decode("utf-8")
+                found[key] = _text(file.read(min(member.size, _LONGEST_TEXT + 1)), key, kind)
+    for key in sorted(keys):
+        if key not in found or key not in images:
+            raise ValueError(f"of the sample '{key}' there is only .{texts} or only the image")
+    if strange:
+        raise ValueError(f"it holds {strange[0]!r}, which is no part of a sample")
     return found, images
+
+
+def _is_sample(member: tarfile.TarInfo, key: str, kind: str) -> bool:
+    """Whether a member is a plain file KEY.KIND of a kind that samples have."""
+    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+    named = key.isprintable() and not key.endswith("/") and key != ""
+    return plain and named and kind in (*COMPANIONS, *IMAGE_EXTENSIONS)
+
+
+def _text(text: bytes, key: str, kind: str) -> str:
+    text = text.strip()
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"the text of '{key}' is longer than {_LONGEST_TEXT} bytes")
+    if kind == "cls" and not re.fullmatch(rb"\d{1,9}", text):
+        raise ValueError(f"the label of '{key}' is {text[:20]!r}, not a whole number")
+    return text.decode("utf-8")
 
 
 class WebDataset:
@@ -149,7 +175,7 @@ class WebDataset:
 
     @property
     def labels(self) -> Sequence[int]:
-        return LazyLabels(len(self.ids), self.label)
+        return LazyLabels(len(self.ids), self.label, self._known_labels)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -189,6 +215,10 @@ class WebDataset:
         what = f"{self.task.data}: sample '{self.ids[index]}'"
         return captions_in([self._text(index)], what)
 
+    def _known_labels(self) -> Iterator[tuple[str, int]]:
+        for shard in self._shards.values():
+            yield from ((key, int(place.text)) for key, place in shard.places.items())
+
     def _text(self, index: int) -> str:
         key = self.ids[index]
         return self._shards[self._shard_of(key)].places[key].text
@@ -209,7 +239,16 @@ class WebDataset:
         text = (self._lines(name) or [""])[0].strip()
         if not re.fullmatch(r"\d{1,6}", text) or not 1 <= int(text) <= _MOST_SHARDS:
             raise InputError(f"{self.task.data}: {name} says '{text[:40]}'; expected a number.")
-        return int(text)
+        count = int(text)
+        if self._revision is None:
+            here = {path.name for path in self.file(self.split).glob("*.tar")}
+            left = sorted(here.difference(f"{number}.tar" for number in range(count)))
+            if left:
+                raise InputError(
+                    f"{self.task.data}: {name} says {count}, but the shards {few(left)} are there "
+                    "too. Correct the number, or take them away."
+                )
+        return count
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
@@ -221,8 +260,8 @@ class WebDataset:
                 if self._where.setdefault(key, number) != number:
                     raise InputError(f"{self.task.data}: two shards hold the sample '{key}'.")
             self._shards[number] = shard
-            if number == self._count - 1 and self.task.samples is not None:
-                self._require_last(shard)
+            if self.task.samples is not None:
+                self._require_stated(shard, is_last=number == self._count - 1)
         return self._shards[number]
 
     def _shard_of(self, key: str) -> int:
@@ -249,12 +288,21 @@ class WebDataset:
         """Samples in a full shard: as the task says or, where it does not, as in the first."""
         return self.task.shard_samples or len(self._shard(0).places)
 
-    def _require_last(self, shard: Shard) -> None:
-        """See that the last shard ends where the task says that the data set does."""
-        if self.task.samples is not None and max(shard.places, default="") != self.ids[-1]:
+    def _require_stated(self, shard: Shard, *, is_last: bool) -> None:
+        """See that a shard holds consecutive samples of those that the task states.
+
+        The last ends where they do.
+        """
+        keys = sorted(shard.places)
+        first = _number(keys[0]) if keys else None
+        run = [f"s{i:07d}" for i in range(first or 0, (first or 0) + len(keys))]
+        end = keys[-1] if keys else ""
+        if keys != run or end > self.ids[-1] or (is_last and end != self.ids[-1]):
             raise InputError(
-                f"{self.task.data} ends with the sample '{max(shard.places, default='')}', but "
-                f"samples = {self.task.samples} in the task; correct it, or leave it out."
+                f"{self.task.data}: a shard holds {len(keys)} samples, '{keys[0] if keys else ''}' "
+                f"to '{end}', which do not follow from samples = {self.task.samples} in the task "
+                f"('{self.ids[0]}' to '{self.ids[-1]}', counted without a gap); correct it, or "
+                "leave it out."
             )
 
 

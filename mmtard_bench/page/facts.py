@@ -37,8 +37,8 @@ def page_facts(board: Board) -> Facts:
     """Everything that the page shows; texts are as the records and cards have them."""
     suites = standings(board)
     # In records of one's own runs there may be two suites of one name.
-    named = Counter(suite.name for suite in suites)
-    names = [f"{s.name} {s.digest[:8]}" if named[s.name] > 1 else s.name for s in suites]
+    named = Counter(suite.title for suite in suites)
+    names = [f"{s.title} {s.digest[:8]}" if named[s.title] > 1 else s.title for s in suites]
     return {
         "shapes": SHAPES,
         "recall_headers": ["task", "threat model", *RECALL_HEADERS],

@@ -51,7 +51,7 @@ def scatter(suite: SuiteStandings, rows: Sequence[Row]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" height="{height:g}" role="img">',
-        f"<title>{_text(f'Clean against robust accuracy on {suite.name}', 100)}</title>",
+        f"<title>{_text(f'Clean against robust accuracy on {suite.title}', 100)}</title>",
         _style(),
         f'<rect class="paper" width="{width:g}" height="{height:g}"/>',
     ]

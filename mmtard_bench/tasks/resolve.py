@@ -1,13 +1,10 @@
 """From a task to what an evaluation needs: the data set, the class names, the samples."""
 
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,15 +16,15 @@ from mmtard_bench.data.base import (
     Manifest,
     Pixels,
     draw_manifest,
+    few,
     sample_list,
 )
 from mmtard_bench.data.workers import in_order, worker_count
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.models.clip import Preprocess
-from mmtard_bench.tasks.hub_tasks import imagenet_classes
+from mmtard_bench.tasks.naming import check_labels, class_names
 from mmtard_bench.types import Metric, Surface, Task
 
-_WORDNET_ID = re.compile(r"n\d{8}")
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 KEPT = 2**29
@@ -98,8 +95,9 @@ class TaskData:
 
     def image(self, row: int, *, surface: Surface, preprocess: Preprocess) -> Tensor:
         """An image, (3, H, W) in [0, 1], at the resolution that the attack works on."""
-        pixels = np.ascontiguousarray(self.pixels(row).transpose(2, 0, 1))
-        image = torch.from_numpy(pixels).float() / 255
+        pixels = torch.from_numpy(self.pixels(row)).permute(2, 0, 1)
+        # One copy: an image of the largest size takes 800 MB here.
+        image = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         return preprocess.resize(image[None])[0] if surface == "model" else image
 
     def images(self, rows: Sequence[int], *, surface: Surface, preprocess: Preprocess) -> Tensor:
@@ -135,7 +133,7 @@ class TaskData:
         shapes, damaged = findings.shapes, findings.damaged
         if damaged:
             named = [self.manifest.ids[row] for row in damaged]
-            others = f" ({len(named)} of {len(self.labels)} images are damaged: {_few(named)}.)"
+            others = f" ({len(named)} of {len(self.labels)} images are damaged: {few(named)}.)"
             raise DamagedImageError(
                 f"{next(iter(damaged.values()))}{others if len(named) > 1 else ''} Get the data "
                 "again, or leave such samples out: skip_damaged = true in the suite."
@@ -191,10 +189,6 @@ class _Kept:
         if self.bytes + image.nbytes <= KEPT and row not in self.images:
             self.images[row] = image
             self.bytes += image.nbytes
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def load_task(task: Task, *, n: int | None, seed: int, skip_damaged: bool = False) -> TaskData:
@@ -288,7 +282,7 @@ def _gallery(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
 
 def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
     """Samples with their classes, templates and labels, checked against each other."""
-    classes = _classes(task, dataset)
+    classes, notes = class_names(task, dataset)
     templates = task.templates or tuple(getattr(dataset, "templates", ()))
     if not templates:
         raise InputError(
@@ -296,42 +290,8 @@ def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
         )
     every = dataset.labels  # once: a data set may make them up each time
     labels = tuple(every[i] for i in manifest.indices)
-    for sample, label in zip(manifest.ids, labels, strict=True) if task.label_column else ():
-        if not 0 <= label < len(classes):
-            raise InputError(
-                f"{task.data}: sample '{sample}' has the label {label}, but there are "
-                f"{len(classes)} classes; labels go from 0 to {len(classes) - 1}."
-            )
-    return TaskData(task, dataset.revision, classes, templates, manifest, labels, dataset)
-
-
-def _classes(task: Task, dataset: Dataset) -> tuple[str, ...]:
-    """The class names of a task, as many as the data set has classes. Raises InputError."""
-    own = dataset.class_names
-    classes = task.classes or own
-    if not classes and task.label_column:
-        raise InputError(
-            f"{task.data} does not name its classes; give classes = [...] or classes_file = ... "
-            "in the task, one name a label."
-        )
-    for count, whose in ((len(own), "the data set names"), (task.n_classes, "the task states")):
-        if count and count != len(classes):
-            raise InputError(
-                f"{task.name}: the prompts are for {len(classes)} classes, but {whose} {count}; "
-                "labels would name the wrong classes. Give one class name a label, in label order."
-            )
-    renamed = own and own != classes and classes == imagenet_classes()
-    if renamed and not all(map(_WORDNET_ID.fullmatch, own)):
-        raise InputError(
-            f"{task.data}: ImageNet's class names are in the order of its WordNet ids, but the "
-            f"classes of the data are called '{own[0]}' and so on, which may be in another order. "
-            "Expected one folder a class, named like n01440764."
-        )
-    twice = sorted({name for name in classes if classes.count(name) > 1})
-    if twice:
-        warnings.warn(
-            f"{task.name}: class names occur more than once ({', '.join(twice[:5])}); their "
-            "logits are equal, and the lower label wins.",
-            stacklevel=2,
-        )
-    return classes
+    if task.label_column:
+        notes += check_labels(task, dataset.ids, every, classes)
+    return TaskData(
+        task, dataset.revision, classes, templates, manifest, labels, dataset, notes=notes
+    )

@@ -12,7 +12,7 @@ import mmtard_bench as mb
 from mmtard_bench.data.decode import decode
 from mmtard_bench.tasks.hub_tasks import imagenet_folder
 from mmtard_bench.tasks.resolve import find_task, load_task
-from tests.test_bad_input import GOOD, deep, parquet, rgb
+from tests.test_bad_input import GOOD, parquet, rgb
 
 WEIGHTS = Path(mb.__file__).parent / "models" / "weights"
 
@@ -68,7 +68,6 @@ def test_pixels_survive_exactly():
     from tests.test_bad_input import encode
 
     assert np.array_equal(decode(encode(Image.fromarray(pixels)), "x", convert_rgb=False), pixels)
-    assert decode(deep(), "x", convert_rgb=True).shape == (32, 32, 3)
 
 
 def test_sixteen_bit_colour_is_not_taken_for_eight(tmp_path):

@@ -165,8 +165,9 @@ def test_prompts_for_another_number_of_classes_are_a_sentence(tmp_path):
     assert "6 classes" in said
     assert "the data set names 5" in said
     assert "the task states 7" in damaged(tmp_path, files, n_classes=7)
-    both = replace(find_task(f"wds:{tmp_path / 'd'}"), classes=six[1:], n_classes=5)
-    assert load_task(both, n=None, seed=0).classes == six[1:]
+    five = ("kitten", *NAMES[1:])
+    both = replace(find_task(f"wds:{tmp_path / 'd'}"), classes=five, n_classes=5)
+    assert load_task(both, n=None, seed=0).classes == five
 
 
 def test_a_manifest_on_the_command_line(here, tmp_path):

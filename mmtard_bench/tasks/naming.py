@@ -1,0 +1,133 @@
+"""Which class a label means: the names of a task against those of its data, and the labels too."""
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from mmtard_bench.data.base import Dataset, LazyLabels, few
+from mmtard_bench.errors import InputError
+from mmtard_bench.tasks.hub_tasks import imagenet_classes
+from mmtard_bench.types import Task
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def class_names(task: Task, dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The class names of a task, as many as the data set has classes, and notes on them.
+
+    Raises InputError if it is not certain that each label gets the name of its own class.
+    """
+    own = dataset.class_names
+    classes = task.classes or own
+    if not classes and task.label_column:
+        raise InputError(
+            f"{task.data} does not name its classes; give classes = [...] or classes_file = ... "
+            "in the task, one name a label."
+        )
+    for count, whose in ((len(own), "the data set names"), (task.n_classes, "the task states")):
+        if count and count != len(classes):
+            raise InputError(
+                f"{task.name}: the prompts are for {len(classes)} classes, but {whose} {count}; "
+                "labels would name the wrong classes. Give one class name a label, in label order."
+            )
+    notes = _renamed(task, own, classes) if own and own != classes else ()
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        warnings.warn(
+            f"{task.name}: class names occur more than once ({', '.join(twice[:5])}); their "
+            "logits are equal, and the lower label wins.",
+            stacklevel=2,
+        )
+    return classes, notes
+
+
+def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A note on the classes that the task calls otherwise than the data do.
+
+    Raises InputError where that may be another class.
+    """
+    if classes == imagenet_classes():
+        if not all(map(_WORDNET_ID.fullmatch, own)):
+            raise InputError(
+                f"{task.data}: ImageNet's class names are in the order of its WordNet ids, but the "
+                f"classes of the data are called '{own[0]}' and so on, which may be in another "
+                "order. Expected one folder a class, named like n01440764."
+            )
+        return ()
+    labels: dict[str, set[int]] = defaultdict(set)
+    for label, name in enumerate(own):
+        for key in _keys(name):
+            labels[key].add(label)
+    called = [set().union(*(labels.get(key, ()) for key in _keys(name))) for name in classes]
+    for label, meant in enumerate(called):
+        if meant and label not in meant:
+            raise InputError(
+                f"{task.name}: the task calls the label {label} '{classes[label]}', but in "
+                f"{task.data} this is '{own[label]}', and '{own[min(meant)]}' is the label "
+                f"{min(meant)}. Give the names in the order of the data's labels "
+                f"({few(own)}), or leave classes out to use the data's own."
+            )
+    others = [label for label, meant in enumerate(called) if not meant]
+    if others:
+        _require_numbers_in_order(task, own)
+    renamed = few(f"'{own[label]}' is '{classes[label]}'" for label in others)
+    return (f"Classes that the task names otherwise than the data: {renamed}.",) if others else ()
+
+
+def _keys(name: str) -> set[str]:
+    """What names are compared by: without case, signs, article and plural, each of several."""
+    found = set()
+    for part in name.split(","):
+        text = re.sub(r"^(an?|the)[\W_]+", "", part.strip().casefold())
+        found.add(re.sub(r"[\W_]+", "", text).removesuffix("s") or name)
+    return found
+
+
+def _require_numbers_in_order(task: Task, own: Sequence[str]) -> None:
+    """Raise InputError for classes numbered 1, 10, 2: whoever names them counts 1, 2, 10."""
+    if len({re.sub(r"\d+", "#", name) for name in own}) > 1:
+        return
+    for before, after in pairwise(own):
+        if [*map(int, re.findall(r"\d+", before))] > [*map(int, re.findall(r"\d+", after))]:
+            raise InputError(
+                f"{task.data}: the classes are numbered, and as text '{before}' comes before "
+                f"'{after}', so the names that the task gives would be shifted. Write the numbers "
+                "with leading zeros (01, 02, ... 10), or name the classes in the data."
+            )
+
+
+def check_labels(
+    task: Task, ids: Sequence[str], labels: Sequence[int], classes: Sequence[str]
+) -> tuple[str, ...]:
+    """See that labels are whole numbers of classes, of all samples whose labels are at hand.
+
+    Those are all, but for data whose files are fetched as they are needed. Returns a note on
+    classes that have no sample. Raises InputError for a label that is no class.
+    """
+    lazy = isinstance(labels, LazyLabels)
+    pairs = labels.known() if isinstance(labels, LazyLabels) else zip(ids, labels, strict=True)
+    first: dict[int, str] = {}
+    for sample, label in pairs:
+        first.setdefault(label, sample)
+    count = len(classes)
+    wrong = [label for label in first if label not in range(count)]
+    if wrong:
+        from_one = min(first) == 1 and max(first) == count
+        raise InputError(
+            f"{task.data}: sample '{first[wrong[0]]}' has the label {wrong[0]}, but there are "
+            f"{count} classes; labels go from 0 to {count - 1}."
+            + " These seem to count from 1: subtract 1 from each."
+            * from_one
+        )
+    absent = [name for label, name in enumerate(classes) if label not in first]
+    if lazy or not absent:
+        return ()
+    if first and min(first) == 1 and max(first) == count - 1:
+        warnings.warn(
+            f"{task.data}: no sample has the label 0, '{classes[0]}'. If its labels count from 1, "
+            "every sample is scored as the class after its own: subtract 1 from each.",
+            stacklevel=2,
+        )
+    return (f"{len(absent)} of {count} classes have no sample in the data: {few(absent)}.",)
