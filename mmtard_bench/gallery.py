@@ -14,7 +14,7 @@ from mmtard_bench.attacks.base import norm_of
 from mmtard_bench.edits import levenshtein
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import is_data, load_model
+from mmtard_bench.models.loading import is_data, load_known
 from mmtard_bench.reattack import Outcome, attack_again, chosen, data_of, suite_of, threat_of
 from mmtard_bench.records import Record, Sample
 from mmtard_bench.registry import near_matches
@@ -108,13 +108,7 @@ def load_model_of(record: Record, spec: str | None = None) -> Clip:
             f"The record's model is '{where}', which no record can have loaded as data; if you "
             "know where it is, and trust it, say so: --weights SPEC."
         )
-    clip = load_model(where)
-    if clip.digest != record.model.digest:
-        raise InputError(
-            f"'{where}' has other weights than the record's model: digest {clip.digest[:8]}, "
-            f"expected {record.model.digest[:8]}. Name the right ones with --weights SPEC."
-        )
-    return clip
+    return load_known(where, record.model.digest, "the record")
 
 
 def look(

@@ -100,17 +100,12 @@ def _adversarials(records: "list[Record]", path: Path, device: str) -> str:
     from mmtard_bench.adversarials import gather, write_adversarials
     from mmtard_bench.entries.submit import newest
     from mmtard_bench.evaluation import find_device
-    from mmtard_bench.models.loading import load_model
+    from mmtard_bench.models.loading import load_known
     from mmtard_bench.resources import Resources
 
     records = [record for run in newest(records).values() for record in run]
     model = records[0].model
-    clip = load_model(model.source)
-    if clip.digest != model.digest:
-        raise InputError(
-            f"The weights '{model.source}' are not those of the run any more: their digest is "
-            f"{clip.digest[:16]}, the records say {model.digest[:16]}."
-        )
+    clip = load_known(model.source, model.digest, "the run")
     stacks = gather(
         clip,
         records,

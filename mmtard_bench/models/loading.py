@@ -119,6 +119,22 @@ def require_clip(value: object, what: str) -> Clip:
     return value
 
 
+def load_known(spec: str, digest: str, whose: str) -> Clip:
+    """The model of a spec, if its digest is the one given; ``whose`` names what states it.
+
+    Raises InputError if it cannot be loaded, or if it is another model.
+    """
+    clip = load_model(spec)
+    if clip.digest != digest:
+        raise InputError(
+            f"'{spec}' is not the model of {whose}: its digest is {clip.digest[:16]}, expected "
+            f"{digest[:16]}. Its weights, configuration or code changed, or the records are of "
+            "schema version 1, whose digests covered the weights alone. Name the right model, or "
+            "run the suite again."
+        )
+    return clip
+
+
 def load_local_dir(path: Path, name: str) -> Clip:
     """Load an open_clip directory (configuration and weights) under a name of its own.
 

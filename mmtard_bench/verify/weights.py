@@ -3,7 +3,7 @@
 from mmtard_bench.entries.card import Card
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import is_data, load_model
+from mmtard_bench.models.loading import is_data, load_known
 
 
 def require_data(spec: str) -> None:
@@ -23,10 +23,4 @@ def load_weights(card: Card, weights: str | None = None) -> Clip:
     """
     spec = weights or card.weights
     require_data(spec)
-    clip = load_model(spec)
-    if clip.digest != card.digest:
-        raise InputError(
-            f"The weights '{spec}' are not those of the entry '{card.name}': their digest is "
-            f"{clip.digest[:16]}, the card says {card.digest[:16]}."
-        )
-    return clip
+    return load_known(spec, card.digest, f"the entry '{card.name}'")

@@ -486,7 +486,7 @@ def test_weights_of_a_card_that_are_paths_or_code(copy, weights):
 
 def test_other_weights_than_the_cards(here, copy):
     done = here("verify", copy("weak"), "--weights", "student-tecoa")
-    assert_sentence(done, "are not those of the entry 'weak'")
+    assert_sentence(done, "is not the model of the entry 'weak'")
 
 
 def test_preprocessing_that_is_not_the_models(here, copy):
