@@ -148,7 +148,7 @@ def _weights_in(spec: str, folder: Path) -> Path:
     if found or len(others) == 1:
         return [*found, *others][0]
     raise InputError(
-        f"'{spec}': {folder} holds {len(others)} weights files"
+        f"'{spec}' could not be loaded: {folder} holds {len(others)} weights files"
         f"{''.join(f', {path.name}' for path in sorted(others)[:3])}; expected one, or "
         f"{_WEIGHTS[0]}. Name the one that is meant so."
     )

@@ -67,8 +67,8 @@ def with_visual(clip: Clip, path: Path, spec: str) -> Clip:
     state = read_state(spec, path)
     tower, rest = _split(state.tensors)
     lora = any(".lora_" in key for key in tower)
-    notes = _unused(clip, spec, path, rest)
     _fill(visual, merge_own(spec, tower), spec, str(path))
+    notes = _unused(clip, spec, path, rest)
     if state.openai or state.tecoa or lora or "openai" in str(path).lower():
         warn_of_gelu(f"'{spec}': {path}", visual)
     return _changed(clip, spec, notes)

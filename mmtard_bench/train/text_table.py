@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmtard_bench.data.outside import open_outside
 from mmtard_bench.errors import InputError
+from mmtard_bench.models.foreign import refuse_code
 from mmtard_bench.models.text_table import CONFIG, TableClip
 from mmtard_bench.train.checkpoint import write_model
 from mmtard_bench.types import Task
@@ -73,7 +74,7 @@ def sentence_encoder(folder: Path) -> Callable[[list[str]], Tensor]:
     """A sentence encoder in a local folder in transformers' layout: texts -> unit rows (N, D).
 
     The mean of the last layer's tokens, padding left out, then L2 normalisation. Raises
-    InputError if transformers or the folder cannot be used.
+    InputError if transformers or the folder cannot be used, or if the folder asks for code.
     """
     try:
         # By name: transformers is needed here alone, and type checkers must not ask for it.
@@ -88,10 +89,12 @@ def sentence_encoder(folder: Path) -> Callable[[list[str]], Tensor]:
             f"--encoder {folder}: there is no config.json; expected a folder with a sentence "
             "encoder in transformers' layout, such as the one of all-MiniLM-L6-v2."
         )
+    refuse_code(f"--encoder {folder}", folder)
+    own = {"local_files_only": True, "trust_remote_code": False}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **own)
         model = transformers.AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            folder, use_safetensors=True, dtype=torch.float32, **own
         ).eval()
     except Exception as error:  # transformers, tokenizers and safetensors have no common base
         line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import mmtard_bench as mb
 from mmtard_bench.models import weights
+from mmtard_bench.train.text_table import sentence_encoder
 from tests.hub import hub
 from tests.models.conftest import trained
 from tests.models.test_transformers import clip_tokenizer, make, rewrite
@@ -149,6 +150,13 @@ def test_code_in_a_processor(tmp_path):
     (tmp_path / "m" / "processor_config.json").write_text('{"auto_map": {"AutoProcessor": "e.P"}}')
     with pytest.raises(mb.InputError, match=r"processor_config\.json asks for code"):
         mb.load_model(f"transformers:{tmp_path / 'm'}")
+
+
+def test_code_in_a_sentence_encoder(tmp_path):
+    (tmp_path / "text").mkdir()
+    text_repository(tmp_path / "text", auto_map={"AutoModel": "evil.M"})
+    with pytest.raises(mb.InputError, match=r"--encoder .* asks for code"):
+        sentence_encoder(tmp_path / "text")
 
 
 def test_an_adapter_that_names_another_model(tmp_path):
