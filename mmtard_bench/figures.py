@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable, slug
-from mmtard_bench.records import Record, oldest_first, write_atomically
+from mmtard_bench.records import Record, digest_of, oldest_first, write_atomically
 
 _LONGEST = 40
 """Characters of a name in a legend."""
@@ -38,13 +38,13 @@ def standing(record: Record) -> list[tuple[int, float]]:
     return points if most == points[-1][0] else [*points, (most, points[-1][1])]
 
 
-def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
-    """Finished records by suite, its digest and task; in each, by model, attack and radius.
+def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str, str], list[Record]]:
+    """Finished records by suite, its digest, task and revision of the data.
 
-    Of two records for one place the newer one counts, as on the leaderboard. Models that share a
-    name are told apart by their weights.
+    In each, they are by model, attack and radius. Of two records for one place the newer one
+    counts, as on the leaderboard. Models that share a name are told apart by their weights.
     """
-    places: dict[tuple[str, str, str], dict[tuple[str, str], Record]] = defaultdict(dict)
+    places: dict[tuple[str, str, str, str], dict[tuple[str, str], Record]] = defaultdict(dict)
     named = _names(records)
     for record in oldest_first(records):
         suite, model = record.suite, record.model
@@ -52,7 +52,8 @@ def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record
         if record.results is not None:
             facts = model.model_copy(update={"name": named[model.name, model.digest]})
             found = record.model_copy(update={"model": facts})
-            places[(*on, record.task.name)][facts.name, record.threat.name] = found
+            where = (*on, record.task.name, record.task.revision)
+            places[where][facts.name, record.threat.name] = found
     return {where: sorted(places[where].values(), key=_order) for where in sorted(places)}
 
 
@@ -65,14 +66,16 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     if not groups:
         raise InputError("No record is finished, so there is nothing to draw.")
     written = []
-    for (suite, digest, task), group in groups.items():
+    revisions = Counter(where[:3] for where in groups)
+    for (suite, digest, task, revision), group in groups.items():
+        data = f" data {digest_of(revision)[:8]}" if revisions[suite, digest, task] > 1 else ""
         curves = eps_curves(group)
         figures = {"eps": _eps_figure(curves)} if curves else {}
         figures["passes"] = _passes_figure(group)
         for what, figure in figures.items():
-            title = f"{task} on {suite}, {len(group[0].samples)} samples"
+            title = f"{task}{data} on {suite}, {len(group[0].samples)} samples"
             figure.suptitle(_label(title, longest=120))
-            written.append(folder / f"{slug(suite)}-{digest[:8]}--{slug(task)}--{what}.png")
+            written.append(folder / f"{slug(suite)}-{digest[:8]}--{slug(task + data)}--{what}.png")
             _save(figure, written[-1])
     return written
 
