@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmtard_bench.data.base import Dataset, LazyLabels, Pixels, captions_in, few, local_path
+from mmtard_bench.data.base import (
+    Dataset,
+    LazyLabels,
+    Pixels,
+    captions_in,
+    few,
+    is_text,
+    local_path,
+)
 from mmtard_bench.data.decode import IMAGE_EXTENSIONS, decode
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import download, resolve_commit
@@ -125,7 +133,7 @@ def _pairs(
 def _is_sample(member: tarfile.TarInfo, key: str, kind: str) -> bool:
     """Whether a member is a plain file KEY.KIND of a kind that samples have."""
     plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-    named = key.isprintable() and not key.endswith("/") and key != ""
+    named = is_text(key) and not key.endswith("/") and key != ""
     return plain and named and kind in (*COMPANIONS, *IMAGE_EXTENSIONS)
 
 
@@ -337,4 +345,11 @@ def open_webdataset(task: Task) -> Dataset:
             f"{task.data}: there is no such folder; expected wds:DIR with test/nshards.txt and the "
             "shards in it, or wds:ORG/NAME[@REVISION] for a hub repository."
         )
-    return WebDataset(task, folder.joinpath, None)
+
+    def found(file: str) -> Path:
+        path = folder / file
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{task.data}: {file} is no plain file; a pipe would never end.")
+        return path
+
+    return WebDataset(task, found, None)

@@ -40,7 +40,7 @@ def by_folder(*names: str) -> dict[str, str]:
         ("Cat/a.JPEG", "Cat/b.PNG", "dog/c.Jpg", "dog/d.tiff", "dog/e.webp"),
         ("images/cat/1.png", "images/dog/1.png"),
         ("test/cat/1.png", "test/dog/2.png"),
-        ("Tür & Tor/ä 1.png", "[x]/2.png", "a,b/*.png"),
+        ("Tür & Tor/ä 1.png", "[x]/2.png", "a,b/*.png", "s/10.15\u202fAM.png"),
     ],
 )
 def test_every_image_is_a_sample_of_its_own_folder(tmp_path, names):
@@ -94,6 +94,10 @@ def test_a_broken_link_a_pipe_and_an_empty_class_are_named(tmp_path):
     write(tmp_path, "cat/1.png", "dog/1.png")
     (tmp_path / "dog" / "2.png").symlink_to("gone.png")
     with pytest.raises(mb.InputError, match=r"'dog/2\.png' is a broken link"):
+        load(tmp_path)
+    (tmp_path / "dog" / "2.png").unlink()
+    (tmp_path / "dog" / "2.png").symlink_to("2.png")
+    with pytest.raises(mb.InputError, match="cannot be read: .*levels of symbolic links"):
         load(tmp_path)
     (tmp_path / "dog" / "2.png").unlink()
     os.mkfifo(tmp_path / "dog" / "2.png")

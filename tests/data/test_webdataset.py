@@ -1,6 +1,7 @@
 """Shards in CLIP_benchmark's layout: read by offset, only those that are needed, never trusted."""
 
 import io
+import os
 import re
 import tarfile
 from dataclasses import replace
@@ -185,6 +186,15 @@ def test_links_in_a_shard_are_named(tmp_path):
             archive.addfile(info)
     said = damaged(tmp_path, {**layout(*noise(1)), "test/0.tar": buffer.getvalue()})
     assert "it holds 'b.cls', which is no part of a sample" in said
+
+
+@pytest.mark.parametrize("name", ["classnames.txt", "test/nshards.txt", "test/0.tar"])
+def test_a_pipe_is_not_read(tmp_path, name):
+    task = find_task(write(layout(*noise(3)), tmp_path))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(mb.InputError, match=f"{name} is no plain file"):
+        load_task(task, n=None, seed=0)
 
 
 def test_shards_that_are_not_counted_are_named(tmp_path):
