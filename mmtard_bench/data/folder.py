@@ -30,23 +30,7 @@ SPLITS = {
 }
 """What folders of splits are called, and what ``datasets`` calls these splits."""
 
-COMPANIONS = frozenset(
-    (
-        "txt",
-        "json",
-        "jsonl",
-        "csv",
-        "tsv",
-        "parquet",
-        "xml",
-        "md",
-        "yaml",
-        "yml",
-        "html",
-        "db",
-        "ini",
-    )
-)
+COMPANIONS = frozenset(("txt", "md", "json", "jsonl", "xml", "csv", "tsv", "parquet", "db", "ini"))
 """How the names of files that may lie beside images end."""
 
 _LINES = csv.ParseOptions(newlines_in_values=True)
@@ -191,7 +175,8 @@ def _by_class(
             depths = sorted(images, key=lambda place: len(place.parts))
             raise InputError(
                 f"{task.data}: images are not in one folder a class: '{depths[0]}' and "
-                f"'{depths[-1]}', for example. Expected DIR/CLASS/IMAGE or DIR/SPLIT/CLASS/IMAGE."
+                f"'{depths[-1]}', for example. Expected DIR/CLASS/IMAGE or, with folders called "
+                "train, val or test, DIR/SPLIT/CLASS/IMAGE."
             )
         if len(folders) > 1:
             names |= {folder.name for folder in folders}

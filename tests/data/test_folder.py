@@ -97,7 +97,7 @@ def test_a_broken_link_a_pipe_and_an_empty_class_are_named(tmp_path):
         load(tmp_path)
     (tmp_path / "dog" / "2.png").unlink()
     (tmp_path / "dog" / "2.png").symlink_to("2.png")
-    with pytest.raises(mb.InputError, match="cannot be read: .*levels of symbolic links"):
+    with pytest.raises(mb.InputError, match=r"cannot be read: .*levels of symbolic links"):
         load(tmp_path)
     (tmp_path / "dog" / "2.png").unlink()
     os.mkfifo(tmp_path / "dog" / "2.png")
