@@ -73,7 +73,7 @@ def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[
     if others:
         _require_numbers_in_order(task, own)
     renamed = few(f"'{own[label]}' is '{classes[label]}'" for label in others)
-    return (f"Classes that the task names otherwise than the data: {renamed}.",) if others else ()
+    return (f"The task names classes otherwise than the data ({renamed}).",) if others else ()
 
 
 def _keys(name: str) -> set[str]:
@@ -130,4 +130,4 @@ def check_labels(
             "every sample is scored as the class after its own: subtract 1 from each.",
             stacklevel=2,
         )
-    return (f"{len(absent)} of {count} classes have no sample in the data: {few(absent)}.",)
+    return (f"{len(absent)} of {count} classes have no sample in the data ({few(absent)}).",)

@@ -56,7 +56,7 @@ def test_folders_of_splits(tmp_path):
         data = load(tmp_path, split=split)
         assert named(data) == by_folder(*tests)
         assert data.classes == ("ant", "cat", "dog")
-        assert data.notes == ("1 of 3 classes have no sample in the data: ant.",)
+        assert data.notes == ("1 of 3 classes have no sample in the data (ant).",)
     with pytest.raises(mb.InputError, match="has the splits train, validation; choose one"):
         load(tmp_path)
     write(tmp_path, "valid/cat/1.png")

@@ -61,7 +61,7 @@ def test_a_name_that_is_another_class_of_the_data_is_refused(own, classes):
 def test_other_names_are_a_note():
     own = ("automobile", "air plane", "dog")
     assert notes(own, "car", "airplanes", "dog") == (
-        "Classes that the task names otherwise than the data: 'automobile' is 'car'.",
+        "The task names classes otherwise than the data ('automobile' is 'car').",
     )
     assert notes(own, *own) == ()
     # Twins in the data: either is meant.
@@ -92,7 +92,7 @@ def test_the_whole_label_column_is_checked():
         said((1, 2, 3), 3)
     with pytest.raises(mb.InputError, match=r"'s1' has the label -1, .* from 0 to 2\.$"):
         said((0, -1, 3), 3)
-    assert said((0, 2, 2), 3) == ("1 of 3 classes have no sample in the data: b.",)
+    assert said((0, 2, 2), 3) == ("1 of 3 classes have no sample in the data (b).",)
     with pytest.warns(UserWarning, match="no sample has the label 0, 'a'. If its labels count"):
         assert len(said((1, 2, 2), 3)) == 1
 
