@@ -122,10 +122,11 @@ class WebDataset:
         if optional and not path.exists():
             return []
         try:
-            text = path.read_bytes()[: 1 << 20].decode("utf-8")
+            text = path.read_bytes()[: 1 << 20].decode("utf-8-sig").rstrip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.task.data}: {name} cannot be read: {error}.") from error
-        return text.rstrip().splitlines()
+        # Not splitlines, which takes more letters for ends of lines: names would be shifted.
+        return re.split(r"\r?\n", text) if text else []
 
     @cached_property
     def _count(self) -> int:

@@ -188,6 +188,13 @@ def test_links_in_a_shard_are_named(tmp_path):
     assert "it holds 'b.cls', which is no part of a sample" in said
 
 
+def test_class_names_are_lines_whatever_wrote_them(tmp_path):
+    names = ["cat", "d\x85og", "hen\u2028", "cow", "eel"]
+    text = "\ufeff" + "".join(f"{name}\r\n" for name in names)
+    files = {**layout(*noise(5)), "classnames.txt": text.encode()}
+    assert load_task(find_task(write(files, tmp_path)), n=None, seed=0).classes == tuple(names)
+
+
 @pytest.mark.parametrize("name", ["classnames.txt", "test/nshards.txt", "test/0.tar"])
 def test_a_pipe_is_not_read(tmp_path, name):
     task = find_task(write(layout(*noise(3)), tmp_path))
