@@ -200,7 +200,7 @@ def sample_list(text: str, what: str) -> tuple[str, ...]:
     if text == "robustbench":
         path = _robustbench_list(what)
     if path.exists() and not path.is_file():
-        raise InputError(f"{what}: the list of samples {path} is no plain file.")
+        raise InputError(f"{what}: the list of samples {path} is not a regular file.")
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

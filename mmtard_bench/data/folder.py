@@ -107,8 +107,8 @@ def _walk(task: Task, root: Path, folder: Path, above: Sequence[Path]) -> Iterat
             yield place
         elif not _is_hidden(place):
             raise InputError(
-                f"{task.data}: {str(place)!r} is a broken link, no plain file, or has a name that "
-                "is no text. Put a file there, or remove it."
+                f"{task.data}: {str(place)!r} is a broken link, not a regular file, or has a name "
+                "that is not text. Put a file there, or remove it."
             )
 
 

@@ -103,7 +103,7 @@ def _pairs(
         if key not in found or key not in images:
             raise ValueError(f"of the sample '{key}' there is only .{texts} or only the image")
     if strange:
-        raise ValueError(f"it holds {strange[0]!r}, which is no part of a sample")
+        raise ValueError(f"it holds {strange[0]!r}, which is not part of a sample")
     return found, images
 
 

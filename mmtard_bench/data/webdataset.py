@@ -141,7 +141,7 @@ class WebDataset:
             if left:
                 raise InputError(
                     f"{self.task.data}: {name} says {count}, but the shards {few(left)} are there "
-                    "too. Correct the number, or take them away."
+                    "too. Correct the number, or remove them."
                 )
         return count
 
@@ -236,7 +236,7 @@ def open_webdataset(task: Task) -> Dataset:
     def found(file: str) -> Path:
         path = folder / file
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise InputError(f"{task.data}: {file} is no plain file; a pipe would never end.")
+            raise InputError(f"{task.data}: {file} is not a regular file; a pipe would never end.")
         return path
 
     return WebDataset(task, found, None)

@@ -44,7 +44,7 @@ def class_names(task: Task, dataset: Dataset) -> tuple[tuple[str, ...], tuple[st
 
 
 def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A note on the classes that the task calls otherwise than the data do.
+    """A note on the classes whose names differ from the data's.
 
     Raises InputError where that may be another class.
     """
@@ -73,7 +73,7 @@ def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[
     if others:
         _require_numbers_in_order(task, own)
     renamed = few(f"'{own[label]}' is '{classes[label]}'" for label in others)
-    return (f"The task names classes otherwise than the data ({renamed}).",) if others else ()
+    return (f"The task's class names differ from the data's ({renamed}).",) if others else ()
 
 
 def _keys(name: str) -> set[str]:

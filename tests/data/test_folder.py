@@ -101,7 +101,7 @@ def test_a_broken_link_a_pipe_and_an_empty_class_are_named(tmp_path):
         load(tmp_path)
     (tmp_path / "dog" / "2.png").unlink()
     os.mkfifo(tmp_path / "dog" / "2.png")
-    with pytest.raises(mb.InputError, match=r"'dog/2\.png' is .*no plain file"):
+    with pytest.raises(mb.InputError, match=r"'dog/2\.png' is .*not a regular file"):
         load(tmp_path)
     (tmp_path / "dog" / "2.png").unlink()
     (tmp_path / "eel").mkdir()

@@ -424,7 +424,7 @@ def test_files_that_name_the_classes_in_another_order_are_refused(online):
     name = "data/test-00002-of-00003.parquet"
     with hub({"datasets:me/pets": files | {name: swapped[name]}}) as endpoint:
         online(endpoint)
-        with pytest.raises(mb.InputError, match=r"test-00002.* names the classes otherwise than"):
+        with pytest.raises(mb.InputError, match=r"test-00002.* name the classes differently"):
             load(1)
 
 

@@ -157,10 +157,10 @@ def test_every_key_is_a_sample(tmp_path, keys):
     ("more", "words"),
     [
         ({"b.cls": b"1", "b.avif": b"x"}, "'b' there is only .cls or only the image"),
-        ({"b.avif": b"x"}, "it holds 'b.avif', which is no part of a sample"),
-        ({"b": b"x"}, "it holds 'b', which is no part"),
-        ({"b/.webp": b"x"}, "it holds 'b/.webp', which is no part"),
-        ({"b\n.webp": b"x"}, "which is no part of a sample"),
+        ({"b.avif": b"x"}, "it holds 'b.avif', which is not part of a sample"),
+        ({"b": b"x"}, "it holds 'b', which is not part"),
+        ({"b/.webp": b"x"}, "it holds 'b/.webp', which is not part"),
+        ({"b\n.webp": b"x"}, "which is not part of a sample"),
         ({"b.json": b"{}"}, "'b' there is only .cls or only the image"),
         ({"b.webp": b"x"}, "'b' there is only .cls or only the image"),
         ({"a.png": b"x"}, "it holds the sample 'a' twice"),
@@ -185,7 +185,7 @@ def test_links_in_a_shard_are_named(tmp_path):
             info.type, info.linkname = tarfile.LNKTYPE, f"a{name[1:]}"
             archive.addfile(info)
     said = damaged(tmp_path, {**layout(*noise(1)), "test/0.tar": buffer.getvalue()})
-    assert "it holds 'b.cls', which is no part of a sample" in said
+    assert "it holds 'b.cls', which is not part of a sample" in said
 
 
 def test_class_names_are_lines_whatever_wrote_them(tmp_path):
@@ -200,7 +200,7 @@ def test_a_pipe_is_not_read(tmp_path, name):
     task = find_task(write(layout(*noise(3)), tmp_path))
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
-    with pytest.raises(mb.InputError, match=f"{name} is no plain file"):
+    with pytest.raises(mb.InputError, match=f"{name} is not a regular file"):
         load_task(task, n=None, seed=0)
 
 

@@ -61,7 +61,7 @@ def test_a_name_that_is_another_class_of_the_data_is_refused(own, classes):
 def test_other_names_are_a_note():
     own = ("automobile", "air plane", "dog")
     assert notes(own, "car", "airplanes", "dog") == (
-        "The task names classes otherwise than the data ('automobile' is 'car').",
+        "The task's class names differ from the data's ('automobile' is 'car').",
     )
     assert notes(own, *own) == ()
     # Twins in the data: either is meant.
@@ -113,7 +113,7 @@ def test_files_that_name_the_classes_in_another_order_are_refused(tmp_path):
         table = datasets.Dataset.from_dict(rows, features=features)
         table.to_parquet(str(tmp_path / f"{name}.parquet"))
     with pytest.raises(
-        mb.InputError, match=r"b\.parquet names the classes otherwise than .*a\.par"
+        mb.InputError, match=r"b\.parquet and .*a\.parquet name the classes differently"
     ):
         load_task(mb.Task("t", f"parquet:{tmp_path}/*.parquet", ("{}",)), n=None, seed=0)
 
