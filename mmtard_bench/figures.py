@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.errors import InputError
 from mmtard_bench.markdown import printable, slug
-from mmtard_bench.records import Record, write_atomically
+from mmtard_bench.records import Record, digest_of, write_atomically
 from mmtard_bench.summary import counted
 
 _LONGEST = 40
@@ -39,25 +39,24 @@ def standing(record: Record) -> list[tuple[int, float]]:
     return points if most == points[-1][0] else [*points, (most, points[-1][1])]
 
 
-def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
-    """Finished records by suite, its digest and task; in each, by model, attack and radius.
+def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str, str], list[Record]]:
+    """Finished records by suite, its digest, task and revision of the data.
 
-    Of each model those count that ``summary.counted`` says. Models that share a name are told apart
-    by their weights.
+    In each, they are by model, attack and radius. Of each model those count that
+    ``summary.counted`` says. Models that share a name are told apart by their weights.
     """
-    runs: dict[tuple[tuple[str, str], str], list[Record]] = defaultdict(list)
+    runs: dict[tuple[tuple[str, str, str, str], str], list[Record]] = defaultdict(list)
     named = _names(records)
     for record in records:
         suite, model = record.suite, record.model
         on = (suite.name, suite.digest) if suite else ("no-suite", record.sample_ids_digest)
         facts = model.model_copy(update={"name": named[model.name, model.digest]})
-        runs[on, facts.name].append(record.model_copy(update={"model": facts}))
-    places: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for (on, _), group in runs.items():
-        for record in counted(group)[0]:
-            if record.results is not None:
-                places[*on, record.task.name].append(record)
-    return {where: sorted(places[where], key=_order) for where in sorted(places)}
+        where = (*on, record.task.name, record.task.revision)
+        runs[where, facts.name].append(record.model_copy(update={"model": facts}))
+    places: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
+    for (where, _), group in runs.items():
+        places[where] += [record for record in counted(group)[0] if record.results is not None]
+    return {where: sorted(places[where], key=_order) for where in sorted(places) if places[where]}
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -69,14 +68,16 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     if not groups:
         raise InputError("No record is finished, so there is nothing to draw.")
     written = []
-    for (suite, digest, task), group in groups.items():
+    revisions = Counter(where[:3] for where in groups)
+    for (suite, digest, task, revision), group in groups.items():
+        data = f" data {digest_of(revision)[:8]}" if revisions[suite, digest, task] > 1 else ""
         curves = eps_curves(group)
         figures = {"eps": _eps_figure(curves)} if curves else {}
         figures["passes"] = _passes_figure(group)
         for what, figure in figures.items():
-            title = f"{task} on {suite}, {len(group[0].samples)} samples"
+            title = f"{task}{data} on {suite}, {len(group[0].samples)} samples"
             figure.suptitle(_label(title, longest=120))
-            written.append(folder / f"{slug(suite)}-{digest[:8]}--{slug(task)}--{what}.png")
+            written.append(folder / f"{slug(suite)}-{digest[:8]}--{slug(task + data)}--{what}.png")
             _save(figure, written[-1])
     return written
 

@@ -139,8 +139,8 @@ class Task:
     set carries (one name a label, in label order). An empty ``label_column`` says that the data
     has no labels: it can train a method that needs none, but not score a model. Each template has
     one ``{}`` for the class name; without templates, the data set's own are used. With
-    ``convert_rgb`` images that are not 8-bit RGB are converted as Pillow does; without, they are
-    refused.
+    ``convert_rgb`` images of 8 bits a channel that are not RGB are converted as Pillow does;
+    without, they are refused. More bits a channel are always refused.
 
     ``n_classes`` is how many classes there must be. ``samples`` is how many samples the split
     has: the ids of a ``wds:`` data set then follow without its shards, of which only those that

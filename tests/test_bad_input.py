@@ -292,7 +292,7 @@ def test_images_of_other_kinds_are_converted_on_request(here, mine, tmp_path):
         warnings.simplefilter("default")
         done = here("run", mine(task=task, surface="model"), "--model", "tiny-clip")
     assert done.returncode == 0, done.stderr
-    assert "warning: Images have transparent areas" in done.stderr
+    assert "warning: Some images have transparent areas" in done.stderr
 
 
 def test_a_missing_image(here, mine, tmp_path):

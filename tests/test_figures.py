@@ -97,9 +97,18 @@ def test_a_model_made_again_replaces_itself_and_other_weights_do_not():
         where: [(r.model.name, r.robust_accuracy) for r in group] for where, group in groups.items()
     }
     assert found == {
-        ("no-suite", alone.sample_ids_digest, "t"): [("m (d)", 1.0)],
-        ("quick-v1", "1" * 64, "t"): [("m (another)", 1.0), ("m (d)", 0.0)],
+        ("no-suite", alone.sample_ids_digest, "t", "r"): [("m (d)", 1.0)],
+        ("quick-v1", "1" * 64, "t", "r"): [("m (another)", 1.0), ("m (d)", 0.0)],
     }
+
+
+def test_models_on_two_revisions_of_the_data_are_in_two_figures(tmp_path):
+    old, new = at("8/255", "rr"), at("8/255", "rb")
+    other = in_suite(new, 3, task=new.task.model_copy(update={"revision": "w"}))
+    assert len(draw([old], tmp_path)) == 1
+    written = draw([old, other], tmp_path)
+    assert len(written) == len(set(written)) == 2
+    assert all("--t-data-" in path.name for path in written)
 
 
 def test_the_entries_that_ship(cli: Cli, tmp_path):

@@ -12,9 +12,12 @@ from mmtard_bench.entries.board import Board
 from mmtard_bench.entries.card import Card
 from mmtard_bench.entries.checked import Break, Fallen, Verification
 from mmtard_bench.entries.folder import Entry, Run
+from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard import render
+from mmtard_bench.paired import compare
 from mmtard_bench.records import Flag, Record, SuiteFacts, digest_of, wilson
 from mmtard_bench.standings import Row, SuiteStandings, mean_accuracy, standings
+from mmtard_bench.summary import worst_cases
 from tests.conftest import REPOSITORY
 from tests.test_leaderboard import in_suite, made, on
 from tests.test_records import retrieval_record
@@ -291,6 +294,62 @@ def test_curves_and_recalls_are_there():
     assert suite.metric == "retrieval"
     (recalls,) = row.tasks[record.task.name].recalls.values()
     assert recalls == record.results.recalls
+
+
+def test_results_on_different_data_are_never_in_one_table():
+    """A sample id of another revision may be another image."""
+
+    def of(model: str, task: str, revision: str, outcomes: str, day: int) -> Record:
+        record = on("native", task, outcomes)
+        facts = {
+            "model": record.model.model_copy(update={"name": model, "digest": model}),
+            "task": record.task.model_copy(update={"revision": revision}),
+            "created": f"2026-11-2{day}T00:00:00+00:00",
+        }
+        return in_suite(record, 2, **facts)
+
+    good, bad = "r" * 40, "b" * 40
+    records = [
+        of("a", "one", "old", good, 1),
+        of("a", "two", "same", good, 1),
+        of("b", "one", "new", bad, 2),
+        of("b", "two", "same", bad, 2),
+        of("c", "one", "old", bad, 3),
+        of("c", "two", "same", bad, 3),
+        of("d", "two", "same", good, 1),  # incomplete: it fits both
+        of("c", "one", "new", good, 4),
+    ]
+    for given in (records, records[::-1]):
+        first, second = standings(Board(loose=given))
+        assert {s.revisions["one"]: {row.model for row in s.rows} for s in (first, second)} == {
+            "new": {"b", "c", "d"},
+            "old": {"a", "c"},
+        }
+        places = {(s.revisions["one"], r.model): r.place for s in (first, second) for r in s.rows}
+        assert places == {
+            ("new", "c"): 1,
+            ("new", "b"): 2,
+            ("new", "d"): None,
+            ("old", "a"): 1,  # and not behind c on the new data
+            ("old", "c"): None,
+        }
+        assert first.plot != second.plot
+        page = render(Board(loose=given))
+        assert page.count("## quick-v1 on data ") == 2
+        assert "The data are one of revision old; results on other data are not compared" in page
+    # Of one data there is nothing to say.
+    (suite,) = standings(Board(loose=records[:2]))
+    assert (suite.title, suite.data) == ("quick-v1", "")
+
+
+def test_one_sample_id_of_two_revisions_is_never_paired():
+    record = made("rb", attack="pgd-1", records=2)
+    task = record.task.model_copy(update={"revision": "another"})
+    other = in_suite(made("br", attack="pgd-2", records=2), 2, task=task)
+    with pytest.raises(InputError, match="same samples of the same data"):
+        worst_cases([record, other])
+    with pytest.raises(InputError, match="share no finished record"):
+        compare([record], [in_suite(record, 2, task=task)])
 
 
 def test_an_average_over_some_of_the_tasks_is_none():

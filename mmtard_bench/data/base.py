@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -93,6 +94,11 @@ def sample_ids(count: int, names: Iterable[str] | None) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         ids.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return ids
+
+
+def is_text(name: str) -> bool:
+    """Whether a name from outside is one line that JSON can hold: no control, no broken UTF-8."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
 def few(names: Iterable[str]) -> str:
@@ -193,6 +199,8 @@ def sample_list(text: str, what: str) -> tuple[str, ...]:
     path = local_path(text, what)
     if text == "robustbench":
         path = _robustbench_list(what)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{what}: the list of samples {path} is not a regular file.")
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

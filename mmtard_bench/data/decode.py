@@ -165,7 +165,7 @@ def _frames(image: Image.Image) -> list[str]:
     # A JPEG file of several pictures (MPO) has its photograph first, and views of it behind.
     if image.format == "MPO" or getattr(image, "n_frames", 1) == 1:
         return []
-    return [f"Images of several frames or pages ({image.format}) are used as their first one."]
+    return [f"Of images with several frames or pages ({image.format}), only the first is used."]
 
 
 def _transparency(image: Image.Image) -> list[str]:
@@ -175,7 +175,7 @@ def _transparency(image: Image.Image) -> list[str]:
         hidden = image.getchannel("A").getextrema() != (255, 255)
     if not hidden:
         return []
-    return ["Images have transparent areas, of which the colours that lie hidden there are used."]
+    return ["Some images have transparent areas: the colours that are stored there are used."]
 
 
 def _upright(image: Image.Image) -> Image.Image:

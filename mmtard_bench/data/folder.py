@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath as Place
 from typing import Any
 
@@ -16,7 +17,7 @@ import datasets
 import pyarrow
 from pyarrow import csv, json, parquet
 
-from mmtard_bench.data.base import few, local_path, sample_list
+from mmtard_bench.data.base import few, is_text, local_path, sample_list
 from mmtard_bench.data.decode import FORMATS, IMAGE_EXTENSIONS
 from mmtard_bench.data.table import TableDataset, as_dataset, split_of
 from mmtard_bench.errors import InputError, first_line
@@ -29,23 +30,7 @@ SPLITS = {
 }
 """What folders of splits are called, and what ``datasets`` calls these splits."""
 
-COMPANIONS = frozenset(
-    (
-        "txt",
-        "json",
-        "jsonl",
-        "csv",
-        "tsv",
-        "parquet",
-        "xml",
-        "md",
-        "yaml",
-        "yml",
-        "html",
-        "db",
-        "ini",
-    )
-)
+COMPANIONS = frozenset(("txt", "md", "json", "jsonl", "xml", "csv", "tsv", "parquet", "db", "ini"))
 """How the names of files that may lie beside images end."""
 
 _LINES = csv.ParseOptions(newlines_in_values=True)
@@ -65,7 +50,8 @@ def open_folder(task: Task, where: str) -> TableDataset:
     Raises InputError for a file that is neither used nor of a kind that is ignored.
     """
     folder = local_path(where, task.data).absolute()
-    files = sorted(_walk(task, folder, folder, ()), key=lambda place: place.parts)
+    with _readable(task):
+        files = sorted(_walk(task, folder, folder, ()), key=lambda place: place.parts)
     if not files:
         raise InputError(
             f"{task.data}: there is no such folder, or it is empty; expected one folder of "
@@ -85,7 +71,17 @@ def open_folder(task: Task, where: str) -> TableDataset:
     features["image"] = datasets.Image(decode=False)
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     ids = [str(place) for place in chosen]
-    return as_dataset(task, table, _revision(task, folder, files), ids, roots=(folder,))
+    with _readable(task):
+        revision = _revision(task, folder, files)
+    return as_dataset(task, table, revision, ids, roots=(folder,))
+
+
+@contextmanager
+def _readable(task: Task) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{task.data} cannot be read: {error}. Check the folder.") from error
 
 
 def _walk(task: Task, root: Path, folder: Path, above: Sequence[Path]) -> Iterator[Place]:
@@ -95,24 +91,24 @@ def _walk(task: Task, root: Path, folder: Path, above: Sequence[Path]) -> Iterat
     real = folder.resolve()
     if real in above:
         raise InputError(f"{task.data}: the link {folder} leads back to a folder that holds it.")
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries)
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
     where = Place(folder.relative_to(root).as_posix())
-    if above and not _is_hidden(where) and all(name.startswith(".") for name in names):
+    if above and not _is_hidden(where) and all(entry.name[0] == "." for entry in entries):
         raise InputError(
             f"{task.data}: the folder '{where}' is empty. Where a folder is a class, names and "
             "labels follow from all of them: put its images there, or remove it."
         )
-    for place in (where / name for name in names):
-        path = root / place
-        if path.is_dir():
-            yield from _walk(task, root, path, (*above, real))
-        elif path.is_file() and place.name.isprintable():
+    for entry in entries:
+        place = where / entry.name
+        if entry.is_dir():
+            yield from _walk(task, root, root / place, (*above, real))
+        elif entry.is_file() and is_text(entry.name):
             yield place
         elif not _is_hidden(place):
             raise InputError(
-                f"{task.data}: {str(place)!r} is a broken link, no plain file, or has a name that "
-                "cannot be printed. Put a file there, or remove it."
+                f"{task.data}: {str(place)!r} is a broken link, not a regular file, or has a name "
+                "that is not text. Put a file there, or remove it."
             )
 
 
@@ -179,7 +175,8 @@ def _by_class(
             depths = sorted(images, key=lambda place: len(place.parts))
             raise InputError(
                 f"{task.data}: images are not in one folder a class: '{depths[0]}' and "
-                f"'{depths[-1]}', for example. Expected DIR/CLASS/IMAGE or DIR/SPLIT/CLASS/IMAGE."
+                f"'{depths[-1]}', for example. Expected DIR/CLASS/IMAGE or, with folders called "
+                "train, val or test, DIR/SPLIT/CLASS/IMAGE."
             )
         if len(folders) > 1:
             names |= {folder.name for folder in folders}

@@ -37,20 +37,24 @@ def open_outside(task: Task) -> CaptionedDataset:
 
 def _open_parquet(task: Task, where: str) -> TableDataset:
     files = _parquet_files(task, where)
-    digest = _digest(files)
+    before, digest = _stamps(files), _digest(files)
     # The library would know a file by its path and time, which another file can have as well.
     cache = Path(datasets.config.HF_DATASETS_CACHE, "mmtard_bench", digest)
-    is_new = not cache.exists()
-    loaded = load_table(task, "parquet", data_files=files, cache_dir=str(cache))
-    if is_new and _digest(files) != digest:
+    # It takes each name for a pattern.
+    names = [glob.escape(name) for name in files]
+    loaded = load_table(task, "parquet", data_files=names, cache_dir=str(cache))
+    table = loaded[split_of(task, loaded)]
+    footers = [parquet.read_metadata(name) for name in files]
+    rows = sum(footer.num_rows for footer in footers)
+    if _stamps(files) != before or len(table) != rows:
         shutil.rmtree(cache, ignore_errors=True)
-        raise InputError(f"{task.data} changed while it was read; run the same command again.")
-    schemas = ((name, parquet.read_schema(name)) for name in files)
-    require_one_naming(
-        task,
-        ((name, datasets.Features.from_arrow_schema(schema)) for name, schema in schemas),
-    )
-    return as_dataset(task, loaded[split_of(task, loaded)], f"sha256:{digest}")
+        raise InputError(
+            f"{task.data}: the files hold {rows} rows, of which {len(table)} were read, or they "
+            "changed meanwhile; run the same command again."
+        )
+    features = (datasets.Features.from_arrow_schema(f.schema.to_arrow_schema()) for f in footers)
+    require_one_naming(task, zip(files, features, strict=True))
+    return as_dataset(task, table, f"sha256:{digest}")
 
 
 def _parquet_files(task: Task, where: str) -> list[str]:
@@ -75,6 +79,12 @@ def _matching(name: str) -> Sequence[str]:
     if Path(name).is_file() or not glob.has_magic(name):
         return [name]
     return sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+
+
+def _stamps(files: Iterable[str]) -> list[tuple[int, int, int]]:
+    """What changes with a file, even where its time is set back."""
+    found = [Path(name).stat() for name in files]
+    return [(stat.st_ino, stat.st_size, stat.st_ctime_ns) for stat in found]
 
 
 def _digest(files: Iterable[str]) -> str:

@@ -155,9 +155,9 @@ silent = Muted(_silence, _speak)
 
 
 def require_one_naming(task: Task, files: Iterable[tuple[str, "datasets.Features"]]) -> None:
-    """See that all files name the classes alike: of several, the library takes the first's.
+    """Raise InputError unless all files name the classes alike.
 
-    Raises InputError, naming two that do not.
+    The library takes the names of the first file for the labels of all.
     """
     first: tuple[str, list[str]] | None = None
     for file, features in files:
@@ -167,9 +167,9 @@ def require_one_naming(task: Task, files: Iterable[tuple[str, "datasets.Features
         first = first or (file, feature.names)
         if feature.names != first[1]:
             raise InputError(
-                f"{task.data}: {file} names the classes otherwise than {first[0]} "
+                f"{task.data}: {file} and {first[0]} name the classes differently "
                 f"({few(feature.names)}; {few(first[1])}), so one label would mean two classes. "
-                "Make them again with one list of names, or use one of them."
+                "Write both with one list of names, or use one of them."
             )
 
 

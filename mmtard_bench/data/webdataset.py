@@ -2,7 +2,7 @@
 
 ``SPLIT/nshards.txt`` says how many shards ``SPLIT/0.tar``, ``SPLIT/1.tar``, ... there are. A sample
 is two members of a shard: ``KEY.cls`` (its label, in digits), or for retrieval ``KEY.txt`` (a
-caption a line), and ``KEY.webp`` (or png, jpg, ...). More may lie beside them (``COMPANIONS``); any
+caption a line), and ``KEY.webp`` (or png, jpg, ...). ``shard.COMPANIONS`` may lie beside them; any
 other member is an error, so that no sample is left out for its name. ``classnames.txt`` and
 ``zeroshot_classification_templates.txt`` ({c} stands for the class) are at the root.
 (LAION-AI/CLIP_benchmark, webdataset_builder.py: keys are s0000000, s0000001, ... counted over all
@@ -11,131 +11,25 @@ shards; a shard is full at a count or at a size.) Nothing is extracted or execut
 
 import hashlib
 import re
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmtard_bench.data.base import Dataset, LazyLabels, Pixels, captions_in, few, local_path
-from mmtard_bench.data.decode import IMAGE_EXTENSIONS, decode
+from mmtard_bench.data.base import (
+    Dataset,
+    LazyLabels,
+    Pixels,
+    captions_in,
+    few,
+    local_path,
+)
+from mmtard_bench.data.decode import decode
+from mmtard_bench.data.shard import Shard, read_shard
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import download, resolve_commit
 from mmtard_bench.types import Task
 
-COMPANIONS = frozenset(("cls", "txt", "json", "npy"))
-"""How members beside an image may end that say more of it than is used."""
-
-_BLOCK = 512
 _MOST_SHARDS = 100_000
-_LONGEST_TEXT = 1 << 16
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a shard says of a sample, and where its image is: first byte and length.
-
-    ``text`` is its label, in digits, or its captions.
-    """
-
-    text: str
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A tar file of samples, by key, in their order."""
-
-    path: Path
-    places: dict[str, Place]
-
-    def image(self, key: str) -> bytes:
-        """The image file of a sample."""
-        place = self.places[key]
-        with self.path.open("rb") as file:
-            file.seek(place.offset)
-            return file.read(place.size)
-
-
-def read_shard(path: Path, what: str, *, texts: str = "cls") -> Shard:
-    """The table of contents of a shard. Raises InputError if it is damaged or not of the layout."""
-    try:
-        members = _members(path)
-        found, images = _pairs(path, members, texts)
-    except (OSError, tarfile.TarError, ValueError) as error:
-        start = path.read_bytes()[:40] if path.is_file() else b""
-        looks = f" It begins with {start!r}: no tar archive." if start[:1] == b"<" else ""
-        raise InputError(
-            f"{what} is damaged, or not in the layout of CLIP_benchmark: {error}.{looks} Delete it "
-            "(mmtard-bench fetch does that where the hub states a checksum) and run the same "
-            "command again."
-        ) from error
-    return Shard(path, {key: Place(found[key], *images[key]) for key in images})
-
-
-def _members(path: Path) -> list[tarfile.TarInfo]:
-    """The members of a whole, uncompressed tar file."""
-    with tarfile.open(path, "r:") as archive:
-        members = archive.getmembers()
-    end = max((m.offset_data + -(-m.size // _BLOCK) * _BLOCK for m in members), default=0)
-    with path.open("rb") as file:
-        file.seek(end)
-        # Two blocks of zeros end an archive. tarfile takes a file that is cut between members.
-        if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
-            raise ValueError("it is cut short")
-    return members
-
-
-def _pairs(
-    path: Path, members: list[tarfile.TarInfo], texts: str
-) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
-    """Texts of samples, from members of that kind, and where images are, by key.
-
-    Raises ValueError unless every member is part of a sample that has both.
-    """
-    found: dict[str, str] = {}
-    images: dict[str, tuple[int, int]] = {}
-    keys, strange = set(), []
-    with path.open("rb") as file:
-        for member in members:
-            key, _, kind = member.name.rpartition(".")
-            kind = kind.lower()
-            if member.isdir():
-                continue
-            if not _is_sample(member, key, kind):
-                strange.append(member.name)
-                continue
-            keys.add(key)
-            if key in (found if kind == texts else images) and kind in (texts, *IMAGE_EXTENSIONS):
-                raise ValueError(f"it holds the sample '{key}' twice")
-            if kind in IMAGE_EXTENSIONS:
-                images[key] = (member.offset_data, member.size)
-            elif kind == texts:
-                file.seek(member.offset_data)
-                found[key] = _text(file.read(min(member.size, _LONGEST_TEXT + 1)), key, kind)
-    for key in sorted(keys):
-        if key not in found or key not in images:
-            raise ValueError(f"of the sample '{key}' there is only .{texts} or only the image")
-    if strange:
-        raise ValueError(f"it holds {strange[0]!r}, which is no part of a sample")
-    return found, images
-
-
-def _is_sample(member: tarfile.TarInfo, key: str, kind: str) -> bool:
-    """Whether a member is a plain file KEY.KIND of a kind that samples have."""
-    plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-    named = key.isprintable() and not key.endswith("/") and key != ""
-    return plain and named and kind in (*COMPANIONS, *IMAGE_EXTENSIONS)
-
-
-def _text(text: bytes, key: str, kind: str) -> str:
-    text = text.strip()
-    if len(text) > _LONGEST_TEXT:
-        raise ValueError(f"the text of '{key}' is longer than {_LONGEST_TEXT} bytes")
-    if kind == "cls" and not re.fullmatch(rb"\d{1,9}", text):
-        raise ValueError(f"the label of '{key}' is {text[:20]!r}, not a whole number")
-    return text.decode("utf-8")
 
 
 class WebDataset:
@@ -228,10 +122,11 @@ class WebDataset:
         if optional and not path.exists():
             return []
         try:
-            text = path.read_bytes()[: 1 << 20].decode("utf-8")
+            text = path.read_bytes()[: 1 << 20].decode("utf-8-sig").rstrip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.task.data}: {name} cannot be read: {error}.") from error
-        return text.rstrip().splitlines()
+        # Not splitlines, which takes more letters for ends of lines: names would be shifted.
+        return re.split(r"\r?\n", text) if text else []
 
     @cached_property
     def _count(self) -> int:
@@ -246,7 +141,7 @@ class WebDataset:
             if left:
                 raise InputError(
                     f"{self.task.data}: {name} says {count}, but the shards {few(left)} are there "
-                    "too. Correct the number, or take them away."
+                    "too. Correct the number, or remove them."
                 )
         return count
 
@@ -337,4 +232,11 @@ def open_webdataset(task: Task) -> Dataset:
             f"{task.data}: there is no such folder; expected wds:DIR with test/nshards.txt and the "
             "shards in it, or wds:ORG/NAME[@REVISION] for a hub repository."
         )
-    return WebDataset(task, folder.joinpath, None)
+
+    def found(file: str) -> Path:
+        path = folder / file
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{task.data}: {file} is not a regular file; a pipe would never end.")
+        return path
+
+    return WebDataset(task, found, None)

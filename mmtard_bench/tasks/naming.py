@@ -44,7 +44,7 @@ def class_names(task: Task, dataset: Dataset) -> tuple[tuple[str, ...], tuple[st
 
 
 def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A note on the classes that the task calls otherwise than the data do.
+    """A note on the classes whose names differ from the data's.
 
     Raises InputError where that may be another class.
     """
@@ -73,7 +73,7 @@ def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[
     if others:
         _require_numbers_in_order(task, own)
     renamed = few(f"'{own[label]}' is '{classes[label]}'" for label in others)
-    return (f"Classes that the task names otherwise than the data: {renamed}.",) if others else ()
+    return (f"The task's class names differ from the data's ({renamed}).",) if others else ()
 
 
 def _keys(name: str) -> set[str]:
@@ -99,35 +99,35 @@ def _require_numbers_in_order(task: Task, own: Sequence[str]) -> None:
 
 
 def check_labels(
-    task: Task, ids: Sequence[str], labels: Sequence[int], classes: Sequence[str]
+    task: Task, dataset: Dataset, labels: Sequence[int], classes: Sequence[str]
 ) -> tuple[str, ...]:
     """See that labels are whole numbers of classes, of all samples whose labels are at hand.
 
-    Those are all, but for data whose files are fetched as they are needed. Returns a note on
-    classes that have no sample. Raises InputError for a label that is no class.
+    Those are all, but for data whose files are fetched as they are needed. ``labels`` are the data
+    set's, which may make them up each time. Returns a note on classes that have no sample. Raises
+    InputError for a label that is no class.
     """
-    lazy = isinstance(labels, LazyLabels)
-    pairs = labels.known() if isinstance(labels, LazyLabels) else zip(ids, labels, strict=True)
+    some = labels.known() if isinstance(labels, LazyLabels) else None
+    pairs = zip(dataset.ids, labels, strict=True) if some is None else some
     first: dict[int, str] = {}
     for sample, label in pairs:
         first.setdefault(label, sample)
     count = len(classes)
     wrong = [label for label in first if label not in range(count)]
     if wrong:
-        from_one = min(first) == 1 and max(first) == count
+        hint = " They seem to count from 1: subtract 1 from each."
         raise InputError(
             f"{task.data}: sample '{first[wrong[0]]}' has the label {wrong[0]}, but there are "
             f"{count} classes; labels go from 0 to {count - 1}."
-            + " These seem to count from 1: subtract 1 from each."
-            * from_one
+            f"{hint if min(first) == 1 and max(first) == count else ''}"
         )
     absent = [name for label, name in enumerate(classes) if label not in first]
-    if lazy or not absent:
+    if some is not None or not absent:
         return ()
-    if first and min(first) == 1 and max(first) == count - 1:
+    if not dataset.class_names and first and min(first) == 1 and max(first) == count - 1:
         warnings.warn(
             f"{task.data}: no sample has the label 0, '{classes[0]}'. If its labels count from 1, "
             "every sample is scored as the class after its own: subtract 1 from each.",
             stacklevel=2,
         )
-    return (f"{len(absent)} of {count} classes have no sample in the data: {few(absent)}.",)
+    return (f"{len(absent)} of {count} classes have no sample in the data ({few(absent)}).",)

@@ -291,7 +291,7 @@ def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
     every = dataset.labels  # once: a data set may make them up each time
     labels = tuple(every[i] for i in manifest.indices)
     if task.label_column:
-        notes += check_labels(task, dataset.ids, every, classes)
+        notes += check_labels(task, dataset, every, classes)
     return TaskData(
         task, dataset.revision, classes, templates, manifest, labels, dataset, notes=notes
     )

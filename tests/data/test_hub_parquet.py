@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 import mmtard_bench as mb
@@ -386,6 +387,71 @@ def test_other_files_are_loaded_as_a_whole(online, offline):
         assert (data.classes, sorted(data.labels)) == (tuple(NAMES), [0, 0, 1, 1, 2, 2])
     offline()
     assert seen(load()) == seen(data)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("tower/1.png", "train_station/2.png", "train_station/3.png"),
+        ("a.parquet", "test_b.parquet"),
+    ],
+)
+def test_files_that_split_words_leave_out_are_named(online, names):
+    table = rows(range(2), None, datasets.ClassLabel(names=NAMES))
+    files = {name: IMAGES[0] if name.endswith("png") else table for name in names}
+    with hub({"datasets:me/pets": files}) as endpoint:
+        online(endpoint)
+        with pytest.raises(mb.InputError, match=rf"1 of its files are in no split .{names[0]}"):
+            load(split=None)
+
+
+def test_a_card_may_leave_files_out(online):
+    card = b"""---
+configs:
+- config_name: default
+  data_files:
+  - {split: test, path: data/test-*}
+---
+"""
+    with hub(repository(**{"README.md": card})) as endpoint:
+        online(endpoint)
+        assert len(load().labels) == 12
+
+
+def test_files_that_name_the_classes_in_another_order_are_refused(online):
+    files = repository()["datasets:me/pets"]
+    swapped = repository(label=datasets.ClassLabel(names=NAMES[::-1]))["datasets:me/pets"]
+    name = "data/test-00002-of-00003.parquet"
+    with hub({"datasets:me/pets": files | {name: swapped[name]}}) as endpoint:
+        online(endpoint)
+        with pytest.raises(mb.InputError, match=r"test-00002.* name the classes differently"):
+            load(1)
+
+
+def test_labels_of_a_file_are_checked_even_of_samples_that_are_not_drawn(online):
+    wrong = repository(shards=1, label=datasets.Value("int64"))
+    with hub(wrong) as endpoint:
+        online(endpoint)
+        for seed in range(3):
+            with pytest.raises(mb.InputError, match="has the label 2, but there are 2 classes"):
+                load_task(task(classes=("cat", "dog")), n=1, seed=seed)
+
+
+def test_a_repository_reads_no_file_of_this_machine(online, tmp_path):
+    (tmp_path / "local.png").write_bytes(IMAGES[0])
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=NAMES))
+    row = {"image": {"bytes": None, "path": str(tmp_path / "local.png")}, "label": 0}
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([row], schema=features.arrow_schema), buffer
+    )
+    lines = f'{{"image": "{tmp_path}/local.png", "label": 0}}\n'.encode()
+    for file in ({"test.parquet": buffer.getvalue()}, {"test.jsonl": lines}):
+        with hub({"datasets:me/pets": file}) as endpoint:
+            online(endpoint)
+            data = load_task(task(classes=tuple(NAMES)), n=1, seed=0)
+            with pytest.raises(mb.InputError, match="Only bytes in the data are read"):
+                data.pixels(0)
 
 
 def test_code_in_a_repository_is_refused(online):

@@ -1,15 +1,23 @@
 """Data from parquet files, image folders and the hub, by the real client libraries."""
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow
 import pytest
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
+from pyarrow.parquet import write_table
 
 import mmtard_bench as mb
+from mmtard_bench.data import outside
 from mmtard_bench.data.decode import decode
+from mmtard_bench.errors import DamagedImageError, StorageError
 from mmtard_bench.tasks.hub_tasks import imagenet_folder
 from mmtard_bench.tasks.resolve import find_task, load_task
 from tests.test_bad_input import GOOD, parquet, rgb
@@ -101,3 +109,103 @@ def test_imagenet_folders_must_be_named_by_wordnet_ids(tmp_path):
         data = load_task(task, n=1000, seed=0)
     by_id = dict(zip(data.manifest.ids, data.labels, strict=True))
     assert by_id["n00000417/a.png"] == 417
+
+
+def test_a_replaced_file_is_read_again_whatever_its_path_and_time(tmp_path):
+    """As copies with fixed times leave them: the library's cache knows no more of a file."""
+    path = tmp_path / "a.parquet"
+    for seed in (1, 2, 1):
+        images = [rgb(seed + i) for i in range(2)]
+        task = find_task(parquet(path, images, [seed % 2, 0], ["cat", "dog"]))
+        os.utime(path, (1e9, 1e9))
+        data = load_task(task, n=None, seed=0)
+        by_id = dict(zip(data.manifest.ids, data.labels, strict=True))
+        assert by_id == {"00000000": seed % 2, "00000001": 0}
+        for row, i in enumerate(data.manifest.indices):
+            assert np.array_equal(data.pixels(row), decode(images[i], "x", convert_rgb=False))
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
+    task = find_task(parquet(tmp_path / "a.parquet", GOOD, [0, 1, 0, 1], ["cat", "dog"]))
+    later = outside.load_table
+
+    def change(task: mb.Task, builder: str, **arguments: object) -> object:
+        parquet(tmp_path / "a.parquet", GOOD[::-1], [1, 1, 1, 1], ["cat", "dog"])
+        return later(task, builder, **arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outside, "load_table", change)
+        with pytest.raises(mb.InputError, match="or they changed meanwhile"):
+            load_task(task, n=None, seed=0)
+    assert load_task(task, n=None, seed=0).labels == (1, 1, 1, 1)
+
+
+def test_every_pattern_counts_and_no_file_twice(tmp_path):
+    for name in ("a1", "a2", "[b]"):
+        parquet(tmp_path / f"{name}.parquet", GOOD[:1], [0], ["cat", "dog"])
+    task = find_task(f"parquet:{tmp_path}/a*.parquet,{tmp_path}/[b].parquet")
+    assert len(load_task(task, n=None, seed=0).labels) == 3
+    with pytest.raises(mb.InputError, match=r"a1\.parquet twice"):
+        load_task(find_task(f"parquet:{tmp_path}/a1.parquet,{tmp_path}/a*.parquet"), n=1, seed=0)
+    with pytest.raises(mb.InputError, match=r"no file .*/c\*\.parquet"):
+        load_task(find_task(f"parquet:{tmp_path}/a1.parquet,{tmp_path}/c*.parquet"), n=1, seed=0)
+
+
+def stored(path: Path, **images: object) -> str:
+    """A parquet file of one row with these columns of images, as they are stored."""
+    features = {name: datasets.Image() for name in images}
+    features["label"] = datasets.ClassLabel(names=["cat", "dog"])
+    schema = datasets.Features(features).arrow_schema
+    write_table(pyarrow.Table.from_pylist([{**images, "label": 0}], schema=schema), path)
+    return f"parquet:{path}"
+
+
+def test_only_bytes_in_a_table_are_read(tmp_path):
+    """Its author would choose what is read here; a pipe never ends."""
+    (tmp_path / "local.png").write_bytes(GOOD[0])
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("local.png", "pipe", "gone.png"):
+        image = {"bytes": None, "path": str(tmp_path / name)}
+        task = find_task(stored(tmp_path / "a.parquet", image=image))
+        with pytest.raises(mb.InputError, match=r"names the file .*Only bytes in the data") as e:
+            load_task(task, n=None, seed=0).pixels(0)
+        # As damage it would be left out on request.
+        assert not isinstance(e.value, DamagedImageError)
+
+
+@pytest.mark.parametrize("column", ["mask", "id"])
+def test_other_columns_are_not_opened(tmp_path, column):
+    os.mkfifo(tmp_path / "pipe")
+    image = {"bytes": GOOD[0], "path": None}
+    pipe = {"bytes": None, "path": str(tmp_path / "pipe")}
+    spec = stored(tmp_path / "a.parquet", image=image, **{column: pipe})
+    data = load_task(find_task(spec), n=None, seed=0)
+    assert np.array_equal(data.pixels(0), decode(GOOD[0], "x", convert_rgb=False))
+    with pytest.raises(mb.InputError, match="expected whole numbers"):
+        task = replace(find_task(spec), label_column=column, classes=("cat", "dog"))
+        load_task(task, n=None, seed=0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Not enough disk space. Needed: 3 GB"),
+        DatasetGenerationError("An error occurred while generating the dataset"),
+        PermissionError(errno.EACCES, "Permission denied", "CACHE/x"),
+    ],
+    ids=["full", "too small", "wrapped", "denied"],
+)
+def test_a_cache_that_cannot_be_written_is_not_the_files_fault(tmp_path, monkeypatch, error):
+    task = find_task(parquet(tmp_path / "a.parquet", GOOD, [0, 1, 0, 1], ["cat", "dog"]))
+    if isinstance(error, DatasetGenerationError):
+        error.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    elif error.filename:
+        error.filename = f"{datasets.config.HF_DATASETS_CACHE}/x"
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(StorageError, match=r"cache .* could not be written: .*set HF_HOME"):
+        load_task(task, n=None, seed=0)

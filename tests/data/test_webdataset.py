@@ -1,6 +1,8 @@
 """Shards in CLIP_benchmark's layout: read by offset, only those that are needed, never trusted."""
 
 import io
+import os
+import re
 import tarfile
 from dataclasses import replace
 
@@ -126,6 +128,107 @@ def test_shards_that_are_no_shards(tmp_path):
     assert "only .cls or only the image" in said(tar({"s0000000.cls": b"1"}))
     assert "not a whole number" in said(tar({"a.cls": b"\x80\x04N.", "a.webp": images[0]}))
     assert "damaged or no image" in said(tar({"a.cls": b"1", "a.webp": images[0][:100]}))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["golden retriever 7", "my cat"],
+        ["café", "猫"],
+        ["img(1)", "a+b", "x,y"],
+        ["22.05", "img.v2"],
+        ["n01/a", "n02/a", "./b"],
+        ["k" * 250],
+    ],
+)
+def test_every_key_is_a_sample(tmp_path, keys):
+    images, _ = noise(len(keys))
+    members: dict[str, bytes] = {}
+    for number, (key, image) in enumerate(zip(keys, images, strict=True)):
+        members |= {f"{key}.cls": str(number).encode(), f"{key}.WebP": image, f"{key}.json": b"{}"}
+    files = {**layout(*noise(1)), "test/0.tar": tar(members)}
+    data = load_task(find_task(write(files, tmp_path)), n=None, seed=0)
+    assert dict(zip(data.manifest.ids, data.labels, strict=True)) == {
+        key: number for number, key in enumerate(keys)
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"b.cls": b"1", "b.avif": b"x"}, "'b' there is only .cls or only the image"),
+        ({"b.avif": b"x"}, "it holds 'b.avif', which is not part of a sample"),
+        ({"b": b"x"}, "it holds 'b', which is not part"),
+        ({"b/.webp": b"x"}, "it holds 'b/.webp', which is not part"),
+        ({"b\n.webp": b"x"}, "which is not part of a sample"),
+        ({"b.json": b"{}"}, "'b' there is only .cls or only the image"),
+        ({"b.webp": b"x"}, "'b' there is only .cls or only the image"),
+        ({"a.png": b"x"}, "it holds the sample 'a' twice"),
+        ({"a.CLS": b"1"}, "it holds the sample 'a' twice"),
+        ({"b.webp": b"x", "b.cls": b" " * 70_000}, "the text of 'b' is longer|not a whole number"),
+    ],
+)
+def test_members_that_are_not_used_are_named(tmp_path, more, words):
+    image = noise(1)[0][0]
+    shard = tar({"a.cls": b"1", "a.webp": image, **more})
+    said = damaged(tmp_path, {**layout(*noise(1)), "test/0.tar": shard})
+    assert re.search(words, said), said
+
+
+def test_links_in_a_shard_are_named(tmp_path):
+    """tar stores files that are hard links of each other once."""
+    image = noise(1)[0][0]
+    buffer = io.BytesIO(tar({"a.cls": b"1", "a.webp": image}))
+    with tarfile.open(fileobj=buffer, mode="a") as archive:
+        for name in ("b.cls", "b.webp"):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, f"a{name[1:]}"
+            archive.addfile(info)
+    said = damaged(tmp_path, {**layout(*noise(1)), "test/0.tar": buffer.getvalue()})
+    assert "it holds 'b.cls', which is not part of a sample" in said
+
+
+def test_class_names_are_lines_whatever_wrote_them(tmp_path):
+    names = ["cat", "d\x85og", "hen\u2028", "cow", "eel"]
+    text = "\ufeff" + "".join(f"{name}\r\n" for name in names)
+    files = {**layout(*noise(5)), "classnames.txt": text.encode()}
+    assert load_task(find_task(write(files, tmp_path)), n=None, seed=0).classes == tuple(names)
+
+
+@pytest.mark.parametrize("name", ["classnames.txt", "test/nshards.txt", "test/0.tar"])
+def test_a_pipe_is_not_read(tmp_path, name):
+    task = find_task(write(layout(*noise(3)), tmp_path))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(mb.InputError, match=f"{name} is not a regular file"):
+        load_task(task, n=None, seed=0)
+
+
+def test_shards_that_are_not_counted_are_named(tmp_path):
+    files = layout(*noise(9), shards=3)
+    assert "the shards 2.tar are there too" in damaged(
+        tmp_path, {**files, "test/nshards.txt": b"2"}
+    )
+
+
+def test_samples_that_the_task_states_have_no_gap(tmp_path):
+    images, labels = noise(9)
+    files = layout(images, labels)
+    for samples, renamed in ((9, "s0000042"), (9, "extra"), (8, "s0000003")):
+        shard = {}
+        for number, image in enumerate(images):
+            key = renamed if number == 3 else f"s{number:07d}"
+            shard |= {f"{key}.cls": b"1", f"{key}.webp": image}
+        said = damaged(tmp_path, {**files, "test/0.tar": tar(shard)}, samples=samples)
+        assert f"do not follow from samples = {samples} in the task" in said
+
+
+def test_labels_of_a_shard_are_checked_even_of_samples_that_are_not_drawn(tmp_path):
+    images, labels = noise(5)
+    files = layout(images, [label + 1 for label in labels])
+    for seed in range(3):
+        with pytest.raises(mb.InputError, match=r"label 5, but .* They seem to count from 1"):
+            load_task(find_task(write(files, tmp_path)), n=1, seed=seed)
 
 
 def test_member_names_are_not_trusted(tmp_path):
