@@ -56,6 +56,9 @@ def test_what_others_register_may_fail_with_their_name(own):
             mb.load_model(name)
     with pytest.raises(mb.InputError, match=r"data set 'lost'.*KeyError"):
         scored(task=mb.Task("t", "lost", ("{}",)))
+    mb.register_dataset("listed")(list)
+    with pytest.raises(mb.InputError, match="returned a list without class_names, ids, image"):
+        scored(task=mb.Task("t", "listed", ("{}",)))
     with pytest.raises(mb.InputError, match=r"attack 'sick-{steps}'.*ZeroDivisionError"):
         scored(threat="sick-3")
     with pytest.raises(mb.InputError, match="returned a NoneType; expected an Attack"):

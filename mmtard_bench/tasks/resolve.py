@@ -264,7 +264,14 @@ def open_data(task: Task) -> Dataset:
         from mmtard_bench.data.outside import open_outside
 
         return open_outside(task)
-    return registry.made(registry.datasets, task.data)
+    made = registry.made(registry.datasets, task.data)
+    missing = {"revision", "ids", "labels", "class_names", "image"}.difference(dir(made))
+    if missing:
+        raise InputError(
+            f"The data set '{task.data}' is registered with a function that returned a "
+            f"{type(made).__name__} without {', '.join(sorted(missing))}; expected a Dataset."
+        )
+    return made
 
 
 def _gallery(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
@@ -307,7 +314,7 @@ def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
 
 def _classes(task: Task, dataset: Dataset) -> tuple[str, ...]:
     """The class names of a task, as many as the data set has classes. Raises InputError."""
-    own = dataset.class_names
+    own = tuple(dataset.class_names)
     classes = task.classes or own
     if not classes and task.label_column:
         raise InputError(

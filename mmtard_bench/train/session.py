@@ -25,7 +25,7 @@ from mmtard_bench.models.loading import load_model
 from mmtard_bench.records import write_atomically
 from mmtard_bench.runner import only_process
 from mmtard_bench.suites import resolve_task
-from mmtard_bench.tasks.prompts import understood
+from mmtard_bench.tasks.prompts import require_distinct
 from mmtard_bench.tasks.resolve import TaskData, load_task, load_training_data
 from mmtard_bench.train.batch_norm import normalises_over_batch, synchronise
 from mmtard_bench.train.checkpoint import (
@@ -258,7 +258,7 @@ class Session:
 
     def _head(self, clip: Clip, data: TaskData) -> Head:
         if data.classes:
-            understood(clip, data)  # classes of equal tokens are refused
+            require_distinct(clip, data)
         return head_of(clip, data.classes, data.templates, self.accelerator.device)
 
     def _teacher(self, role: Role) -> tuple[Clip, Teacher]:
