@@ -36,7 +36,7 @@ def tokens_of(tokenizer: Callable[[Any], Any], texts: Sequence[str], model: str)
             'wrapped so: lambda texts: tokenizer(texts, padding="max_length", truncation=True, '
             'return_tensors="pt").input_ids.'
         )
-    return tokens.cpu()
+    return tokens.detach().cpu().clone()  # a tokenizer may use its buffer again
 
 
 def embeddings_of(encode: Callable[[Tensor], Any], inputs: Tensor, model: str) -> Tensor:

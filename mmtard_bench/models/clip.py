@@ -84,7 +84,9 @@ class Clip:
     config: dict[str, Any] | None = field(default=None, repr=False, compare=False)
     notes: tuple[str, ...] = ()
     heads: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False, compare=False)
-    prompts: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    prompts: dict[tuple[object, ...], Any] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     batch_sizes: dict[tuple[object, ...], int] = field(
         default_factory=dict, repr=False, compare=False
     )

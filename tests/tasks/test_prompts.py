@@ -198,6 +198,21 @@ def test_the_digest_sees_every_template_and_the_old_one_the_first():
     assert old[0] == old[1] == digest_of([names, ["{}", "a {}"], padded(names).tolist()])
 
 
+def test_prompts_are_of_the_tokenizer_that_a_clip_has_now():
+    buffer = torch.zeros(2, 12, dtype=torch.long)
+
+    def again(texts):
+        """Hands out one tensor."""
+        return buffer.copy_(padded(texts))
+
+    clip = clip_with(again)
+    found = prompts_of(clip, ("cat", "dog"), ("{}",))
+    prompts_of(clip, ("elk", "fox"), ("{}",))
+    assert torch.equal(found.tokens, padded(["cat", "dog"]))
+    other = replace(clip, tokenizer=lambda texts: padded(texts) + 1)
+    assert prompts_of(other, ("cat", "dog"), ("{}",)).digest != found.digest
+
+
 @pytest.mark.parametrize("case", ["lower", "cut"])
 def test_captions_of_equal_tokens_match_each_others_images(tmp_path, case):
     captions = [["A cat"], ["a cat", "a dog"], ["a bird"], ["a fish"]]
