@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol as Interface
 from pydantic import BeforeValidator, Field, InstanceOf
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.strict import Text, checked
+from mmtard_bench.strict import Text, Whole, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ def _in_order(value: object) -> object:
 
 
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_in_order)]
-Several = Annotated[int, Field(ge=1)]
+Several = Annotated[Whole, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Task:
     convert_rgb: bool = False
     metric: Metric = "zero-shot classification"
     description: str = ""
-    n_classes: Annotated[int, Field(ge=2)] | None = None
+    n_classes: Annotated[Whole, Field(ge=2)] | None = None
     samples: Several | None = None
     shard_samples: Several | None = None
     samples_file: Text | None = None
