@@ -133,6 +133,8 @@ def test_names_of_attacks_are_refused_where_they_are_registered(own, name):
     before = list(registry.attacks)
     with pytest.raises(mb.InputError, match="name"):
         mb.register_attack(name)(lambda threat, n: None)
+    with pytest.raises(mb.InputError, match="name"):
+        registry.attacks.add(name, lambda threat, n: None)
     assert list(registry.attacks) == before
 
 
