@@ -76,22 +76,37 @@ class Registry(Generic[T]):
         self._require = require
         self._built_in = f"mmtard_bench.{built_in}"
         self._items: dict[str, T] = {}
+        self._taken: set[str] = set()
+        self._importing = False
 
     def _load(self) -> None:
-        import_module(self._built_in)
+        self._importing = True
+        try:
+            import_module(self._built_in)
+        finally:
+            self._importing = False
         _load_other_packages()
 
     def add(self, name: str, item: T) -> None:
         fitting(_NAME, name, f"The name of the {self.kind}")
         self._require(name)
-        if name in self._items:
+        if name not in self._items:
+            self._items[name] = item
+        elif self._importing:
+            # Somebody took one of our names before ours were there: only that name is lost.
+            self._taken.add(name)
+        else:
             raise InputError(f"The {self.kind} '{name}' is taken; choose another.")
-        self._items[name] = item
 
     def get(self, name: str) -> T:
         self._load()
         if name not in self._items:
             raise InputError(f"There is no {self.kind} '{name}'. {near_matches(name, self)}")
+        if name in self._taken:
+            raise InputError(
+                f"The {self.kind} '{name}' is one of this package's, and another was registered "
+                "under its name; register that one under another name."
+            )
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:

@@ -1,6 +1,7 @@
 """One failure costs nobody else their turn: what is registered, plug-ins, files, logging."""
 
 import logging
+import subprocess
 import sys
 import warnings
 
@@ -111,6 +112,25 @@ def test_a_package_that_cannot_be_imported_costs_only_its_own_names(own, monkeyp
             assert mb.load_model("tiny-clip").name == "tiny-clip"
     finally:
         registry._load_other_packages.cache_clear()
+
+
+EARLY = """
+import mmtard_bench as mb
+mb.register_model("tiny-clip")(lambda: None)
+try:
+    mb.load_model("tiny-clip")
+except mb.InputError as error:
+    print(error)
+print(mb.load_model("tiny-clip-small").name)
+"""
+
+
+def test_a_name_of_ours_that_somebody_took_first_costs_only_itself():
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, name = done.stdout.splitlines()
+    assert "'tiny-clip' is one of this package's, and another was registered" in said
+    assert name == "tiny-clip-small"
 
 
 @pytest.mark.parametrize(
