@@ -120,7 +120,7 @@ class Subject:
         batch_size: int = BATCH,
     ) -> AttackResult:
         """Run one attack as the product does: the fast engine on the folded tower."""
-        threat = ThreatModel(name, norm, Eps.parse(eps or EPS[norm]))
+        threat = ThreatModel(name, norm, Eps.parse(eps or EPS[norm], norm=norm))
         attack = build_attack(threat, n_classes=10, engine=Engine(engine))
         with using(self.clip, self.tower if engine == "fast" else None):
             return attack.run(

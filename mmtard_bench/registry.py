@@ -65,28 +65,48 @@ def near_matches(name: str, known: Iterable[str]) -> str:
 class Registry(Generic[T]):
     """Named things of one kind. Adding a name twice raises; an unknown name suggests others.
 
-    ``built_in`` is the module of this package that registers ours, imported on first use.
+    ``built_in`` is the module of this package that registers ours, imported on first use;
+    ``require`` raises InputError for a name that things of the kind cannot have.
     """
 
-    def __init__(self, kind: str, built_in: str) -> None:
+    def __init__(
+        self, kind: str, built_in: str, require: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.kind = kind
+        self._require = require
         self._built_in = f"mmtard_bench.{built_in}"
         self._items: dict[str, T] = {}
+        self._taken: set[str] = set()
+        self._importing = False
 
     def _load(self) -> None:
-        import_module(self._built_in)
+        self._importing = True
+        try:
+            import_module(self._built_in)
+        finally:
+            self._importing = False
         _load_other_packages()
 
     def add(self, name: str, item: T) -> None:
         fitting(_NAME, name, f"The name of the {self.kind}")
-        if name in self._items:
+        self._require(name)
+        if name not in self._items:
+            self._items[name] = item
+        elif self._importing:
+            # Somebody took one of our names before ours were there: only that name is lost.
+            self._taken.add(name)
+        else:
             raise InputError(f"The {self.kind} '{name}' is taken; choose another.")
-        self._items[name] = item
 
     def get(self, name: str) -> T:
         self._load()
         if name not in self._items:
             raise InputError(f"There is no {self.kind} '{name}'. {near_matches(name, self)}")
+        if name in self._taken:
+            raise InputError(
+                f"The {self.kind} '{name}' is one of this package's, and another was registered "
+                "under its name; register that one under another name."
+            )
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:
@@ -98,10 +118,23 @@ class Registry(Generic[T]):
         return iter(sorted(self._items))
 
 
+def _require_attack(name: str) -> None:
+    places = re.findall(r"\{(\w+)\}", name)
+    known = set(places) <= RANGES.keys() and len(set(places)) == len(places)
+    if not known or not _ATTACK.fullmatch(name):
+        raise InputError(
+            f"'{name}' cannot be the name of an attack; expected letters, digits and . _ : + -, "
+            f"and at most one each of {', '.join(f'{{{what}}}' for what in RANGES)}, which stand "
+            "for numbers."
+        )
+
+
 models: "Registry[Callable[[], Clip]]" = Registry("model", "models.tiny")
 datasets: "Registry[Callable[[], Dataset]]" = Registry("data set", "data.digits")
 tasks: "Registry[Task]" = Registry("task", "tasks.declared")
-attacks: "Registry[Callable[[ThreatModel, int], Attack]]" = Registry("attack", "attacks.catalogue")
+attacks: "Registry[Callable[[ThreatModel, int], Attack]]" = Registry(
+    "attack", "attacks.catalogue", _require_attack
+)
 protocols: "Registry[Protocol]" = Registry("protocol", "protocols")
 
 
@@ -150,19 +183,7 @@ def register_attack(
 
     ``{steps}`` and ``{edits}`` in a name stand for every number of them, as in ``pgd-{steps}``.
     """
-    register = _decorator(attacks, name)
-    places = re.findall(r"\{(\w+)\}", name)
-    if (
-        not _ATTACK.fullmatch(name)
-        or not set(places) <= RANGES.keys()
-        or len(set(places)) < len(places)
-    ):
-        allowed = " or ".join(f"{{{what}}}" for what in RANGES)
-        raise InputError(
-            f"'{name}' cannot be the name of an attack; expected letters, digits and any of "
-            f"._:+- with at most one {allowed} of each, which stand for numbers."
-        )
-    return register
+    return _decorator(attacks, name)
 
 
 def register_task(task: "Task") -> None:

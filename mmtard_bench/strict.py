@@ -2,11 +2,19 @@
 
 import functools
 import inspect
+import operator
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.errors import PydanticSchemaGenerationError
 
 from mmtard_bench.errors import InputError
@@ -27,7 +35,16 @@ def _said(text: str) -> str:
     return text
 
 
+def _whole(value: object) -> object:
+    """Integers of numpy and torch as Python's; what is no integer stays, and is refused."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return value
+
+
 Text = Annotated[str, AfterValidator(_said)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 def checked(function: F) -> F:
@@ -52,7 +69,10 @@ def checked(function: F) -> F:
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
-        bound = signature.bind(*arguments, **named)
+        try:
+            bound = signature.bind(*arguments, **named)
+        except TypeError:
+            return function(*arguments, **named)  # whose own words name what is missing
         for key, kind in kinds().items():
             if kind is not None and key in bound.arguments:
                 bound.arguments[key] = fitting(kind, bound.arguments[key], f"{name}: {key}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol as Interface
 from pydantic import BeforeValidator, Field, InstanceOf
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.strict import Text, checked
+from mmtard_bench.strict import Text, Whole, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,10 @@ def _in_order(value: object) -> object:
 
 
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_in_order)]
-Several = Annotated[int, Field(ge=1)]
+Several = Annotated[Whole, Field(ge=1)]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Eps:
     """A radius as the exact fraction that was written, for pixels in [0, 1].
 
@@ -47,9 +47,10 @@ class Eps:
 
     @classmethod
     def parse(cls, text: object, *, norm: ThreatNorm = "linf") -> "Eps":
-        """Read "8/255", or take an ``Eps``. Raises InputError for a decimal or anything else.
+        """Read "8/255", or take an ``Eps``. A decimal, or anything else, raises InputError.
 
-        Zero is refused too, but for "levenshtein": no edits at all is a budget like another.
+        So does zero, but for "levenshtein": no edits at all is a budget like another. Pixels are in
+        [0, 1], so that "linf" has no radius above 1.
         """
         if isinstance(text, Eps):
             text = str(text)
@@ -62,7 +63,14 @@ class Eps:
                 f"eps = {text!r} is not an exact positive fraction; write a string such as "
                 '"8/255" (pixels are in [0, 1]), not a decimal.'
             )
-        return cls(int(match[1]), int(match[2]))
+        eps = cls(int(match[1]), int(match[2]))
+        if norm == "linf" and eps.numerator > eps.denominator:
+            raise InputError(
+                f"eps = {eps} is beyond the range of pixels, which are in [0, 1]; expected an "
+                f"L-inf radius of at most 1/1. For {eps.numerator} of 255 levels write "
+                f'"{eps.numerator}/255".'
+            )
+        return eps
 
     def __float__(self) -> float:
         return self.numerator / self.denominator
@@ -94,12 +102,6 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         Eps.parse(self.eps, norm=self.norm)
-        if self.norm == "linf" and float(self.eps) > 1:
-            raise InputError(
-                f"eps = {self.eps} is beyond the range of pixels, which are in [0, 1]; expected an "
-                f"L-inf radius of at most 1/1. For {self.eps.numerator} of 255 levels write "
-                f'"{self.eps.numerator}/255".'
-            )
 
     def require_reach(self, height: int, width: int) -> None:
         """Raise InputError for an L2 radius above the diameter of the box of such RGB images."""
@@ -166,7 +168,7 @@ class Task:
     convert_rgb: bool = False
     metric: Metric = "zero-shot classification"
     description: str = ""
-    n_classes: Annotated[int, Field(ge=2)] | None = None
+    n_classes: Annotated[Whole, Field(ge=2)] | None = None
     samples: Several | None = None
     shard_samples: Several | None = None
     samples_file: Text | None = None

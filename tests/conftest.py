@@ -80,7 +80,7 @@ def attack(
     batch_size: int = 64,
 ) -> AttackResult:
     """Run an attack on a bare classifier."""
-    threat = ThreatModel(name, norm, Eps.parse(eps))
+    threat = ThreatModel(name, norm, Eps.parse(eps, norm=norm))
     with torch.no_grad():
         width = classes or model(images[:1]).shape[1]
     return build_attack(threat, n_classes=width, engine=Engine(engine)).run(

@@ -46,7 +46,7 @@ def images_of(clip, data, threat):
 @pytest.mark.parametrize(("norm", "eps"), BALLS)
 @pytest.mark.parametrize("surface", ["native", "model"])
 def test_what_is_kept_still_breaks_and_survives_a_file(clip, data, tmp_path, norm, eps, surface):
-    threat = ThreatModel("pgd-10", norm, Eps.parse(eps), surface)
+    threat = ThreatModel("pgd-10", norm, Eps.parse(eps, norm=norm), surface)
     images = images_of(clip, data, threat)
     assert images
     stacks = [

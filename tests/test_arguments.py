@@ -5,6 +5,7 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -214,6 +215,11 @@ class WideText(ToyClip):
         return super().encode_text(tokens).repeat(1, 2)
 
 
+class Cross(ToyClip):
+    def encode_text(self, tokens):
+        return super().encode_text(tokens + 10**6)
+
+
 class NanText(ToyClip):
     def encode_text(self, tokens):
         return super().encode_text(tokens) * math.nan
@@ -245,6 +251,7 @@ def test_attacks_on_text_alone_need_no_gradient():
         (OneRow(), "encode_text of the model 'toy' returned a tensor of shape (16,)"),
         (WideText(), "both towers must share one width"),
         (NanText(), "NaN"),
+        (Cross(), "encode_text of the model 'toy' failed on tokens of shape (10,)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else "",
 )
@@ -252,7 +259,16 @@ def test_answers_that_do_not_fit_are_said_in_the_record(module, words):
     record = scored(wrap(module), batch_size=4)
     assert record.status == "error"
     assert words in record.error
-    assert "Error:" not in record.error
+    assert not record.error.startswith(("RuntimeError", "IndexError", "TypeError"))
+
+
+def test_integers_of_numpy_and_torch_are_integers():
+    whole = scored()
+    for four, zero in ((np.int64(4), np.uint32(0)), (torch.tensor(4), torch.tensor(0))):
+        assert scored(n=four, seed=zero, batch_size=four).identity == whole.identity
+    for wrong in (np.float64(4), torch.tensor(4.0), np.bool_(True), torch.tensor([4, 4])):
+        with pytest.raises(mb.InputError, match="evaluate: n"):
+            scored(n=wrong)
 
 
 def test_checked_names_what_was_given_and_converts_nothing():
@@ -267,6 +283,8 @@ def test_checked_names_what_was_given_and_converts_nothing():
         half("4")
     with pytest.raises(TypeError, match="unexpected"):
         half(4, to=1)
+    with pytest.raises(TypeError, match=r"half\(\) missing 1 required"):
+        half()
     with pytest.raises(mb.InputError, match="half: number"):
         half("long" * 100)
 

@@ -1,6 +1,7 @@
 """One failure costs nobody else their turn: what is registered, plug-ins, files, logging."""
 
 import logging
+import subprocess
 import sys
 import warnings
 
@@ -56,6 +57,9 @@ def test_what_others_register_may_fail_with_their_name(own):
             mb.load_model(name)
     with pytest.raises(mb.InputError, match=r"data set 'lost'.*KeyError"):
         scored(task=mb.Task("t", "lost", ("{}",)))
+    mb.register_dataset("listed")(list)
+    with pytest.raises(mb.InputError, match="returned a list without class_names, ids, image"):
+        scored(task=mb.Task("t", "listed", ("{}",)))
     with pytest.raises(mb.InputError, match=r"attack 'sick-{steps}'.*ZeroDivisionError"):
         scored(threat="sick-3")
     with pytest.raises(mb.InputError, match="returned a NoneType; expected an Attack"):
@@ -110,6 +114,25 @@ def test_a_package_that_cannot_be_imported_costs_only_its_own_names(own, monkeyp
         registry._load_other_packages.cache_clear()
 
 
+EARLY = """
+import mmtard_bench as mb
+mb.register_model("tiny-clip")(lambda: None)
+try:
+    mb.load_model("tiny-clip")
+except mb.InputError as error:
+    print(error)
+print(mb.load_model("tiny-clip-small").name)
+"""
+
+
+def test_a_name_of_ours_that_somebody_took_first_costs_only_itself():
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, name = done.stdout.splitlines()
+    assert "'tiny-clip' is one of this package's, and another was registered" in said
+    assert name == "tiny-clip-small"
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -130,6 +153,8 @@ def test_names_of_attacks_are_refused_where_they_are_registered(own, name):
     before = list(registry.attacks)
     with pytest.raises(mb.InputError, match="name"):
         mb.register_attack(name)(lambda threat, n: None)
+    with pytest.raises(mb.InputError, match="name"):
+        registry.attacks.add(name, lambda threat, n: None)
     assert list(registry.attacks) == before
 
 

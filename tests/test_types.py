@@ -12,7 +12,7 @@ from mmtard_bench.types import Eps, ThreatModel
 
 @given(numerator=st.integers(1, 999_999), denominator=st.integers(1, 999_999))
 def test_eps_keeps_the_fraction_as_written(numerator, denominator):
-    eps = Eps.parse(f"{numerator}/{denominator}")
+    eps = Eps.parse(f"{numerator}/{denominator}", norm="l2")
     assert str(eps) == f"{numerator}/{denominator}"
     assert float(eps) == numerator / denominator
 
@@ -24,6 +24,17 @@ def test_eps_keeps_the_fraction_as_written(numerator, denominator):
 def test_anything_but_a_positive_fraction_is_refused(text):
     with pytest.raises(InputError, match="exact positive fraction"):
         Eps.parse(text)
+
+
+@given(numerator=st.integers(1, 999_999), denominator=st.integers(1, 999_999))
+def test_no_linf_radius_is_above_the_range_of_pixels(numerator, denominator):
+    text = f"{numerator}/{denominator}"
+    if numerator <= denominator:
+        assert str(Eps.parse(text)) == text
+        return
+    for make in (lambda: Eps.parse(text), lambda: ThreatModel("pgd-1", "linf", text)):
+        with pytest.raises(InputError, match=f'at most 1/1. For .* write "{numerator}/255"'):
+            make()
 
 
 def test_threat_models_have_names():

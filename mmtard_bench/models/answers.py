@@ -36,7 +36,7 @@ def tokens_of(tokenizer: Callable[[Any], Any], texts: Sequence[str], model: str)
             'wrapped so: lambda texts: tokenizer(texts, padding="max_length", truncation=True, '
             'return_tensors="pt").input_ids.'
         )
-    return tokens.cpu()
+    return tokens.detach().cpu().clone()  # a tokenizer may use its buffer again
 
 
 def embeddings_of(encode: Callable[[Tensor], Any], inputs: Tensor, model: str) -> Tensor:
@@ -58,6 +58,23 @@ def embeddings_of(encode: Callable[[Tensor], Any], inputs: Tensor, model: str) -
             "output.image_embeds or output[0]."
         )
     return F.normalize(found.float(), dim=-1)
+
+
+def text_embeddings_of(encode: Callable[[Tensor], Any], tokens: Tensor, model: str) -> Tensor:
+    """As ``embeddings_of``, where whatever else is raised is an InputError too.
+
+    That of images is left to those who make batches smaller when memory is short.
+    """
+    try:
+        return embeddings_of(encode, tokens, model)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # anybody's code
+        raise InputError(
+            f"encode_text of the model '{model}' failed on tokens of shape {tuple(tokens.shape)} "
+            f"and type {tokens.dtype}: {type(error).__name__}: {first_line(error)}. Does the "
+            "tokenizer belong to the model?"
+        ) from error
 
 
 def require_log_scale(value: Any, model: str) -> None:

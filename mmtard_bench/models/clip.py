@@ -10,7 +10,12 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError, explain
-from mmtard_bench.models.answers import embeddings_of, require_log_scale, tokens_of
+from mmtard_bench.models.answers import (
+    embeddings_of,
+    require_log_scale,
+    text_embeddings_of,
+    tokens_of,
+)
 from mmtard_bench.models.digest import checksum, model_digest
 from mmtard_bench.records import Name
 from mmtard_bench.strict import Strict, Text, checked
@@ -226,7 +231,7 @@ class Clip:
         """Unit text embeddings of rows of tokens, (len(tokens), D), float32."""
         with torch.no_grad():
             batches = [
-                embeddings_of(self.module.encode_text, part.to(device), self.name)
+                text_embeddings_of(self.module.encode_text, part.to(device), self.name)
                 for part in torch.split(tokens, 256)
             ]
         return torch.cat(batches)

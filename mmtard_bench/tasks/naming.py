@@ -19,7 +19,7 @@ def class_names(task: Task, dataset: Dataset) -> tuple[tuple[str, ...], tuple[st
 
     Raises InputError if it is not certain that each label gets the name of its own class.
     """
-    own = dataset.class_names
+    own = tuple(dataset.class_names)
     classes = task.classes or own
     if not classes and task.label_column:
         raise InputError(

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mmtard_bench.attacks.checks import ModelError
 from mmtard_bench.edits import plain
 from mmtard_bench.errors import InputError, shown
 from mmtard_bench.models.clip import Clip
@@ -102,27 +103,26 @@ def understood(clip: Clip, data: TaskData) -> TaskData:
     return data.prompted(notes, matches) if notes else data
 
 
-def require_distinct(prompts: Prompts, *, model: str) -> None:
-    """Raise InputError if different names have equal tokens in every template."""
+def require_distinct(clip: Clip, data: TaskData) -> None:
+    """Raise ModelError if different names have equal tokens in every template."""
+    prompts = prompts_of(clip, data.classes, data.templates)
     clashes = prompts.clashes
     if not clashes:
         return
-    one, other = clashes[0]
-    count, several = len(prompts.templates), f" ({len(clashes)} such pairs)"
-    rows = {place * count + i for place in (one, other) for i in range(count)}
-    first, second = (prompts.names[place] for place in (one, other))
+    count = len(prompts.templates)
+    rows = {place * count + i for place in clashes[0] for i in range(count)}
+    first, second = (prompts.names[place] for place in clashes[0])
     if rows <= prompts.full:
-        why = (
-            f"the prompts are cut at the context of {prompts.context} tokens; shorten the templates"
-        )
+        why = f"they are cut at the context of {prompts.context} tokens; shorten the templates"
     elif plain(first) == plain(second):
         why = "the tokenizer does not see letter case or spaces; give names that differ otherwise"
     else:
         why = "the tokenizer does not know what differs; give names in words that it knows"
-    raise InputError(
-        f"The model '{model}' cannot tell the classes {first!r} and {second!r} "
-        f"apart{several if len(clashes) > 1 else ''}: their prompts have equal tokens in every "
-        f"template, because {why}."
+    more = f" ({len(clashes)} such groups)" if len(clashes) > 1 else ""
+    raise ModelError(
+        f"The model '{clip.name}' cannot tell the classes {first!r} and {second!r} of the task "
+        f"'{data.task.name}' apart{more}: their prompts have equal tokens in every template, "
+        f"because {why}."
     )
 
 

@@ -258,7 +258,14 @@ def open_data(task: Task) -> Dataset:
         from mmtard_bench.data.outside import open_outside
 
         return open_outside(task)
-    return registry.made(registry.datasets, task.data)
+    made = registry.made(registry.datasets, task.data)
+    missing = {"revision", "ids", "labels", "class_names", "image"}.difference(dir(made))
+    if missing:
+        raise InputError(
+            f"The data set '{task.data}' is registered with a function that returned a "
+            f"{type(made).__name__} without {', '.join(sorted(missing))}; expected a Dataset."
+        )
+    return made
 
 
 def _gallery(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmtard_bench.attacks.checks import Doubt, check_head, require_logits
 from mmtard_bench.attacks.watched import Watched, WatchedPrompts
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.tasks.prompts import prompts_of, require_distinct
+from mmtard_bench.tasks.prompts import require_distinct
 from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.tasks.zero_shot import ZeroShotClassifier, embed_names
 
@@ -42,19 +42,17 @@ class Aim:
 
 
 class ZeroShotScorer:
-    """Accuracy of the prediction.
+    """Accuracy of the prediction. Raises ModelError for different classes of equal tokens.
 
     ``classifier`` and ``labels`` (N,), its truth, are for checks of the model. ``ranked`` is
-    whether verdicts have ranks, so that every image needs one after an attack. Raises InputError
-    if the model cannot tell two classes of different names apart.
+    whether verdicts have ranks, so that every image needs one after an attack.
     """
 
     ranked = False
 
     def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
+        require_distinct(clip, data)
         self.clip = clip
-        prompts = prompts_of(clip, data.classes, data.templates)
-        require_distinct(prompts, model=clip.name)
         self.classifier = ZeroShotClassifier(clip, data.classes, data.templates, device)
         self.labels = torch.tensor(data.labels, device=device)
         self.columns = len(data.classes)

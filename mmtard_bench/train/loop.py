@@ -32,7 +32,7 @@ def uniform_start(
     seed = sample_generator(*key).initial_seed()
     generator = torch.Generator(device).manual_seed(seed)
     unit = torch.rand(tuple(shape), generator=generator, device=device) * 2 - 1
-    return unit * float(Eps.parse(attack.eps))
+    return unit * float(Eps.parse(attack.eps, norm=attack.norm))
 
 
 @dataclass
@@ -153,9 +153,9 @@ class Trainer:
             images,
             loss=lambda found: guide.objective(Output(found.float(), head), target, labels),
             norm=attack.norm,
-            eps=float(Eps.parse(attack.eps)),
+            eps=float(Eps.parse(attack.eps, norm=attack.norm)),
             steps=attack.steps,
-            step_size=float(Eps.parse(attack.step_size)),
+            step_size=float(Eps.parse(attack.step_size, norm=attack.norm)),
             start=start,
         )
         return points

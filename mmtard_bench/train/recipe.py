@@ -34,8 +34,8 @@ class InnerAttack(Strict):
 
     @model_validator(mode="after")
     def _exact(self) -> "InnerAttack":
-        Eps.parse(self.eps)
-        Eps.parse(self.step_size)
+        Eps.parse(self.eps, norm=self.norm)
+        Eps.parse(self.step_size, norm=self.norm)
         return self
 
 

@@ -26,6 +26,7 @@ from mmtard_bench.processes import Launcher
 from mmtard_bench.records import write_atomically
 from mmtard_bench.runner import only_process
 from mmtard_bench.suites import resolve_task
+from mmtard_bench.tasks.prompts import require_distinct
 from mmtard_bench.tasks.resolve import TaskData, load_task, load_training_data
 from mmtard_bench.train.batch_norm import normalises_over_batch, synchronise
 from mmtard_bench.train.checkpoint import (
@@ -264,6 +265,8 @@ class Session:
         self.labels = torch.tensor(self.data.labels)
 
     def _head(self, clip: Clip, data: TaskData) -> Head:
+        if data.classes:
+            require_distinct(clip, data)
         return head_of(clip, data.classes, data.templates, self.accelerator.device)
 
     def _teacher(self, role: Role) -> tuple[Clip, Teacher]:

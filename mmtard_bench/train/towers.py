@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.tasks.prompts import prompts_of, require_distinct
 from mmtard_bench.tasks.zero_shot import class_embeddings
 
 View = Literal["clean", "adv"]
@@ -98,12 +97,10 @@ def head_of(
 ) -> Head:
     """The head of a model for a task's prompts, computed once; the text tower stays frozen.
 
-    Without classes it is empty: methods that compare embeddings need none. Raises InputError if
-    the model cannot tell two classes apart.
+    Without classes it is empty: methods that compare embeddings need none.
     """
     if not classes:
         return Head(torch.zeros(0, 1, device=device), clip.scale().to(device))
-    require_distinct(prompts_of(clip, classes, templates), model=clip.name)
     return Head(class_embeddings(clip, classes, templates, device), clip.scale().to(device))
 
 

@@ -13,7 +13,12 @@ from PIL import Image
 from mmtard_bench.models.loading import load_model
 from tests.conftest import assert_sentence
 
+LONG = "a photo that somebody took on a sunny day, and of which he says that it is of a digit {}"
 RECIPES = {
+    "prompts that are cut before the name": (
+        [f'train={{name="x", data="digits/validation", templates=["{LONG}"]}}'],
+        ["'zero' and 'one' of the task 'x'", "cut at the context"],
+    ),
     "an unknown key": (["stepz=3"], ["'stepz' is unknown"]),
     "an unknown key in a table": (["attack.epz=3"], ["'attack.epz' is unknown"]),
     "no steps": (["steps=0"], ["'steps'", "greater than or equal to 1"]),
@@ -21,6 +26,8 @@ RECIPES = {
     "a word for a number": (["batch=many"], ["'batch'", "valid integer"]),
     "a decimal radius": (["attack.eps=0.03"], ["attack.eps"]),
     "a decimal radius as text": (['attack.eps="0.03"'], ["exact positive fraction"]),
+    "a radius beyond all pixels": (['attack.eps="8/1"'], ["at most 1/1"]),
+    "a step beyond all pixels": (['attack.step_size="2/1"'], ["at most 1/1"]),
     "an unknown norm": (["attack.norm=l1"], ["attack.norm"]),
     "an unknown method": (["method=mmt-adr"], ["no method 'mmt-adr'", "mmt-ard"]),
     "an option of no method": (["options.gate=true"], ["options of ard", "'gate' is unknown"]),
