@@ -364,7 +364,7 @@ def _row(raw: _Raw, samples: Mapping[str, int], balls: Sequence[str]) -> Row:
         created=newest(raw.records),
         verified=raw.verified,
         credits=tuple(raw.credits),
-        reproduce=_command(first, engine),
+        reproduce=_command(raw.records, engine),
     )
 
 
@@ -413,8 +413,9 @@ def _remarks(records: Iterable[Record]) -> Iterable[Remark]:
             yield Remark("failed", record.error, where)
 
 
-def _command(record: Record, engine: str) -> str:
+def _command(records: Sequence[Record], engine: str) -> str:
     """The command that makes a row again, in one line; a comment where something is missing."""
+    record = records[0]
     assert record.suite is not None
     source = " ".join(record.model.source.split())
     if source == PYTHON_OBJECT:
@@ -424,7 +425,10 @@ def _command(record: Record, engine: str) -> str:
     words = ["mmtard-bench", "run", name if ships else f"{name}.toml", "--model", source]
     for option in filter(None, overrides.split("+")):
         words += [f"--{'limit' if option[0] == 'n' else 'seed'}", re.sub("[a-z]", "", option)]
-    command = shlex.join(words) + " --engine reference" * (engine == "reference")
+    words += ["--engine", engine] if engine == "reference" else []
+    lower = any("attack_precision" in record.threat.parameters for record in records)
+    words += ["--precision", "bfloat16"] if lower else []
+    command = shlex.join(words)
     return command if ships else f"# with the suite's file, which does not ship: {command}"
 
 

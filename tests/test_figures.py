@@ -88,7 +88,8 @@ def test_a_curve_is_drawn_with_names_that_matplotlib_would_take_apart(tmp_path):
 
 def test_a_model_made_again_replaces_itself_and_other_weights_do_not():
     old, new = (
-        at("8/255", o).model_copy(update={"created": c}) for o, c in (("r", "1"), ("b", "2"))
+        at("8/255", o).model_copy(update={"created": f"2026-11-24T09:30:0{c}+00:00"})
+        for o, c in (("r", "1"), ("b", "2"))
     )
     weights = old.model.model_copy(update={"digest": "another"})
     alone = made("r", suite=None)
@@ -155,5 +156,5 @@ def test_bad_input_is_a_sentence(here: Cli, tmp_path):
     write_record(tmp_path / "good" / "x.json", made("rb"))
     (tmp_path / "file").write_text("")
     assert_sentence(here("plot", "good", "--out", "file"), "could not be written")
-    (tmp_path / "good" / "y.json").write_text("{}")
+    (tmp_path / "good" / "y.json").write_text('{"identity": "1"}')
     assert_sentence(here("plot", "good"), "edited or cut short")

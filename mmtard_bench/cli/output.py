@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 
 class OutputLost(BaseException):
@@ -27,13 +27,10 @@ class _Stream:
     """A text stream that never raises the system's errors.
 
     The first one of standard output ends the main thread's work by OutputLost, unless ``quiet``;
-    what is written later goes nowhere. Characters that the encoding lacks are escaped.
+    what is written later goes nowhere.
     """
 
     def __init__(self, stream: TextIO, *, quiet: bool) -> None:
-        codecs.register_error("mmtard-bench", _escaped)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="mmtard-bench")
         self._stream = stream
         self._raises = not quiet
         self._error: OSError | None = None
@@ -80,23 +77,32 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 @contextmanager
 def guarded_output() -> Iterator[None]:
     """Let standard output raise OutputLost instead of OSError, also for what is still buffered."""
-    if sys.stdout is None:  # closed when Python began: print does nothing
+    with _guarded(sys.stdout, quiet=False) as out, redirect_stdout(out):
         yield
-        return
-    out = _Stream(sys.stdout, quiet=False)
-    with redirect_stdout(cast("TextIO", out)):
-        try:
-            yield
-        finally:
-            out.flush()
 
 
 @contextmanager
 def guarded_errors() -> Iterator[None]:
     """Let standard error raise nothing: there is no other place to say so."""
-    if sys.stderr is None:
+    with _guarded(sys.stderr, quiet=True) as err, redirect_stderr(err):
         yield
+
+
+@contextmanager
+def _guarded(stream: TextIO | None, *, quiet: bool) -> Iterator[Any]:
+    """The stream as a ``_Stream`` that escapes what its encoding lacks; None if it is closed."""
+    if stream is None:
+        yield None
         return
-    with redirect_stderr(cast("TextIO", _Stream(sys.stderr, quiet=True))):
-        yield
-        sys.stderr.flush()
+    codecs.register_error("mmtard-bench", _escaped)
+    before, guarded = stream.errors, _Stream(stream, quiet=quiet)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="mmtard-bench")
+    try:
+        yield guarded
+    finally:
+        try:
+            guarded.flush()
+        finally:
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors=before)

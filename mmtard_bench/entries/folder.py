@@ -101,17 +101,28 @@ def require_outside(path: Path) -> Path:
     """The path, if what is written there harms no entry.
 
     An entry holds nothing but its card and records, and a directory of entries nothing but entries:
-    any other file makes ``verify`` and ``leaderboard`` refuse them. Raises InputError.
+    any other file makes ``verify`` and ``leaderboard`` refuse them. Raises InputError. Whoever
+    works in a directory with an entry in it may write there, unless its name is "entries".
     """
     folders = [path.resolve(), *path.resolve().parents]
     inside = next(filter(is_entry, folders), None)
     existing = next(filter(os.path.isdir, folders))
-    if inside is None and not holds_entries(existing):
+    among = _is_board(existing) and (existing != Path.cwd() or existing.name == "entries")
+    if inside is None and not among:
         return path
     raise InputError(
         f"{path} is in the leaderboard's {'entry' if inside else 'entries'} {inside or existing}, "
         "which would be refused with another file in it; choose a place outside."
     )
+
+
+def _is_board(folder: Path) -> bool:
+    """Whether a directory holds entries and nothing else."""
+    try:
+        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return False
+    return bool(found) and all(map(is_entry, found))
 
 
 def names_of(root: Path) -> list[str]:

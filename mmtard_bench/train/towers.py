@@ -76,11 +76,12 @@ def require_apart(student: Clip, teacher: Clip, who: str) -> None:
     ``who`` is what the teacher is called. Parameters and buffers count, views of each other too.
     """
     ours, theirs = (_storages(clip) for clip in (student, teacher))
-    for place in ours.keys() & theirs.keys():
+    shared = sorted(ours[place] for place in ours.keys() & theirs.keys())
+    if shared:
         raise InputError(
-            f"The {who} '{teacher.name}' shares '{theirs[place]}' with the student's "
-            f"'{ours[place]}', so it would learn along with it. Expected a model of its own: a "
-            "function that makes one must make it anew, or copy it, each time."
+            f"The {who} '{teacher.name}' shares {len(shared)} tensors with the student, "
+            f"'{shared[-1]}' for one, so it would learn along with it. Expected a model of its "
+            "own: a function that makes one must make it anew, or copy it, each time."
         )
 
 

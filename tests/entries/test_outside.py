@@ -69,6 +69,22 @@ def test_a_link_into_an_entry_is_seen_through(entry, tmp_path):
         require_outside(tmp_path / "link" / "figures")
 
 
+def test_an_entry_beside_ones_own_work_is_in_nobodys_way(entry, tmp_path, here, monkeypatch):
+    work = tmp_path / "work"
+    shutil.copytree(entry, work / "tiny-clip")
+    monkeypatch.chdir(work)
+    assert here("plot", "tiny-clip").returncode == 0
+    assert require_outside(Path("runs")) == Path("runs")
+    monkeypatch.chdir(entry.parent)
+    for place in ("runs", "figures/x"):
+        with pytest.raises(InputError, match="is in the leaderboard's entries"):
+            require_outside(Path(place))
+    monkeypatch.chdir(tmp_path)
+    entry.parent.rename("board")
+    with pytest.raises(InputError, match="is in the leaderboard's entries"):
+        require_outside(Path("board/figures"))
+
+
 def test_a_checkpoint_is_no_entry(tmp_path):
     """Its card is of another kind; beside it there is room for anything."""
     folder = tmp_path / "runs" / "student"
