@@ -116,6 +116,7 @@ def load_transformers(spec: str, where: str) -> Clip:
             own = _tokenizer(spec, library, folder, config)
             processor = library.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
             preprocess = preprocess_of(spec, processor)
+            sides = {*preprocess.size, int(config.vision_config.image_size)}
     except InputError:
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and torch: no common base
@@ -123,6 +124,12 @@ def load_transformers(spec: str, where: str) -> Clip:
             f"'{spec}' could not be loaded: {first_line(error)} Expected what save_pretrained of a "
             "CLIP or SigLIP model, its tokenizer and its image processor wrote."
         ) from error
+    if len(sides) > 1:
+        raise InputError(
+            f"'{spec}': the image processor makes images of {preprocess.size}, but the image tower "
+            f"takes a side of {config.vision_config.image_size} pixels. Use the files that were "
+            "written together."
+        )
     _warn_of_gelu(spec, where, config)
     module = TransformersClip(model).eval()
     vocabulary = int(config.text_config.vocab_size)

@@ -295,6 +295,15 @@ def drop_weight(folder):
         (rewrite("preprocessor_config.json", do_resize=False), "expected a resize"),
         (rewrite("preprocessor_config.json", image_mean=[123.7, 116.3, 103.5]), "'mean.0'.*255"),
         (rewrite("preprocessor_config.json", image_std=[0.2, 0, 0.2]), "'std.1'"),
+        (rewrite("preprocessor_config.json", size=48, crop_size=48), "takes a side of 32 pixels"),
+        (
+            rewrite(
+                "preprocessor_config.json",
+                image_processor_type="ConvNextImageProcessor",
+                crop_pct=0.875,
+            ),
+            "ConvNextImageProcessor gives other pixels",
+        ),
         (rewrite("preprocessor_config.json", image_std="a"), "'std.0'"),
         (rewrite("preprocessor_config.json", do_center_crop=False), "gives other pixels"),
         (
