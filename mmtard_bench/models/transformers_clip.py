@@ -18,6 +18,7 @@ from mmtard_bench.models.foreign import (
     checked_tokenizer,
     last_added,
     refuse_code,
+    require_end,
     require_text_counts,
 )
 from mmtard_bench.models.image_processor import preprocess_of
@@ -270,16 +271,17 @@ def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _
     own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer = _Tokenizer(own, int(text.max_position_embeddings))
     tokens = tokenizer(["a photo"])
-    # Old configurations say 2; then transformers reads CLIP's embedding at the largest token.
-    ends = config.model_type != "clip" or text.eos_token_id == 2
     known = any((folder / name).is_file() for name in _VOCABULARIES)
-    if not known or tokens.max() >= text.vocab_size or not (ends or text.eos_token_id in tokens):
+    if not known or tokens.max() >= text.vocab_size:
         raise InputError(
             f"'{spec}': the tokenizer gives {sorted(set(tokens.flatten().tolist()))} for 'a "
-            f"photo'; expected one of {', '.join(_VOCABULARIES)} in the folder, tokens below "
-            f"{text.vocab_size} and, for CLIP, the end {text.eos_token_id}. Put the model's own "
-            "tokenizer there."
+            f"photo'; expected one of {', '.join(_VOCABULARIES)} in the folder, and tokens below "
+            f"{text.vocab_size}. Put the model's own tokenizer there."
         )
+    if config.model_type == "clip":  # SigLIP is read at the last token, whatever it is
+        end = text.eos_token_id
+        # Old configurations say 2; then transformers reads CLIP's embedding at the largest token.
+        require_end(spec, tokenizer, own, None if end == 2 else end)
     return tokenizer
 
 
