@@ -21,7 +21,7 @@ from mmtard_bench.models.foreign import (
     require_end,
     require_text_counts,
 )
-from mmtard_bench.models.image_processor import preprocess_of
+from mmtard_bench.models.image_processor import preprocess_of as _preprocess
 from mmtard_bench.models.weights import bound_layers, check_file, count_tensors, read_json
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def load_transformers(spec: str, where: str) -> Clip:
             model = _model(spec, library, folder, config, files)
             own = _tokenizer(spec, library, folder, config)
             processor = library.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-            preprocess = preprocess_of(spec, processor)
+            preprocess = _preprocess(spec, processor)
             sides = {*preprocess.size, int(config.vision_config.image_size)}
     except InputError:
         raise
