@@ -20,6 +20,7 @@ from mmtard_bench.models.foreign import (
     checked_repository,
     checked_tokenizer,
     last_added,
+    require_end,
     require_text_counts,
 )
 from mmtard_bench.models.towers import State
@@ -51,7 +52,9 @@ def assemble(
             notes: tuple[str, ...] = ()
             added = ""
             if files:
-                added = last_added(cast("Any", tokenizer).tokenizer)
+                own = cast("Any", tokenizer).tokenizer
+                added = last_added(own)
+                _require_end(spec, module, tokenizer, own)
                 tokenizer, notes = checked_tokenizer(tokenizer, files, module.vocab_size, spec)
             require_text_counts(spec, module, tokenizer, added)
     except InputError:
@@ -64,6 +67,15 @@ def assemble(
             "configuration that was written with the weights."
         ) from error
     return module, tokenizer, notes
+
+
+def _require_end(spec: str, module: Any, tokenizer: Tokenizer, own: Any) -> None:
+    text = getattr(module, "text", module)
+    pool = getattr(text, "pool_type", getattr(text, "text_pool_type", ""))
+    if pool == "argmax":
+        require_end(spec, tokenizer, own, None)
+    elif pool == "eos":
+        require_end(spec, tokenizer, own, text.eos_id)
 
 
 def _build(model: dict[str, Any], text_folder: Path | None) -> nn.Module:

@@ -118,6 +118,24 @@ def last_added(tokenizer: Any) -> str:
     return max(added, key=added.__getitem__, default="")
 
 
+def require_end(spec: str, tokenizer: Tokenizer, own: Any, sought: int | None) -> None:
+    """Refuse a text tower that is read at another token than the one that ends a text.
+
+    ``own`` is the tokenizer of transformers, ``sought`` the token that the tower looks for; None
+    if it takes the largest, which a token for padding or an added word may be.
+    """
+    ends = {own.eos_token_id, own.sep_token_id}
+    read = {sought} if sought is not None else {*tokenizer(_WORDS).amax(1).tolist()}
+    if not read <= ends:
+        raise InputError(
+            f"'{spec}': the text tower is read at {'the largest ' if sought is None else ''}"
+            f"token, {', '.join(map(str, sorted(read)))}, but the tokenizer ends texts with "
+            f"{own.eos_token_id}. Use the tokenizer and the configuration that belong to the "
+            "weights; for CLIP, eos_token_id under text_config in config.json must be that end (an "
+            "old 2 is the largest token)."
+        )
+
+
 @torch.no_grad()
 def require_text_counts(
     spec: str, module: ClipModel, tokenizer: Tokenizer, added: str = ""

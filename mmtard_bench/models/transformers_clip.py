@@ -18,6 +18,7 @@ from mmtard_bench.models.foreign import (
     checked_tokenizer,
     last_added,
     refuse_code,
+    require_end,
     require_text_counts,
 )
 from mmtard_bench.models.image_processor import preprocess_of as _preprocess
@@ -116,6 +117,7 @@ def load_transformers(spec: str, where: str) -> Clip:
             own = _tokenizer(spec, library, folder, config)
             processor = library.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
             preprocess = _preprocess(spec, processor)
+            sides = {*preprocess.size, int(config.vision_config.image_size)}
     except InputError:
         raise
     except Exception as error:  # transformers, tokenizers, safetensors and torch: no common base
@@ -123,6 +125,12 @@ def load_transformers(spec: str, where: str) -> Clip:
             f"'{spec}' could not be loaded: {first_line(error)} Expected what save_pretrained of a "
             "CLIP or SigLIP model, its tokenizer and its image processor wrote."
         ) from error
+    if len(sides) > 1:
+        raise InputError(
+            f"'{spec}': the image processor makes images of {preprocess.size}, but the image tower "
+            f"takes a side of {config.vision_config.image_size} pixels. Use the files that were "
+            "written together."
+        )
     _warn_of_gelu(spec, where, config)
     module = TransformersClip(model).eval()
     vocabulary = int(config.text_config.vocab_size)
@@ -263,16 +271,17 @@ def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _
     own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer = _Tokenizer(own, int(text.max_position_embeddings))
     tokens = tokenizer(["a photo"])
-    # Old configurations say 2; then transformers reads CLIP's embedding at the largest token.
-    ends = config.model_type != "clip" or text.eos_token_id == 2
     known = any((folder / name).is_file() for name in _VOCABULARIES)
-    if not known or tokens.max() >= text.vocab_size or not (ends or text.eos_token_id in tokens):
+    if not known or tokens.max() >= text.vocab_size:
         raise InputError(
             f"'{spec}': the tokenizer gives {sorted(set(tokens.flatten().tolist()))} for 'a "
-            f"photo'; expected one of {', '.join(_VOCABULARIES)} in the folder, tokens below "
-            f"{text.vocab_size} and, for CLIP, the end {text.eos_token_id}. Put the model's own "
-            "tokenizer there."
+            f"photo'; expected one of {', '.join(_VOCABULARIES)} in the folder, and tokens below "
+            f"{text.vocab_size}. Put the model's own tokenizer there."
         )
+    if config.model_type == "clip":  # SigLIP is read at the last token, whatever it is
+        end = text.eos_token_id
+        # Old configurations say 2; then transformers reads CLIP's embedding at the largest token.
+        require_end(spec, tokenizer, own, None if end == 2 else end)
     return tokenizer
 
 

@@ -332,3 +332,31 @@ def test_a_revision_of_the_hub(tmp_path, online):
     files_asked = [line for line in asked if "/resolve/" in line]
     assert files_asked
     assert all(f"/resolve/{COMMIT}/" in line for line in files_asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ({}, "read at the largest token, 326, 328, 341, but the tokenizer ends texts with 1"),
+        ({"pool_type": "eos", "eos_id": 7}, "read at token, 7, but"),
+        ({"pool_type": "first"}, "have the same embedding"),
+        ({"pool_type": "last", "vocab_size": 100}, "the text tower knows tokens below 100"),
+        ({"pool_type": "eos", "eos_id": 1}, ""),
+        ({"pool_type": "last"}, ""),
+    ],
+)
+def test_where_a_text_tower_of_open_clip_is_read(tmp_path, text, words):
+    text = {**TEXT, "vocab_size": 600, "hf_tokenizer_name": "me/text", "context_length": 20} | text
+    torch.manual_seed(0)
+    module = CustomTextCLIP(embed_dim=12, vision_cfg=VIT, text_cfg=dict(text))
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape))
+    state = {key: value.contiguous() for key, value in module.state_dict().items()}
+    folder = open_clip_folder(tmp_path / "m", text, state=state, custom_text=True)
+    clip_tokenizer().save_pretrained(folder)
+    if not words:
+        assert mb.load_model(f"local-dir:{folder}").tokenizer(["a cat"]).shape == (1, 20)
+        return
+    with pytest.raises(mb.InputError, match=words):
+        mb.load_model(f"local-dir:{folder}")

@@ -284,7 +284,7 @@ def drop_weight(folder):
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 99), "could not be loaded"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "could not be loaded"),
         (lambda f: (f / "tokenizer.json").unlink(), "expected one of tokenizer.json"),
-        (rewrite_text(eos_token_id=7), "the end 7"),
+        (rewrite_text(eos_token_id=7), "read at token, 7, but the tokenizer ends"),
         (rewrite_text(vocab_size=50), "mismatched"),
         (rewrite("config.json", model_type="bert"), "of the kind 'bert'; expected clip or siglip"),
         (rewrite("config.json", projection_dim=30), "do not fit config.json: .*mismatched"),
@@ -295,6 +295,15 @@ def drop_weight(folder):
         (rewrite("preprocessor_config.json", do_resize=False), "expected a resize"),
         (rewrite("preprocessor_config.json", image_mean=[123.7, 116.3, 103.5]), "'mean.0'.*255"),
         (rewrite("preprocessor_config.json", image_std=[0.2, 0, 0.2]), "'std.1'"),
+        (rewrite("preprocessor_config.json", size=48, crop_size=48), "takes a side of 32 pixels"),
+        (
+            rewrite(
+                "preprocessor_config.json",
+                image_processor_type="ConvNextImageProcessor",
+                crop_pct=0.875,
+            ),
+            "ConvNextImageProcessor gives other pixels",
+        ),
         (rewrite("preprocessor_config.json", image_std="a"), "'std.0'"),
         (rewrite("preprocessor_config.json", do_center_crop=False), "gives other pixels"),
         (
@@ -372,28 +381,38 @@ def test_the_librarys_own_settings_stay(tmp_path):
     log.set_verbosity_warning()
 
 
-def add_token(folder, *tokens):
-    """As a fine-tuning that adds words does: the tokenizer and the table of embeddings grow."""
-    model = transformers.CLIPModel.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([*tokens])
-    model.text_model.resize_token_embeddings(len(tokenizer))
-    model.config.text_config.vocab_size = len(tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def end_last(folder, eos, *, word="", pad=""):
+    """A model whose tokenizer ends texts with the largest token, 513, but for what is added."""
+    make(folder)
+    vocabulary = clip_tokenizer().get_vocab()
+    for token in ("<|startoftext|>", "<|endoftext|>"):
+        del vocabulary[token]
+    tokens = [*vocabulary, "<|startoftext|>", "<|endoftext|>"]
+    made = transformers.CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[])
+    if word:
+        made.add_tokens([word])
+    if pad:
+        made.add_special_tokens({"pad_token": pad})
+    made.save_pretrained(folder)
+    rewrite_text(eos_token_id=eos, bos_token_id=512)(folder)
+    return f"transformers:{folder}"
 
 
-def test_added_tokens_where_the_end_is_the_largest_token(tmp_path):
-    make(tmp_path)
-    add_token(tmp_path, "zorgblat")
-    clip = mb.load_model(f"transformers:{tmp_path}")  # the end is token 1, as config.json says
+@pytest.mark.parametrize("eos", [2, 513])
+def test_the_end_is_the_largest_token_or_is_named(tmp_path, eos):
+    clip = mb.load_model(end_last(tmp_path, eos))
+    cat, dog = clip.text_features(["a cat", "a dog"], torch.device("cpu"))
+    assert (cat - dog).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("added", [{"word": "zorgblat"}, {"pad": "[PAD]"}])
+def test_added_tokens_above_the_end(tmp_path, added):
+    """With the old 2, what follows the added word does not count; padding is not the end."""
+    with pytest.raises(mb.InputError, match=r"same embedding.*eos_token_id|the largest token, 514"):
+        mb.load_model(end_last(tmp_path / "old", 2, **added))
+    clip = mb.load_model(end_last(tmp_path / "new", 513, **added))
     cat, dog = clip.text_features(["a zorgblat cat", "a zorgblat dog"], torch.device("cpu"))
     assert (cat - dog).abs().max() > 1e-3
-    rewrite_text(eos_token_id=2)(tmp_path)
-    with pytest.raises(
-        mb.InputError, match=r"'a zorgblat cat' and .* same embedding.*eos_token_id"
-    ):
-        mb.load_model(f"transformers:{tmp_path}")
 
 
 def test_added_tokens_that_the_text_tower_does_not_know(tmp_path):
@@ -409,7 +428,7 @@ def test_the_end_is_another_token_of_every_text(tmp_path):
     """The start of a text is in every text too, and says nothing of it."""
     make(tmp_path)
     rewrite_text(eos_token_id=0)(tmp_path)
-    with pytest.raises(mb.InputError, match=r"'a photo of a cat' and .* have the same embedding"):
+    with pytest.raises(mb.InputError, match=r"read at token, 0, but .* ends texts with 1"):
         mb.load_model(f"transformers:{tmp_path}")
 
 
