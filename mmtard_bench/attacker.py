@@ -9,6 +9,7 @@ from mmtard_bench.attacks.base import AttackResult, Part, Work, joined
 from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
 from mmtard_bench.attacks.fast.batch_size import (
     available_memory,
+    batch_size_of,
     halving,
     is_out_of_memory,
     rows_that_fit,
@@ -50,7 +51,7 @@ class Attacker:
         self.scorer = scorer(job.clip, job.data, self.device)
         first = self.image(0).to(self.device)
         fit = self._rows_that_fit(first)
-        self.batch_size = resources.batch_size or fit
+        self.batch_size = batch_size_of(resources.batch_size, fit, self.device)
         self.most_images = max(CHUNK_BYTES // first.nbytes, 1)
         # Two, as the checks compare images with each other.
         count = min(PROBES, len(self.scorer.labels), max(fit, 2))
@@ -59,7 +60,7 @@ class Attacker:
         self.tower = folded(job.clip, self.probes) if job.attack.stream else None
 
     def _rows_that_fit(self, image: Tensor) -> int:
-        """The batch size, once a model and size of images.
+        """The largest batch size, once a model and size of images.
 
         Raises ModelError where memory does not suffice for the images alone.
         """

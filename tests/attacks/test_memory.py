@@ -12,7 +12,12 @@ from torch import nn
 import mmtard_bench as mb
 from mmtard_bench import attacker
 from mmtard_bench.attacks.fast import batch_size
-from mmtard_bench.attacks.fast.batch_size import available_memory, is_out_of_memory, rows_that_fit
+from mmtard_bench.attacks.fast.batch_size import (
+    available_memory,
+    batch_size_of,
+    is_out_of_memory,
+    rows_that_fit,
+)
 from mmtard_bench.evaluation import execute
 from mmtard_bench.resources import Resources
 from tests.attacks.toys import Chosen, toy_clip, toy_data, toy_job
@@ -119,7 +124,18 @@ def test_rows_that_fit_follow_from_activations_and_pixels():
     def fit(rows: float) -> int:
         return rows_that_fit(Wide(), image, rows * row / batch_size.USED)
 
-    assert [fit(10.5), fit(1.5), fit(1e6)] == [10, 1, batch_size.MOST["cpu"]]
+    assert [fit(10.5), fit(1.5), fit(1e12)] == [10, 1, 2**20]
+
+
+def test_a_batch_size_is_chosen_and_lowered_where_the_system_would_kill(caplog):
+    cuda = torch.device("cuda")
+    assert batch_size_of(None, 1000, CPU) == 64
+    assert batch_size_of(None, 1000, cuda) == 512
+    assert batch_size_of(None, 3, CPU) == batch_size_of(None, 3, cuda) == 3
+    assert batch_size_of(256, 1000, CPU) == batch_size_of(256, 16, cuda) == 256
+    assert not caplog.messages
+    assert batch_size_of(256, 16, CPU) == 16
+    assert caplog.messages == ["A batch of 256 does not fit in memory: going on with 16."]
 
 
 def test_no_pass_is_spent_where_two_images_do_not_fit():
