@@ -6,40 +6,18 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmtard_bench.attacks.base import AttackResult, Part, Work, joined
-from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
-from mmtard_bench.attacks.fast.batch_size import (
-    available_memory,
-    halving,
-    is_out_of_memory,
-    rows_that_fit,
-    smaller,
-)
-from mmtard_bench.data.workers import in_chunks, worker_count
-from mmtard_bench.edits import NameEdit, names_another_class
+from mmtard_bench.attacker import Attacker
+from mmtard_bench.attacks.base import AttackResult
+from mmtard_bench.data.workers import in_chunks
 from mmtard_bench.headway import Headway, Progress
 from mmtard_bench.job import Job
-from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.folding import folded, using
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Sample
 from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
-from mmtard_bench.tasks.scoring import Aim, Verdict, ZeroShotScorer
-
-PROBES = 32
-"""Samples that the checks of the model look at."""
-
-REFILLS = 4
-"""Batches of samples that an attack gets at once if it streams."""
-
-CHUNK_BYTES = 2**30
-"""Of images that an attack gets at once, where that is more than one image."""
-
-COPIES = 4
-"""Of the images that go to an attack together: the least that it keeps."""
+from mmtard_bench.tasks.scoring import Verdict
 
 Embeddings = tuple[str, str]
 """A sample's image embeddings, clean and adversarial; see ``Verdict``."""
@@ -71,81 +49,15 @@ def in_manifest_order(job: Job, batches: Iterable[Batch]) -> list[Batch]:
     return sorted(batches, key=lambda batch: places[batch.samples[0].id])
 
 
-class Evaluation:
-    """One job on one device: the classifier with its head, and the loop over batches.
+class Evaluation(Attacker):
+    """The loop over the samples of a job, batch by batch.
 
     ``known`` holds samples whose verdicts follow from other records.
     """
 
     def __init__(self, job: Job, resources: Resources, known: Mapping[str, Sample]) -> None:
-        self.job = job
-        self.processes = resources.processes
+        super().__init__(job, resources)
         self.known = known
-        self.workers = worker_count(resources.workers)
-        self.device = resources.device
-        job.clip.to(self.device)
-        scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
-        self.scorer = scorer(job.clip, job.data, self.device)
-        first = self.image(0).to(self.device)
-        fit = self._rows_that_fit(first)
-        self.batch_size = resources.batch_size or fit
-        self.most_images = max(CHUNK_BYTES // first.nbytes, 1)
-        # Two, as the checks compare images with each other.
-        count = min(PROBES, len(self.scorer.labels), max(fit, 2))
-        others = [self.image(row).to(self.device) for row in range(1, count)]
-        self.probes = torch.stack([first, *others])
-        self.tower = folded(job.clip, self.probes) if job.attack.stream else None
-
-    def _rows_that_fit(self, image: Tensor) -> int:
-        """The batch size, once a model and size of images.
-
-        Raises ModelError where memory does not suffice for the images alone.
-        """
-        available = available_memory(self.device)
-        if self.device.type == "cpu":
-            available /= self.processes.world
-        count = min(self.job.attack.block or 1, len(self.scorer.labels))
-        needed = COPIES * image.nbytes * count
-        if needed > available:
-            raise ModelError(
-                f"{self.job.threat.attack} attacks {count} images of {image.shape[2]} x "
-                f"{image.shape[1]} pixels at once, for which it needs at least "
-                f"{needed / 2**30:.1f} GiB; {available / 2**30:.1f} GiB are available. Use the "
-                "surface 'model', the engine fast, or a suite with a smaller block."
-            )
-        key = (image.shape, self.device)
-        found = self.job.clip.cache.batch_sizes
-        if key not in found:
-            found[key] = rows_that_fit(self.scorer.classifier, image, available)
-        return found[key]
-
-    @property
-    def chunk_size(self) -> int:
-        """How many samples go to the attack together."""
-        attack = self.job.attack
-        if attack.block is not None:
-            return attack.block
-        return min(self.batch_size * (REFILLS if attack.stream else 1), self.most_images)
-
-    def image(self, row: int) -> Tensor:
-        """The clean image of a row of the manifest, (3, H, W)."""
-        job = self.job
-        return job.data.image(row, surface=job.threat.surface, preprocess=job.clip.preprocess)
-
-    def inspect(self) -> list[Doubt]:
-        """Check the model on the first samples of the manifest."""
-
-        def inspect(count: int) -> list[Doubt]:
-            return inspect_model(
-                self.scorer.classifier,
-                self.probes[:count],
-                self.scorer.labels[:count],
-                classes=self.scorer.columns,
-                scale=float(self.job.clip.scale()),
-            )
-
-        found, _ = halving(inspect, len(self.probes), least=min(2, len(self.probes)))
-        return [*found, *self.scorer.doubts()]
 
     def run(
         self,
@@ -278,65 +190,6 @@ class Evaluation:
         chunks = [chunk for chunk in chunks if any(ids[row] not in done for row in chunk)]
         return chunks if block is None else [*self.processes.share(chunks)]
 
-    def attack(
-        self, images: Tensor, rows: list[int], headway: Headway | None = None
-    ) -> Iterator[Part]:
-        """What the attack finds on images of some rows, by their places there."""
-        found: list[Part] = []
-        for aim in self.scorer.aims(rows) if rows else []:
-            for part in self._attack_at(aim, images, rows, headway):
-                found.append(part)
-                if self.job.attack.stream:
-                    yield found.pop()
-        if found:
-            whole = joined(found)
-            yield range(len(whole.broken_by)), whole
-
-    def _attack_at(
-        self, aim: Aim, images: Tensor, rows: Sequence[int], headway: Headway | None
-    ) -> Iterator[Part]:
-        """What the attack finds on the samples of an aim, by their places among the rows.
-
-        Samples of a batch that does not fit in memory are attacked again in smaller ones, which
-        changes no verdict; only a block must stay whole.
-        """
-        ids = self.job.data.manifest.ids
-        attack = self.job.attack
-        left = list(range(len(aim.places)))
-        while left:
-            some = left if attack.stream or attack.block else left[: self.batch_size]
-            places = [aim.places[i] for i in some]
-            work = Work(
-                model=aim.classifier,
-                images=images if len(places) == len(images) else images[places],
-                labels=aim.labels[some],
-                ids=[ids[rows[place]] for place in places],
-                seed=self.job.seed,
-                batch_size=self.batch_size,
-                watch=headway.watch if headway else lambda _: None,
-            )
-            if headway:
-                headway.begin(aim.classifier)
-            parts, done, fits = attack.parts(work), list[AttackResult](), True
-            try:
-                # Only the attack sees the folded tower: what it found is judged by the model's own.
-                while part := _next(parts, self.job.clip, self.tower):
-                    aim.classifier.require_finite()
-                    found = {some[place]: None for place in part[0]}
-                    done.append(part[1])
-                    left = [i for i in left if i not in found]
-                    yield [aim.places[i] for i in found], part[1]
-            except Exception as error:  # several kinds say that memory did not suffice
-                fits = not is_out_of_memory(error)
-                if fits:
-                    raise
-            if headway:
-                headway.end(done)
-            if not fits:
-                del work, parts
-                tried = len(some) if attack.block else min(self.batch_size, len(some))
-                self.batch_size = smaller(tried, least=attack.block or 1)
-
     def _samples(
         self,
         before: Mapping[int, Verdict],
@@ -374,68 +227,6 @@ class Evaluation:
                 )
             )
         return samples
-
-    def confirm(
-        self, attacked: Sequence[int], images: Tensor, result: AttackResult
-    ) -> dict[int, Verdict]:
-        """What a fresh pass says about adversarial images, in ball and box, of the rows attacked.
-
-        In classification those that an attack claims; in retrieval all, since ranks are read off
-        the last image of each.
-        """
-        every = self.scorer.ranked
-        chosen = [i for i, name in enumerate(result.broken_by) if every or name is not None]
-        if not chosen:
-            return {}
-        found = result.adversarial[chosen].float()
-        require_in_ball(found, images[chosen], self.job.threat)
-        rows = [attacked[i] for i in chosen]
-        names = [result.names[i] for i in chosen] if result.names else []
-        self._require_edits(rows, names)
-        return dict(zip(rows, self.judge(found, rows, names=names), strict=True))
-
-    def judge(
-        self,
-        images: Tensor,
-        rows: Sequence[int],
-        *,
-        size: int | None = None,
-        names: Sequence[str | None] = (),
-    ) -> list[Verdict]:
-        """What the model makes of images in the places of some rows, ``size`` at a time.
-
-        Without ``size`` that is the batch size, which halves where it does not fit in memory.
-        """
-        verdicts, fit = halving(
-            lambda size: self.scorer.judge(images, rows, size=size, names=names),
-            size or min(self.batch_size, len(rows)),
-        )
-        if size is None and fit < min(self.batch_size, len(rows)):
-            self.batch_size = fit
-        return verdicts
-
-    def _require_edits(self, rows: Sequence[int], names: Sequence[str | None]) -> None:
-        data, most = self.job.data, self.job.attack.edits or 0
-        for row, name in zip(rows, names, strict=False):
-            if name is None:
-                continue
-            edit = self._edit(row, name)
-            if name == edit.original:  # two classes may share it
-                continue
-            if edit.distance > most or names_another_class(data.classes, data.labels[row], name):
-                raise ModelError(
-                    f"The attack {self.job.threat.attack} made {name!r} of {edit.original!r}: "
-                    f"{edit.distance} edits, where {most} are allowed, and never another class."
-                )
-
-    def _edit(self, row: int, name: str) -> NameEdit:
-        data = self.job.data
-        return NameEdit(original=data.classes[data.labels[row]], adversarial=name)
-
-
-def _next(parts: Iterator[Part], clip: Clip, tower: nn.Module | None) -> Part | None:
-    with using(clip, tower):
-        return next(parts, None)
 
 
 def _image_ranks(clean: Verdict, last: Verdict) -> Ranks | None:

@@ -41,6 +41,23 @@ def known_from_above(
     return known, notes
 
 
+def contradictions(known: Mapping[str, Sample], samples: Iterable[Sample]) -> list[str]:
+    """A note that counts samples which were broken before, but are ``known`` to be robust.
+
+    An adversarial image lies in each larger ball, so the attack there missed it. The records of a
+    curve follow from the larger radius all the same: it must not rise, and must not depend on
+    where a run was interrupted.
+    """
+    broken = {s.id for s in samples if s.broken_by is not None and s.id in known}
+    count = sum(known[name].robust for name in broken)
+    if not count:
+        return []
+    return [
+        "Samples that an interrupted evaluation broke at this radius, but that count as robust "
+        f"because they are so at a larger radius that was scored since: {count}."
+    ]
+
+
 def follows(record: Record, known: Mapping[str, Sample]) -> bool:
     """Whether a finished record took over just what is ``known`` from larger radii.
 

@@ -12,6 +12,7 @@ from pydantic import Field, InstanceOf, SkipValidation
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
 from mmtard_bench.attacks.checks import Doubt, check_samples
 from mmtard_bench.batches import Batch, Evaluation
+from mmtard_bench.curve import contradictions
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError, reason
 from mmtard_bench.headway import Progress
@@ -40,10 +41,11 @@ def execute(
 
     ``earlier`` holds the batches of an interrupted evaluation of the same identity; ``keep`` is
     called with every batch that is settled. ``known`` holds samples whose verdicts follow from
-    records at larger radii, and ``notes`` say so. Of several processes each settles its share, and
-    all return the record. Whatever the model or the attack does wrong, and images that cannot be
-    used, become a record with status "error": a failure never counts as robust. Raises what
-    ``keep`` raises if that is a StorageError.
+    records at larger radii, and ``notes`` say so; where a batch says otherwise, ``known`` counts,
+    and a note says so. Of several processes each settles its share, and all return the record.
+    Whatever the model or the attack does wrong, and images that cannot be used, become a record
+    with status "error": a failure never counts as robust. Raises what ``keep`` raises if that is a
+    StorageError.
     """
     started = time.monotonic()
     spent = sum(batch.seconds for batch in earlier)
@@ -64,7 +66,9 @@ def execute(
             every = [*earlier, *evaluation.collect(own)]
             samples = evaluation.in_order(every)
         found = (note for batch in every for note in batch.notes)
-        said = list(dict.fromkeys([*job.clip.notes, *job.data.notes, *notes, *found]))
+        against = contradictions(known or {}, (s for batch in earlier for s in batch.samples))
+        said = [*job.clip.notes, *job.data.notes, *notes, *against, *found]
+        said = list(dict.fromkeys(said))
     except StorageError:
         raise
     except Exception as error:  # whatever a model or an attack raises, it must not look robust

@@ -13,9 +13,9 @@ from mmtard_bench.processes import ALONE, Processes
 class Resources:
     """A device, and how it is used.
 
-    Without a ``batch_size`` a good one is looked for. ``workers`` threads decode images while the
-    attack runs (as many as fit if None, none for 0). Of several ``processes`` each works on its
-    share.
+    Without a ``batch_size`` it is what fits in memory, up to where more gain little. ``workers``
+    threads decode images while the attack runs (as many as fit if None, none for 0). Of several
+    ``processes`` each works on its share.
     """
 
     device: torch.device

@@ -25,6 +25,7 @@ LAYERS = [
     {"leaderboard", "page", "changed"},
     {"job", "resources"},
     {"headway"},
+    {"attacker"},
     {"batches"},
     {"partial"},
     {"evaluation", "reattack"},

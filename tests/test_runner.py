@@ -103,14 +103,14 @@ def test_the_engine_of_an_attack_that_draws_otherwise_is_part_of_the_identity():
     assert fast.threat.block is None
 
 
-def test_a_batch_size_is_found_once_a_model_and_size_of_images():
+def test_what_fits_in_memory_is_found_once_a_model_and_size_of_images():
     clip = mb.load_model("tiny-clip-small")
     first, second = (
         mb.evaluate(clip, task="digits/digit", threat="pgd-1", eps="8/255", n=4) for _ in range(2)
     )
     (found,) = clip.cache.batch_sizes.values()
-    assert found == 64
-    assert first.environment.batch_size == second.environment.batch_size == found
+    assert found > 64
+    assert first.environment.batch_size == second.environment.batch_size == 64
 
 
 def test_what_changes_verdicts_changes_the_identity_and_nothing_else_does():

@@ -153,3 +153,18 @@ def test_parts_without_samples_are_dropped_and_batches_have_one(toy):
     assert record.samples == whole.samples
     with pytest.raises(ValueError, match="without samples"):
         Batch([], [], 0.0)
+
+
+def test_an_attack_that_gives_no_result_for_a_sample_is_an_error(toy):
+    clip, data = toy
+    job = toy_job(clip, data.at(rows_of(toy, (3, 0, 0, 0))), "pgd-4")
+
+    def half(work):
+        ((places, result),) = job.attack.stream(work)
+        yield places[:2], result.of([0, 1])
+
+    lacking = replace(job, attack=replace(job.attack, stream=half))
+    record = execute(lacking, Resources(CPU, 4, workers=0))
+    assert record.error == (
+        "The attack pgd-4 gave no result for 1 of 3 samples; expected one for each."
+    )

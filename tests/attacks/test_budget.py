@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from mmtard_bench.attacks.base import norm_of
+from mmtard_bench.attacks.base import Engine, norm_of
+from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.types import Eps, ThreatModel
 from tests.conftest import Linear, attack, passes
 
 
@@ -72,6 +74,13 @@ def test_budget_on_a_sample_that_stands(engine, name, budget, batch_size):
     # The attack's own account agrees with an independent count.
     assert model.forward_rows == sum(result.forward)
     assert model.backward_rows == sum(result.backward)
+    # What a run says is left at worst.
+    threat = ThreatModel(name, "linf", Eps.parse("8/255"))
+    most = build_attack(threat, n_classes=12, engine=Engine(engine)).passes
+    if name == "autoattack-rand":
+        assert most > 20 * (forward + backward) / 2  # of a model that is random
+    else:
+        assert most == forward + backward
 
 
 class Noisy(Constant):

@@ -10,9 +10,14 @@ from PIL import Image
 from torch import nn
 
 import mmtard_bench as mb
-from mmtard_bench import batches
+from mmtard_bench import attacker
 from mmtard_bench.attacks.fast import batch_size
-from mmtard_bench.attacks.fast.batch_size import available_memory, is_out_of_memory, rows_that_fit
+from mmtard_bench.attacks.fast.batch_size import (
+    available_memory,
+    batch_size_of,
+    is_out_of_memory,
+    rows_that_fit,
+)
 from mmtard_bench.evaluation import execute
 from mmtard_bench.resources import Resources
 from tests.attacks.toys import Chosen, toy_clip, toy_data, toy_job
@@ -119,7 +124,18 @@ def test_rows_that_fit_follow_from_activations_and_pixels():
     def fit(rows: float) -> int:
         return rows_that_fit(Wide(), image, rows * row / batch_size.USED)
 
-    assert [fit(10.5), fit(1.5), fit(1e6)] == [10, 1, batch_size.MOST["cpu"]]
+    assert [fit(10.5), fit(1.5), fit(1e12)] == [10, 1, 2**20]
+
+
+def test_a_batch_size_is_chosen_and_lowered_where_the_system_would_kill(caplog):
+    cuda = torch.device("cuda")
+    assert batch_size_of(None, 1000, CPU) == 64
+    assert batch_size_of(None, 1000, cuda) == 512
+    assert batch_size_of(None, 3, CPU) == batch_size_of(None, 3, cuda) == 3
+    assert batch_size_of(256, 1000, CPU) == batch_size_of(256, 16, cuda) == 256
+    assert not caplog.messages
+    assert batch_size_of(256, 16, CPU) == 16
+    assert caplog.messages == ["A batch of 256 does not fit in memory: going on with 16."]
 
 
 def test_no_pass_is_spent_where_two_images_do_not_fit():
@@ -163,18 +179,18 @@ class Widest(ToyClip):
 def test_large_images_go_one_by_one_where_memory_is_short(photographs, monkeypatch):
     pixels = 4 * 3 * 400 * 600
     decoded: list[int] = []
-    image = batches.Evaluation.image
+    image = attacker.Attacker.image
     monkeypatch.setattr(
-        batches.Evaluation, "image", lambda self, row: decoded.append(row) or image(self, row)
+        attacker.Attacker, "image", lambda self, row: decoded.append(row) or image(self, row)
     )
-    monkeypatch.setattr(batches, "available_memory", lambda _: 20.0 * pixels)
-    monkeypatch.setattr(batches, "CHUNK_BYTES", pixels)
+    monkeypatch.setattr(attacker, "available_memory", lambda _: 20.0 * pixels)
+    monkeypatch.setattr(attacker, "CHUNK_BYTES", pixels)
     record = mb.evaluate(wrap(Widest()), task=photographs, threat="pgd-2", eps="1/255")
     assert record.status == "ok", record.error
     # Two for the checks of the model, each sample once; the checks look at two together.
     assert (Widest.most, record.environment.batch_size) == (2, 1)
     assert len(decoded) == 2 + 4
-    monkeypatch.setattr(batches, "available_memory", lambda _: 3.0 * pixels)
+    monkeypatch.setattr(attacker, "available_memory", lambda _: 3.0 * pixels)
     record = mb.evaluate(wrap(ToyClip()), task=photographs, threat="pgd-2", eps="1/255")
     assert "attacks 1 images of 600 x 400 pixels at once" in record.error
     assert "surface 'model'" in record.error

@@ -42,16 +42,26 @@ _GROUPS = (
 """The limit and the use of memory of a Linux container: of control groups version 2, and 1."""
 
 
-def rows_that_fit(model: Classifier, image: Tensor, available: float) -> int:
-    """The batch size for a model and images such as ``image``, (3, H, W), on the model's device.
+def batch_size_of(given: int | None, fit: int, device: torch.device) -> int:
+    """The batch size where so many rows fit: as it is given, or chosen if it is None.
 
-    ``available`` is in bytes.
+    One that is given is lowered on a CPU alone: there a process that takes too much is killed, and
+    a GPU says that it does.
     """
+    size = given or min(fit, MOST.get(device.type, 64))
+    if device.type == "cpu" and size > fit:
+        _LOG.warning("A batch of %d does not fit in memory: going on with %d.", size, fit)
+        return fit
+    return size
+
+
+def rows_that_fit(model: Classifier, image: Tensor, available: float) -> int:
+    """How many rows fit in ``available`` bytes, for a model on the device of an image (3, H, W)."""
     pixels = STATE * image.nbytes
     if 2 * pixels > USED * available:
         return 1
     graph = GRAPH * max(_saved(model, image, 2) - _saved(model, image, 1), 0)
-    return max(1, min(MOST.get(image.device.type, 64), int(USED * available / (pixels + graph))))
+    return max(1, int(min(USED * available / (pixels + graph), 2**20)))
 
 
 def _saved(model: Classifier, image: Tensor, rows: int) -> int:
