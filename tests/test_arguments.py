@@ -246,7 +246,7 @@ def test_attacks_on_text_alone_need_no_gradient():
         (ToyClip().bfloat16(), "module.float()"),
         (Pair(), "encode_image of the model 'toy' returned a tuple"),
         (Output(), "encode_image of the model 'toy' returned a dict"),
-        (Tokens(), "shape (4, 4, 16)"),
+        (Tokens(), "shape (2, 4, 16)"),
         (TextPair(), "encode_text of the model 'toy' returned a tuple"),
         (OneRow(), "encode_text of the model 'toy' returned a tensor of shape (16,)"),
         (WideText(), "both towers must share one width"),

@@ -224,7 +224,8 @@ def test_other_samples_suites_and_data_are_not_compared():
 
 
 def test_a_record_made_again_replaces_itself():
-    old, new = (made(o).model_copy(update={"created": c}) for o, c in (("rr", "1"), ("rb", "2")))
+    times = (("rr", "2026-11-24T09:30:00+00:00"), ("rb", "2026-11-24T09:30:00.000001+00:00"))
+    old, new = (made(o).model_copy(update={"created": time}) for o, time in times)
     assert compare([new, old], [old])[1].a == 0.5
 
 

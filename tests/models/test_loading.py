@@ -60,7 +60,7 @@ def test_an_object_without_weights_needs_a_digest():
             return images.flatten(1)[:, :16]
 
         def encode_text(self, tokens):
-            return torch.randn(997, 16, generator=torch.Generator().manual_seed(0))[tokens]
+            return torch.randn(1741, 16, generator=torch.Generator().manual_seed(0))[tokens]
 
     preprocess = Preprocess((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     with pytest.raises(mb.InputError, match="given_digest"):
