@@ -75,13 +75,6 @@ def prompts_of(clip: Clip, names: tuple[str, ...], templates: tuple[str, ...]) -
     return found
 
 
-def prompts_digest_v1(clip: Clip, data: TaskData) -> str:
-    """The hash that records of digest version 1 have: of tokens, those of the first template."""
-    names, templates = list(data.classes), list(data.templates)
-    tokens = clip.tokens(_fill(names, templates[:1]))
-    return digest_of([names, templates, tokens.tolist()])
-
-
 def understood(clip: Clip, data: TaskData) -> TaskData:
     """The samples of a task with notes on what a model's tokenizer makes of its prompts.
 

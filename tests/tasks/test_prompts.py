@@ -9,9 +9,8 @@ from hypothesis import given, strategies as st
 
 import mmtard_bench as mb
 from mmtard_bench.job import prepare
-from mmtard_bench.records import digest_of
 from mmtard_bench.tasks.hub_tasks import imagenet_classes
-from mmtard_bench.tasks.prompts import prompts_digest_v1, prompts_of, understood
+from mmtard_bench.tasks.prompts import prompts_of, understood
 from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.zero_shot import class_embeddings
 from mmtard_bench.types import Eps, Task, ThreatModel
@@ -182,7 +181,7 @@ def test_prompts_are_tokenised_once_and_rows_are_those_of_each_prompt():
         torch.testing.assert_close(row, each / each.norm())
 
 
-def test_the_digest_sees_every_template_and_the_old_one_the_first():
+def test_the_digest_sees_every_template():
     """Two tokenizers that differ in the second template alone."""
     data = load_task(replace(find_task("digits/digit"), templates=("{}", "a {}")), n=8, seed=0)
 
@@ -193,9 +192,6 @@ def test_the_digest_sees_every_template_and_the_old_one_the_first():
     digests = [prompts_of(clip, data.classes, data.templates).digest for clip in (one, two)]
     assert digests[0] != digests[1]
     assert prepare(one, data, THREAT, seed=0).facts[1].prompts_digest == digests[0]
-    old = [prompts_digest_v1(clip, data) for clip in (one, two)]
-    names = list(data.classes)
-    assert old[0] == old[1] == digest_of([names, ["{}", "a {}"], padded(names).tolist()])
 
 
 def test_prompts_are_of_the_tokenizer_that_a_clip_has_now():
