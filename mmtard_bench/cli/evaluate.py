@@ -36,7 +36,9 @@ def add(commands: Commands) -> None:
     command.add_argument("--out", type=output, default="runs", help="default: runs")
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     command.add_argument(
-        "--batch-size", type=positive, help="found if not given; never changes verdicts"
+        "--batch-size",
+        type=positive,
+        help="default: what fits in memory, at most 64 (cpu) or 512 (cuda); changes no verdict",
     )
     command.add_argument(
         "--engine",

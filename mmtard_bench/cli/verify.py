@@ -62,7 +62,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         "--weights", metavar="SPEC", help="the model's weights, if not from where its card says"
     )
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    command.add_argument("--batch-size", type=positive, help="found if not given")
+    command.add_argument("--batch-size", type=positive, help="default: what fits in memory")
 
 
 def _resources(arguments: argparse.Namespace) -> "Callable[[], Resources]":

@@ -83,8 +83,11 @@ def read_entries(root: Path) -> list[Entry]:
 
 def is_entry(folder: Path) -> bool:
     """Whether a folder has the card of an entry, whole or damaged; a training's card is another."""
+    path = folder / "card.json"
+    if not path.is_file():  # a pipe would never end
+        return False
     try:
-        card = json.loads((folder / "card.json").read_bytes())
+        card = json.loads(path.read_bytes())
     except OSError:
         return False
     except (ValueError, RecursionError):
