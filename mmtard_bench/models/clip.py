@@ -56,7 +56,8 @@ class Preprocess:
     size, then cut the centre; or "squash" both sides), then normalise by channel. ``size`` is
     (height, width) in pixels; ``mean`` and ``std`` are those of pixels in [0, 1]. ``crop`` says
     where a centre between two pixels lies: at the "nearest" even offset (torchvision, so
-    open_clip) or at the lower one, "floor" (transformers). Raises InputError for anything else.
+    open_clip) or at the lower one, "floor" (transformers). Lists become tuples. Raises InputError
+    for anything else.
     """
 
     size: tuple[int, int]
@@ -67,6 +68,9 @@ class Preprocess:
     crop: Literal["nearest", "floor"] = "nearest"
 
     def __post_init__(self) -> None:
+        for name in ("size", "mean", "std"):
+            if isinstance(getattr(self, name), list):  # as files of JSON have them
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         try:
             _AllFacts(**{each.name: getattr(self, each.name) for each in fields(self)})
         except ValidationError as error:

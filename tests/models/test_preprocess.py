@@ -143,3 +143,10 @@ def test_the_record_names_the_cut_only_where_it_is_not_open_clips():
     floor = mb.Preprocess((32, 32), MEAN, STD, crop="floor")
     other = mb.Clip(clip.module, clip.tokenizer, floor, "floor")
     assert other.preprocessing()["crop"] == "floor"
+
+
+def test_lists_as_files_have_them_are_the_same_preprocessing():
+    listed = mb.Preprocess([32, 32], [0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
+    assert listed == mb.Preprocess((32, 32), (0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(mb.InputError, match="mean"):
+        mb.Preprocess([32, 32], [0.5, 0.5], (0.25,) * 3)
