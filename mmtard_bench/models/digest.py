@@ -62,8 +62,8 @@ def model_digest(clip: "Clip") -> str:
 
 def _configuration(config: dict[str, Any] | None) -> str:
     """What an ``open_clip_config.json`` says of the model, without what is the default anyway."""
-    if config is None:
-        return "none"
+    if config is None or not isinstance(config.get("model_cfg"), dict):
+        return json.dumps(config, sort_keys=True, default=str)
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     model = {key: value for key, value in config["model_cfg"].items() if value not in (None, False)}
@@ -79,27 +79,37 @@ def _configuration(config: dict[str, Any] | None) -> str:
     return json.dumps(model, sort_keys=True, default=str)
 
 
-def answers(clip: "Clip") -> dict[str, list[int] | str]:
+Answers = dict[str, list[int] | str]
+
+
+def answers(clip: "Clip") -> Answers:
     """What a model answers to fixed images and prompts, as rounded projections of embeddings.
 
-    They are computed in float64, on a copy of the module, so that devices agree; in float32 where
-    the copy fails. A tower that cannot answer the probes (a tokenizer that takes certain texts
-    only), or that does not repeat itself, is described by that instead.
+    They are computed in float64, on a copy of the module, so that devices agree; those of a tower
+    that fails there, in float32. A tower that cannot answer the probes (a tokenizer that takes
+    certain texts only), or that does not repeat itself, is described by that instead.
     """
-    if isinstance(clip.module, nn.Module):
-        try:
-            module = deepcopy(clip.module)
-            if _device(module).type == "mps":  # it has no float64
-                module.cpu()
-            exact = _ask(clip, module.double(), torch.float64, _STEP)
-        except Exception:  # modules may hold what cannot be copied
-            exact = {"images": _FAILS}
-        if exact["images"] != _FAILS:
-            return exact
-    return _ask(clip, clip.module, torch.float32, _COARSE_STEP)
+    exact = {"images": _FAILS, "texts": _FAILS} | _in_float64(clip)
+    if _FAILS not in exact.values():
+        return exact
+    coarse = _ask(clip, clip.module, torch.float32, _COARSE_STEP)
+    return {name: coarse[name] if found == _FAILS else found for name, found in exact.items()}
 
 
-def _ask(clip: "Clip", module: Any, dtype: torch.dtype, step: float) -> dict[str, list[int] | str]:
+def _in_float64(clip: "Clip") -> Answers:
+    if not isinstance(clip.module, nn.Module):
+        return {}
+    try:
+        module = deepcopy(clip.module)
+        if _device(module).type == "mps":  # it has no float64
+            module.cpu()
+        module.double()
+    except Exception:  # modules may hold what cannot be copied
+        return {}
+    return _ask(clip, module, torch.float64, _STEP)
+
+
+def _ask(clip: "Clip", module: Any, dtype: torch.dtype, step: float) -> Answers:
     device = _device(module)
     images = _images(clip, dtype, device)
 
