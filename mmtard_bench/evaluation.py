@@ -90,6 +90,7 @@ def execute(
 
 
 @checked
+@full_float32()
 def evaluate(
     model: SkipValidation[str | Path | Clip],
     *,

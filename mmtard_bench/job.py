@@ -97,8 +97,9 @@ def attack_on(
     """The attack of a threat model on a task's samples, as ``prepare`` has it."""
     retrieval = data.task.metric == "retrieval"
     engine = REFERENCE if retrieval else engine
-    count = len(data.classes)
-    columns = fewest_columns(data.matches, count) if retrieval else count
+    # Classes of one name share a column.
+    captions, names = len(data.classes), len(set(data.classes))
+    columns = fewest_columns(data.matches, captions) if retrieval else names
     attack = build_attack(threat, n_classes=columns, engine=engine)
     if suite is None or attack.block is None:
         return attack

@@ -26,11 +26,20 @@ class Resources:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Keep GPUs from rounding convolutions and products to TF32 behind a float32 verdict."""
+    """Whatever the caller set: float32 passes, not rounded to TF32 or by autocast, with gradients.
+
+    An application may call from under ``torch.autocast``, ``no_grad`` or ``inference_mode``.
+    """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     try:
         cudnn.allow_tf32 = matmul.allow_tf32 = False
-        yield
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cuda", enabled=False),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before

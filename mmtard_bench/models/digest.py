@@ -218,9 +218,10 @@ def _settings(module: object) -> Iterator[tuple[str, object]]:
         members = [member for kind in kinds for member in vars(kind).values()]
         yield name, (kinds, [getattr(member, "__code__", None) for member in (*members, layer)])
         for key, value in held.items():
-            if isinstance(value, dict) and isinstance(layer, nn.Module):
-                parts = [*value.values()]
-            else:  # a dictionary of a tokenizer is its vocabulary, or remembers texts
-                parts = [*value] if isinstance(value, tuple | list) else [value]
-            if all(isinstance(part, _PLAIN) or callable(part) for part in parts):
-                yield f"{name}.{key}", value
+            parts = [*value] if isinstance(value, tuple | list) else [value]
+            if isinstance(layer, nn.Module):  # a tokenizer's hold vocabularies, or remember texts
+                held_by = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+                parts = [*held_by.values()] if held_by and not callable(value) else parts
+            found = [part for part in parts if isinstance(part, _PLAIN) or callable(part)]
+            if found:
+                yield f"{name}.{key}", found

@@ -1,7 +1,8 @@
 """Another image tower, or an adapter, for a model: checkpoints as people save them."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.adapters import PREFIX, adapted, merge_own, read_adapter
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.digest import checksum
 from mmtard_bench.models.weights import assume, misfits, named, read_weights
 
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
@@ -67,7 +69,8 @@ def with_visual(clip: Clip, path: Path, spec: str) -> Clip:
     state = read_state(spec, path)
     tower, rest = _split(state.tensors)
     lora = any(".lora_" in key for key in tower)
-    _fill(visual, merge_own(spec, tower), spec, str(path))
+    with _counting(clip, visual, spec):
+        _fill(visual, merge_own(spec, tower), spec, str(path))
     notes = _unused(clip, spec, path, rest)
     if state.openai or state.tecoa or lora or "openai" in str(path).lower():
         warn_of_gelu(f"'{spec}': {path}", visual)
@@ -81,9 +84,10 @@ def with_adapter(clip: Clip, folder: Path, spec: str) -> Clip:
     trainer writes such a directory with --adapter. The module changes in place. Raises InputError
     for what cannot be read, does not fit, or fits more than one part of the model.
     """
-    _tower(clip, spec)
+    visual = _tower(clip, spec)
     module = cast("nn.Module", clip.module)
-    module.load_state_dict(adapted(spec, module, read_adapter(spec, folder)))
+    with _counting(clip, visual, spec):
+        module.load_state_dict(adapted(spec, module, read_adapter(spec, folder)))
     return _changed(clip, spec)
 
 
@@ -223,6 +227,37 @@ def _tower(clip: Clip, spec: str) -> nn.Module:
             "with other weights; change the weights where it is made."
         )
     return visual
+
+
+@contextmanager
+def _counting(clip: Clip, visual: nn.Module, spec: str) -> Iterator[None]:
+    """Refuse a change of the image tower that leaves the answers to an image as they were.
+
+    Python may compute them with something else: a function that holds an earlier tower, a copy
+    that was made for speed.
+    """
+    weights, answers = checksum(visual), _answers(clip)
+    yield
+    if answers is None or checksum(visual) == weights:
+        return
+    after = _answers(clip)
+    if after is not None and torch.equal(answers, after):
+        raise InputError(
+            f"'{spec}': the weights of the image tower 'visual' change, but the answers of "
+            f"encode_image of the model '{clip.name}' do not: it computes them with something "
+            "else, such as an earlier tower that a function or a lambda holds. Let encode_image "
+            "be a method that calls self.visual, or change the weights where the model is made."
+        )
+
+
+@torch.no_grad()
+def _answers(clip: Clip) -> Tensor | None:
+    """Embeddings of two images of noise; None where the model fails on them."""
+    images = torch.rand(2, 3, *clip.preprocess.size, generator=torch.Generator().manual_seed(0))
+    try:
+        return clip.image_features(images)
+    except Exception:  # anybody's code; an evaluation says what is wrong
+        return None
 
 
 @torch.no_grad()

@@ -44,8 +44,11 @@ class Aim:
 class ZeroShotScorer:
     """Accuracy of the prediction. Raises ModelError for different classes of equal tokens.
 
-    ``classifier`` and ``labels`` (N,), its truth, are for checks of the model. ``ranked`` is
-    whether verdicts have ranks, so that every image needs one after an attack.
+    Classes of one name share a column: with two equal columns the margin would be zero whatever
+    the image, and attacks on it would not move. The lowest label of a name is what is predicted.
+
+    ``classifier`` and ``labels`` (N,), its right columns, are for checks of the model. ``ranked``
+    is whether verdicts have ranks, so that every image needs one after an attack.
     """
 
     ranked = False
@@ -53,9 +56,13 @@ class ZeroShotScorer:
     def __init__(self, clip: Clip, data: TaskData, device: torch.device) -> None:
         require_distinct(clip, data)
         self.clip = clip
-        self.classifier = ZeroShotClassifier(clip, data.classes, data.templates, device)
-        self.labels = torch.tensor(data.labels, device=device)
-        self.columns = len(data.classes)
+        names = tuple(dict.fromkeys(data.classes))
+        column = {name: place for place, name in enumerate(names)}
+        self.classifier = ZeroShotClassifier(clip, names, data.templates, device)
+        self.columns = len(names)
+        self.labels = torch.tensor([column[data.classes[i]] for i in data.labels], device=device)
+        self._classes = torch.tensor(data.labels, device=device)
+        self._predicted = torch.tensor([data.classes.index(name) for name in names], device=device)
 
     def doubts(self) -> list[Doubt]:
         """What the text side gives reason to doubt."""
@@ -85,6 +92,6 @@ class ZeroShotScorer:
             prompts = embed_names(self.clip, texts, self.classifier.templates, logits.device)
             logits[places, labels[places]] = (torch.cat(features)[places] * prompts).sum(1)
         require_logits(logits, rows=len(images), classes=self.columns)
-        predictions = logits.argmax(1)
-        right = (predictions == labels).tolist()
+        predictions = self._predicted[logits.argmax(1)]
+        right = (predictions == self._classes[rows]).tolist()
         return [Verdict(*pair) for pair in zip(right, predictions.tolist(), strict=True)]

@@ -142,6 +142,8 @@ CHANGED = {
     "weights": lambda m: m.image.data.mul_(-1),
     "a setting": lambda m: setattr(m, "times", 3),
     "a tensor that is no parameter": lambda m: m.table.add_(1),
+    "a setting of a configuration": lambda m: setattr(m.configuration, "beta", 1),
+    "a setting among others": lambda m: m.options.update(beta=1),
     "a hook": lambda m: m.register_forward_hook(lambda *_: None),
     "a method": lambda m: setattr(m, "encode_image", types.MethodType(lambda *_: None, m)),
 }
@@ -151,6 +153,8 @@ CHANGED = {
 def test_a_change_of_a_module_is_noticed(change):
     module = ToyClip()
     module.table = torch.zeros(2)
+    module.configuration = types.SimpleNamespace(beta=0, layers=[1, [2]])
+    module.options = {"beta": 0, "layers": [1, [2]]}
     before = checksum(module)
     assert checksum(module) == before
     change(module)

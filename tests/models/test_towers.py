@@ -223,6 +223,24 @@ def test_a_function_that_returns_one_object_keeps_it():
         del registry.models._items["one-object"]
 
 
+def test_a_model_that_answers_with_another_tower_than_its_own_is_refused():
+    """A copy of a module does not change what its functions hold."""
+
+    def patched():
+        model = mb.load_model("tiny-clip")
+        encode = model.module.encode_image
+        model.module.encode_image = lambda images: encode(images).flip(0).flip(0)
+        return model
+
+    registry.register_model("patched")(patched)
+    try:
+        with pytest.raises(mb.InputError, match="something else, such as an earlier tower"):
+            mb.load_model(f"patched+visual:{WEIGHTS / 'teacher-robust.safetensors'}")
+        assert mb.load_model("patched").name == "tiny-clip"
+    finally:
+        del registry.models._items["patched"]
+
+
 def test_models_whose_tower_cannot_be_changed(tmp_path):
     path = WEIGHTS / "teacher-robust.safetensors"
     with pytest.raises(mb.InputError, match="no image tower 'visual'"):

@@ -3,9 +3,12 @@
 import warnings
 from dataclasses import replace
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from PIL import Image
 
 import mmtard_bench as mb
 from mmtard_bench.job import prepare
@@ -113,6 +116,54 @@ def test_classes_of_one_name_are_noted_and_work():
     found = prompts_of(clip_with(lambda t: padded(t, length=77)), names, ("{}",))
     assert sorted(names[group[0]] for group in found.alike) == ["missile", "sunglasses"]
     assert found.clashes == []
+
+
+class Brightness(torch.nn.Module):
+    """Class "a" for bright images, "b" for dark ones: broken by changes above 0.1."""
+
+    logit_scale = torch.tensor(4.6)
+
+    def encode_image(self, images):
+        mean = images.mean((1, 2, 3)) - 0.5
+        return torch.stack([1 + mean, 1 - mean], 1)
+
+    def encode_text(self, tokens):
+        return torch.eye(2)[tokens]
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize(
+    ("threat", "norm"),
+    [("cw-linf-10", "linf"), ("pgd-10", "linf"), ("apgd-pair", "linf"), ("cw-l2", "l2")],
+)
+def test_classes_of_one_name_are_attacked_as_one(tmp_path, threat, norm, engine):
+    """Two equal columns would make the margin zero whatever the image."""
+    pixels = [np.full((8, 8, 3), 153 + i, np.uint8) for i in range(4)]
+    columns = {"image": [*map(Image.fromarray, pixels)], "label": [0, 0, 2, 2]}
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "t.parquet")
+    chosen = Task("t", f"parquet:{tmp_path / 't.parquet'}", ("{}",), classes=("a", "b", "a"))
+    clip = mb.Clip(
+        Brightness(),
+        lambda texts: torch.tensor(["ab".index(text) for text in texts]),
+        mb.Preprocess((8, 8), (0.0,) * 3, (1.0,) * 3),
+        "brightness",
+    )
+    # An L2 change of all 192 pixels by 0.1 is 1.4 long.
+    for eps, robust in ((0.09, True), (0.12, False)) if norm == "linf" else ((1.6, False),):
+        record = scored(
+            clip, chosen, threat=threat, eps=f"{round(100 * eps)}/100", engine=engine, n=4
+        )
+        assert [sample.prediction for sample in record.samples] == [0] * 4
+        assert all(sample.clean_correct == (sample.label == 0) for sample in record.samples)
+        assert [s.robust for s in record.samples if s.label == 0] == [robust, robust]
+        assert "zero-gradients" not in {flag.code for flag in record.flags}
+
+
+def test_a_task_of_one_name_is_refused():
+    chosen = replace(find_task("digits/digit"), classes=("missile",) * 10)
+    with pytest.raises(mb.InputError, match="at least two classes"):
+        scored(clip_with(padded), chosen)
 
 
 def test_a_tower_that_does_not_read_what_differs_is_flagged():
