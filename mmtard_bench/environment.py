@@ -27,6 +27,7 @@ def describe(device: torch.device, batch_size: int, processes: int = 1) -> Envir
     )
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -26,9 +26,13 @@ FAST, REFERENCE = Engine(), Engine("reference")
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a record's verdicts, and nothing else."""
+    """Everything that decides a record's verdicts, and nothing else.
+
+    ``digest`` is that of the model when the job was prepared.
+    """
 
     clip: Clip
+    digest: str
     data: TaskData
     threat: ThreatModel
     attack: Attack
@@ -41,7 +45,7 @@ class Job:
         model = ModelFacts(
             name=self.clip.name,
             source=self.clip.source,
-            digest=self.clip.digest,
+            digest=self.digest,
             parameters=self.clip.parameters,
             preprocessing=self.clip.preprocessing(),
         )
@@ -82,13 +86,13 @@ def prepare(
     Retrieval asks how far down a broken image falls, so there attacks go on to their end, which
     the fast engine's do not: they are the reference's, whatever the ``engine``.
     """
-    clip.refresh()
+    digest = clip.digest  # before all else: it empties the caches of a model that changed
     _require_reach(clip, data, threat)
     data = understood(clip, data)
     attack = attack_on(data, threat, suite=suite, engine=engine)
     if attack.edits is not None:
         _require_text_side(clip, data, threat)
-    return Job(clip, data, threat, attack, seed, suite_facts(suite) if suite else None)
+    return Job(clip, digest, data, threat, attack, seed, suite_facts(suite) if suite else None)
 
 
 def attack_on(
