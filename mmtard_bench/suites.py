@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmtard_bench import registry
+from mmtard_bench.data.base import lines_in, read_text
 from mmtard_bench.errors import InputError, explain
 from mmtard_bench.records import digest_of
 from mmtard_bench.shipped import suite_folder
@@ -73,7 +74,7 @@ class _SuiteFile(_Strict):
 def read_table(path: Path, what: str) -> dict[str, Any]:
     """The content of a TOML file that is a ``what``. Raises InputError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(read_text(path))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"The {what} {path} cannot be read: {error}.") from error
 
@@ -255,9 +256,14 @@ def _classes(table: TaskTable) -> tuple[str, ...]:
     if table.classes:
         raise InputError(f"The task '{table.name}' has classes and classes_file; give one.")
     try:
-        lines = Path(table.classes_file).read_text("utf-8").splitlines()
+        names = [line.strip() for line in lines_in(read_text(Path(table.classes_file)))]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The class names of the task '{table.name}' cannot be read: {error}."
         ) from error
-    return tuple(line.strip() for line in lines if line.strip())
+    if "" in names:
+        raise InputError(
+            f"Line {names.index('') + 1} of {table.classes_file}, the class names of the task "
+            f"'{table.name}', is empty; expected one name a line, the first for the label 0."
+        )
+    return tuple(names)

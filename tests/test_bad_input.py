@@ -20,8 +20,10 @@ import pytest
 import torch
 from PIL import Image
 
+import mmtard_bench as mb
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.models.tiny import WEIGHTS
+from mmtard_bench.suites import load_suite
 from tests.conftest import assert_sentence
 
 SUITE = """
@@ -329,6 +331,37 @@ def test_missing_class_names(here, mine, tmp_path):
     data = parquet(tmp_path / "d.parquet", GOOD, [0, 1, 0, 1])
     done = here("run", mine(task=table("pets", data)), "--model", "tiny-clip")
     assert_sentence(done, "does not name its classes", "classes_file")
+
+
+def test_files_of_class_names_are_lines(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "names.txt"
+
+    def names(text: str) -> tuple[str, ...]:
+        file.write_text(text, "utf-8", newline="")
+        own = table("pets", "parquet:x", classes_file="names.txt", templates=["{}"])
+        return load_suite(mine(task=own)).plan[0][0].classes
+
+    assert names("\ufeffcat\r\nsea\x85 lion\r\nd\u2028og\r\n\r\n") == (
+        "cat", "sea\x85 lion", "d\u2028og"
+    )  # fmt: skip
+    with pytest.raises(mb.InputError, match=r"Line 2 of names\.txt.* is empty"):
+        names("cat\n\ndog\n")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(mb.InputError, match="not a regular file"):
+        load_suite(mine(task=table("pets", "parquet:x", classes_file="names.txt")))
+
+
+def test_suites_that_an_editor_marked_and_pipes(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suite = tmp_path / mine()
+    suite.write_text("\ufeff" + suite.read_text())
+    assert load_suite(suite.name).n == 4
+    suite.unlink()
+    os.mkfifo(suite)
+    with pytest.raises(mb.InputError, match="not a regular file"):
+        load_suite(suite.name)
 
 
 def test_an_empty_data_set(here, mine, tmp_path):

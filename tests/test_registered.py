@@ -4,14 +4,19 @@ import logging
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import mmtard_bench as mb
 from mmtard_bench import hub, registry
 from mmtard_bench.attacks.base import Attack, AttackResult
 from mmtard_bench.hub import quiet, told
 from mmtard_bench.records import load_records, made_at, oldest_first, write_record
+from mmtard_bench.tasks.resolve import load_task
 from tests.conftest import ToyClip, wrap
 from tests.test_arguments import scored
 
@@ -253,3 +258,53 @@ def test_the_applications_logging_stays_as_it_was(tmp_path):
     finally:
         logging.disable(logging.NOTSET)
         datasets_log.setLevel(level)
+
+
+class Pair:
+    """Two images, as somebody might register them."""
+
+    revision, class_names, labels = "1", ("a", "b"), (0, 1)
+    ids: Sequence[object] = ("x", "y")
+
+    def image(self, index):
+        return np.full((4, 4, 3), index, np.uint8)
+
+
+def pair(**changes):
+    name = f"pair-{len(list(registry.datasets))}"
+    mb.register_dataset(name)(type("Changed", (Pair,), changes))
+    data = load_task(mb.Task("t", name, ("{}",)), n=None, seed=0)
+    return sorted((label, int(data.pixels(row)[0, 0, 0])) for row, label in enumerate(data.labels))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.full((4, 4, 3), 0.5),
+        np.full((4, 4, 3), 300, np.uint16),
+        np.full((3, 4, 4), 1, np.uint8),
+        np.full((4, 4), 1, np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        Image.new("RGB", (4, 4)),
+        torch.zeros(3, 4, 4),
+    ],
+    ids=["floats", "16 bits", "channels first", "grey", "empty", "Pillow", "torch"],
+)
+def test_images_of_registered_data_are_pixels_of_8_bits(own, image):
+    """Floats from 0 to 1 would be divided by 255: black squares."""
+    with pytest.raises(mb.InputError, match=r"image of sample '[xy]' is .*uint8, \(H, W, 3\)"):
+        pair(image=lambda self, index: image)
+
+
+def test_labels_and_ids_of_registered_data(own):
+    for labels in ([0, 1], np.array([0, 1]), torch.tensor([0, 1])):
+        assert pair(labels=labels) == [(0, 0), (1, 1)]
+    backwards = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)[..., ::-1]
+    assert pair(image=lambda self, index: backwards[index]) == [(0, 2), (1, 50)]
+    for changes, words in (
+        ({"labels": [0.0, 1.0]}, "the labels are like 0.0|the labels are like 1.0"),
+        ({"labels": [0]}, "1 labels for 2 samples"),
+        ({"ids": [0, 1]}, "sample ids like 0"),
+    ):
+        with pytest.raises(mb.InputError, match=words):
+            pair(**changes)

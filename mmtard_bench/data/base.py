@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,18 @@ class Dataset(Protocol):
     def image(self, index: int) -> Pixels:
         """The image at a position. Raises InputError, naming the sample, if it is unusable."""
         ...
+
+
+def checked_pixels(image: object, what: str) -> Pixels:
+    """An image as a data set gave it. Raises InputError, with ``what`` is something else."""
+    kind = type(image).__name__
+    if isinstance(image, np.ndarray):
+        kind += f" of {image.dtype}, {image.shape}"
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return np.ascontiguousarray(image)  # torch takes no view that runs backwards
+    raise InputError(
+        f"{what} is {kind}; expected a numpy array of uint8, (H, W, 3), from 0 to 255."
+    )
 
 
 class CaptionedDataset(Dataset, Protocol):
@@ -107,9 +120,25 @@ def few(names: Iterable[str]) -> str:
     return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
 
 
+def lines_in(text: str) -> list[str]:
+    """The lines of a text, without empty ones at its end.
+
+    Not ``splitlines``, which takes more letters for ends of lines: names would be shifted.
+    """
+    text = text.rstrip()
+    return re.split(r"\r\n|\r|\n", text) if text else []
+
+
+def read_text(path: Path) -> str:
+    """A text file, without a mark at its start. Raises OSError, or UnicodeDecodeError."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file")  # a pipe would never end
+    return path.read_text("utf-8-sig")
+
+
 def split_captions(text: str) -> tuple[str, ...]:
     """One caption a line, as in the text members of WebDataset retrieval shards."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return tuple(line.strip() for line in lines_in(text) if line.strip())
 
 
 def captions_in(texts: Iterable[str], what: str) -> tuple[str, ...]:
@@ -143,8 +172,10 @@ def draw_manifest(
     fewer than n samples.
     """
     ids = dataset.ids
-    if not ids:
+    if not len(ids):
         raise InputError("The data set is empty: expected at least one labelled image.")
+    if not all(isinstance(sample, str) for sample in ids):
+        raise InputError(f"The data set has sample ids like {ids[0]!r}; expected text.")
     if len(set(ids)) != len(ids):
         raise InputError("The data set uses one sample id twice; ids must be unique.")
     chosen = range(len(ids)) if among is None else _positions(ids, among)
@@ -199,10 +230,8 @@ def sample_list(text: str, what: str) -> tuple[str, ...]:
     path = local_path(text, what)
     if text == "robustbench":
         path = _robustbench_list(what)
-    if path.exists() and not path.is_file():
-        raise InputError(f"{what}: the list of samples {path} is not a regular file.")
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = lines_in(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{what}: the list of samples cannot be read: {error}.") from error
     ids = tuple(line.strip() for line in lines if line.strip())

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import datasets
-from pyarrow import parquet
+from pyarrow import ArrowException, parquet
 
 from mmtard_bench.data.base import CaptionedDataset, few, local_path
 from mmtard_bench.data.folder import open_folder
@@ -22,7 +22,7 @@ from mmtard_bench.data.table import (
     silent,
     split_of,
 )
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.hub import resolve_commit
 from mmtard_bench.types import Task
 
@@ -40,12 +40,13 @@ def _open_parquet(task: Task, where: str) -> TableDataset:
     before, digest = _stamps(files), _digest(files)
     # The library would know a file by its path and time, which another file can have as well.
     cache = Path(datasets.config.HF_DATASETS_CACHE, "mmtard_bench", digest)
-    # It takes each name for a pattern.
-    names = [glob.escape(name) for name in files]
+    footers = _footers(task, files)
+    rows = sum(footer.num_rows for footer in footers)
+    # It takes each name for a pattern, and fails at a file without rows.
+    filled = zip(files, footers, strict=True)
+    names = [glob.escape(name) for name, footer in filled if footer.num_rows]
     loaded = load_table(task, "parquet", data_files=names, cache_dir=str(cache))
     table = loaded[split_of(task, loaded)]
-    footers = [parquet.read_metadata(name) for name in files]
-    rows = sum(footer.num_rows for footer in footers)
     if _stamps(files) != before or len(table) != rows:
         shutil.rmtree(cache, ignore_errors=True)
         raise InputError(
@@ -55,6 +56,19 @@ def _open_parquet(task: Task, where: str) -> TableDataset:
     features = (datasets.Features.from_arrow_schema(f.schema.to_arrow_schema()) for f in footers)
     require_one_naming(task, zip(files, features, strict=True))
     return as_dataset(task, table, f"sha256:{digest}")
+
+
+def _footers(task: Task, files: Iterable[str]) -> "list[parquet.FileMetaData]":
+    """What files say of their rows and columns. Raises InputError if they have no row."""
+    try:
+        found = [parquet.read_metadata(name) for name in files]
+    except (ArrowException, OSError) as error:
+        raise InputError(
+            f"{task.data} could not be read: {first_line(error)} Check the files."
+        ) from error
+    if not any(footer.num_rows for footer in found):
+        raise InputError(f"{task.data} is empty: expected at least one image.")
+    return found
 
 
 def _parquet_files(task: Task, where: str) -> list[str]:

@@ -69,6 +69,10 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
         # Two blocks of zeros end an archive. tarfile takes a file that is cut between members.
         if file.read(2 * _BLOCK) != bytes(2 * _BLOCK):
             raise ValueError("it is cut short")
+        # Nor does tarfile look behind the end, where cat puts the next archive.
+        while behind := file.read(1 << 20):
+            if any(behind):
+                raise ValueError("there is more behind its end, as of archives joined by cat")
     return members
 
 

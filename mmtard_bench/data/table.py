@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
+import pyarrow.compute
 
 from mmtard_bench.data.base import Pixels, captions_in, few, sample_ids
 from mmtard_bench.data.decode import decode
-from mmtard_bench.errors import DamagedImageError, InputError, first_line
+from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.hub import cache_failure
 from mmtard_bench.muted import Muted
 from mmtard_bench.types import Task
@@ -128,12 +130,29 @@ def as_dataset(
 
 
 def _cast_image(task: Task, table: "datasets.Dataset") -> "datasets.Dataset":
+    _require_8_bits(task, table)
     try:
         return table.cast_column(task.image_column, datasets.Image(decode=False))
     except Exception as error:
         raise InputError(
             f"{task.data}: the column '{task.image_column}' holds no images: {error}"
         ) from error
+
+
+def _require_8_bits(task: Task, table: "datasets.Dataset") -> None:
+    """See that pixels that are lists of numbers fit 8 bits: the library drops the bits above."""
+    for chunk in _raw(table, task.image_column).chunks:
+        values = getattr(chunk, "storage", chunk)  # of a type of the library's own
+        while hasattr(values.type, "value_type"):
+            values = values.flatten()
+        if pyarrow.types.is_integer(values.type):
+            bounds = pyarrow.compute.min_max(values).as_py()
+            if not 0 <= (bounds["min"] or 0) <= (bounds["max"] or 0) <= 255:
+                raise InputError(
+                    f"{task.data}: the column '{task.image_column}' holds numbers from "
+                    f"{bounds['min']} to {bounds['max']}; expected pixels of 8 bits, 0 to 255. "
+                    "Scale them to 8 bits before you use them."
+                )
 
 
 def _silence() -> tuple[int, bool]:
@@ -155,21 +174,20 @@ silent = Muted(_silence, _speak)
 
 
 def require_one_naming(task: Task, files: Iterable[tuple[str, "datasets.Features"]]) -> None:
-    """Raise InputError unless all files name the classes alike.
+    """Raise InputError if a file names the classes otherwise than the first does.
 
-    The library takes the names of the first file for the labels of all.
+    The library takes the names of the first file, or that there are none, for the labels of all.
     """
     first: tuple[str, list[str]] | None = None
     for file, features in files:
         feature = features.get(task.label_column)
-        if not isinstance(feature, datasets.ClassLabel):
-            continue
-        first = first or (file, feature.names)
-        if feature.names != first[1]:
+        names = feature.names if isinstance(feature, datasets.ClassLabel) else []
+        first = first or (file, names)
+        if names and names != first[1]:
             raise InputError(
                 f"{task.data}: {file} and {first[0]} name the classes differently "
-                f"({few(feature.names)}; {few(first[1])}), so one label would mean two classes. "
-                "Write both with one list of names, or use one of them."
+                f"({few(names)}; {few(first[1]) or 'not at all'}), so one label may mean two "
+                "classes. Write both with one list of names, or use one of them."
             )
 
 
@@ -180,8 +198,10 @@ def load_table(task: Task, builder: str, **arguments: Any) -> Any:
         return datasets.load_dataset(builder, **arguments)
     except Exception as error:  # datasets, arrow and system errors have no common base
         unwritten = cache_failure(task.data, datasets.config.HF_DATASETS_CACHE, error)
+        # The library's own error says only that something failed.
+        said = " ".join(str(error.__cause__ or error).split())
         raise unwritten or InputError(
-            f"{task.data} could not be read: {first_line(error)} Check the files."
+            f"{task.data} could not be read: {said[:300]}. Check the files."
         ) from error
 
 

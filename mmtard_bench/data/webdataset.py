@@ -21,7 +21,9 @@ from mmtard_bench.data.base import (
     Pixels,
     captions_in,
     few,
+    lines_in,
     local_path,
+    read_text,
 )
 from mmtard_bench.data.decode import decode
 from mmtard_bench.data.shard import Shard, read_shard
@@ -122,11 +124,9 @@ class WebDataset:
         if optional and not path.exists():
             return []
         try:
-            text = path.read_bytes()[: 1 << 20].decode("utf-8-sig").rstrip()
+            return lines_in(read_text(path))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.task.data}: {name} cannot be read: {error}.") from error
-        # Not splitlines, which takes more letters for ends of lines: names would be shifted.
-        return re.split(r"\r?\n", text) if text else []
 
     @cached_property
     def _count(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.hub import from_hub, quiet, refusal
 from mmtard_bench.models.foreign import (
+    VOCABULARIES,
     checked_repository,
     checked_tokenizer,
     last_added,
@@ -46,6 +47,11 @@ def assemble(
         if where and state:
             bound_layers(spec, read_json(spec, where / "config.json"), len(state.tensors))
         files = (folder or checked_repository(spec, named)) if named else None
+        if files and not any((files / name).is_file() for name in VOCABULARIES):
+            raise InputError(
+                f"'{spec}' has texts for the tokenizer {named!r}, but {files} has none of "
+                f"{', '.join(VOCABULARIES)}. Put the files of that tokenizer there."
+            )
         with quiet():
             module: Any = _filled(spec, partial(_build, model, where), state).eval()
             tokenizer = _tokenizer(text, files)

@@ -20,6 +20,16 @@ from mmtard_bench.types import ClipModel, Tokenizer
 TEXT_FILES = ("*.json", "*.txt", "*.model")
 """What of a repository configures a model or a tokenizer; never its code."""
 
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""What the file of a tokenizer that holds its tokens may be called."""
+
 LONGEST_TEXT = 8192
 """Tokens of a prompt: the longest text towers take a few hundred."""
 

@@ -15,6 +15,7 @@ from mmtard_bench.hub import folder as hub_folder, quiet
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.foreign import (
     TEXT_FILES,
+    VOCABULARIES,
     checked_tokenizer,
     last_added,
     refuse_code,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _SAFE, _PICKLED = "model*.safetensors", "pytorch_model*.bin"
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 class _Vision(nn.Module):
@@ -271,11 +271,11 @@ def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _
     own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer = _Tokenizer(own, int(text.max_position_embeddings))
     tokens = tokenizer(["a photo"])
-    known = any((folder / name).is_file() for name in _VOCABULARIES)
+    known = any((folder / name).is_file() for name in VOCABULARIES)
     if not known or tokens.max() >= text.vocab_size:
         raise InputError(
             f"'{spec}': the tokenizer gives {sorted(set(tokens.flatten().tolist()))} for 'a "
-            f"photo'; expected one of {', '.join(_VOCABULARIES)} in the folder, and tokens below "
+            f"photo'; expected one of {', '.join(VOCABULARIES)} in the folder, and tokens below "
             f"{text.vocab_size}. Put the model's own tokenizer there."
         )
     if config.model_type == "clip":  # SigLIP is read at the last token, whatever it is

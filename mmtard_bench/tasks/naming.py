@@ -5,13 +5,16 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import index
 
-from mmtard_bench.data.base import Dataset, LazyLabels, few
+from mmtard_bench.data.base import Dataset, LazyLabels, Manifest, few
 from mmtard_bench.errors import InputError
 from mmtard_bench.tasks.hub_tasks import imagenet_classes
 from mmtard_bench.types import Task
 
 _WORDNET_ID = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"\d+[\W_]+(?=[^\W\d_])")
+"""What numbers a class before its name: "10_bird", "001.Laysan_Albatross", not "737-200"."""
 
 
 def class_names(task: Task, dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -77,9 +80,12 @@ def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[
 
 
 def _keys(name: str) -> set[str]:
-    """What names are compared by: without case, signs, article and plural, each of several."""
+    """What names are compared by: without case, signs, article and plural, each of several.
+
+    A numbered name is compared with its number and without.
+    """
     found = set()
-    for part in name.split(","):
+    for part in {*name.split(","), *_NUMBER.sub("", name, count=1).split(",")}:
         text = re.sub(r"^(an?|the)[\W_]+", "", part.strip().casefold())
         found.add(re.sub(r"[\W_]+", "", text).removesuffix("s") or name)
     return found
@@ -87,7 +93,8 @@ def _keys(name: str) -> set[str]:
 
 def _require_numbers_in_order(task: Task, own: Sequence[str]) -> None:
     """Raise InputError for classes numbered 1, 10, 2: whoever names them counts 1, 2, 10."""
-    if len({re.sub(r"\d+", "#", name) for name in own}) > 1:
+    alike = len({re.sub(r"\d+", "#", name) for name in own}) == 1
+    if not alike and not all(map(_NUMBER.match, own)):
         return
     for before, after in pairwise(own):
         if [*map(int, re.findall(r"\d+", before))] > [*map(int, re.findall(r"\d+", after))]:
@@ -96,6 +103,27 @@ def _require_numbers_in_order(task: Task, own: Sequence[str]) -> None:
                 f"'{after}', so the names that the task gives would be shifted. Write the numbers "
                 "with leading zeros (01, 02, ... 10), or name the classes in the data."
             )
+
+
+def labels_at(
+    task: Task, dataset: Dataset, labels: Sequence[int], manifest: Manifest
+) -> tuple[int, ...]:
+    """The labels of the samples drawn, numbers of numpy and torch as Python's own.
+
+    Raises InputError for what is no whole number, and for other labels than samples.
+    """
+    if len(labels) != len(dataset.ids):
+        raise InputError(
+            f"{task.data} has {len(labels)} labels for {len(dataset.ids)} samples; expected one "
+            "each."
+        )
+    drawn = [labels[i] for i in manifest.indices]
+    try:
+        return tuple(map(index, drawn))
+    except TypeError as error:
+        raise InputError(
+            f"{task.data}: the labels are like {drawn[0]!r}; expected whole numbers from 0."
+        ) from error
 
 
 def check_labels(

@@ -15,6 +15,7 @@ from mmtard_bench.data.base import (
     Dataset,
     Manifest,
     Pixels,
+    checked_pixels,
     draw_manifest,
     few,
     sample_list,
@@ -22,7 +23,7 @@ from mmtard_bench.data.base import (
 from mmtard_bench.data.workers import in_order, worker_count
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.models.clip import Preprocess
-from mmtard_bench.tasks.naming import check_labels, class_names
+from mmtard_bench.tasks.naming import check_labels, class_names, labels_at
 from mmtard_bench.types import Metric, Surface, Task
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -85,7 +86,9 @@ class TaskData:
         """The image of a sample, 8-bit. Raises InputError if it is unusable."""
         found = self._kept.images.get(row)
         if found is None:
-            found = self.dataset.image(self.manifest.indices[row])
+            given = self.dataset.image(self.manifest.indices[row])
+            what = f"{self.task.data}: the image of sample '{self.manifest.ids[row]}'"
+            found = checked_pixels(given, what)
             self._kept.keep(row, found)
         return found
 
@@ -296,7 +299,7 @@ def _assemble(task: Task, dataset: Dataset, manifest: Manifest) -> TaskData:
             f"{task.data} brings no prompt templates; give templates = [...] in the task."
         )
     every = dataset.labels  # once: a data set may make them up each time
-    labels = tuple(every[i] for i in manifest.indices)
+    labels = labels_at(task, dataset, every, manifest)
     if task.label_column:
         notes += check_labels(task, dataset, every, classes)
     return TaskData(

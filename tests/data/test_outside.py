@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow
 import pytest
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image
-from pyarrow.parquet import write_table
+from pyarrow.parquet import read_table, write_table
 
 import mmtard_bench as mb
 from mmtard_bench.data import outside
@@ -209,3 +210,30 @@ def test_a_cache_that_cannot_be_written_is_not_the_files_fault(tmp_path, monkeyp
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(StorageError, match=r"cache .* could not be written: .*set HF_HOME"):
         load_task(task, n=None, seed=0)
+
+
+def test_lists_of_numbers_are_pixels_of_8_bits(tmp_path):
+    def pixel(value: int, kind: pyarrow.DataType) -> int:
+        image = np.full((4, 4, 3), value).tolist()
+        nested = pyarrow.list_(pyarrow.list_(pyarrow.list_(kind)))
+        columns = {"image": pyarrow.array([image], nested), "label": [0]}
+        write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+        task = mb.Task("t", f"parquet:{tmp_path}/x.parquet", ("{}",), classes=("a", "b"))
+        return int(load_task(task, n=None, seed=0).pixels(0)[0, 0, 0])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library, which says that it changes the type
+        assert pixel(255, pyarrow.int64()) == pixel(255, pyarrow.uint8()) == 255
+        for value in (256, -1):  # which the library makes 0 and 255
+            with pytest.raises(mb.InputError, match=f"numbers from {value} to {value}"):
+                pixel(value, pyarrow.int64())
+
+
+def test_a_part_without_rows_is_no_obstacle(tmp_path):
+    stored(tmp_path / "1.parquet", image={"bytes": GOOD[0], "path": None})
+    full = read_table(tmp_path / "1.parquet")
+    write_table(full.slice(0, 0), tmp_path / "0.parquet")
+    task = mb.Task("t", f"parquet:{tmp_path}/*.parquet", ("{}",))
+    assert load_task(task, n=None, seed=0).labels == (0,)
+    with pytest.raises(mb.InputError, match="is empty"):
+        load_task(replace(task, data=f"parquet:{tmp_path}/0.parquet"), n=None, seed=0)

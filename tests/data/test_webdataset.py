@@ -125,6 +125,8 @@ def test_shards_that_are_no_shards(tmp_path):
     two = tar({"s0000000.cls": b"1", "s0000000.webp": images[0]})
     whole = two.rstrip(b"\0")
     assert "cut short" in said(two[: -(-len(whole) // 512) * 512])
+    # Two shards joined by cat: tarfile reads the first.
+    assert "archives joined by cat" in said(two + tar({"b.cls": b"1", "b.webp": images[1]}))
     assert "only .cls or only the image" in said(tar({"s0000000.cls": b"1"}))
     assert "not a whole number" in said(tar({"a.cls": b"\x80\x04N.", "a.webp": images[0]}))
     assert "damaged or no image" in said(tar({"a.cls": b"1", "a.webp": images[0][:100]}))

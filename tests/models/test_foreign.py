@@ -203,6 +203,12 @@ def test_configurations_that_ask_for_too_much(tmp_path, text, vision, words):
         mb.load_model(f"local-dir:{folder}")
 
 
+def test_a_folder_without_the_tokenizer_that_it_names(tmp_path):
+    folder = open_clip_folder(tmp_path / "m", {**TEXT, "hf_tokenizer_name": "me/text"})
+    with pytest.raises(mb.InputError, match=r"the tokenizer 'me/text', but .* has none of"):
+        mb.load_model(f"local-dir:{folder}")
+
+
 def test_a_tokenizer_elsewhere_on_this_machine(tmp_path, online):
     (tmp_path / "text").mkdir()
     text_repository(tmp_path / "text")

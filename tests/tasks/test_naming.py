@@ -122,3 +122,26 @@ def test_the_digits_are_right_and_need_no_note():
     data = load_task(mb.Task("t", "digits/test", ("{}",)), n=3, seed=0)
     assert isinstance(data.dataset, DigitsSplit)
     assert data.notes == ()
+
+
+def test_a_file_that_names_the_classes_after_one_that_does_not_is_refused(tmp_path):
+    label = datasets.ClassLabel(names=["dog", "cat"])
+    for name, kind in (("a", datasets.Value("int64")), ("b", label)):
+        rows = {"image": [Image.new("RGB", (4, 4))], "label": [0]}
+        features = datasets.Features(image=datasets.Image(), label=kind)
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(str(tmp_path / f"{name}.parquet"))
+    spec = f"parquet:{tmp_path}/*.parquet"
+    with pytest.raises(mb.InputError, match=r"\(dog, cat; not at all\)"):
+        load_task(mb.Task("t", spec, ("{}",), classes=("cat", "dog")), n=None, seed=0)
+
+
+def test_numbers_before_names_do_not_hide_which_class_is_meant():
+    own = ("10_bird", "1_cat", "2_dog")
+    with pytest.raises(mb.InputError, match="'1_cat' is the label 1"):
+        notes(own, "cat", "dog", "bird")
+    with pytest.raises(mb.InputError, match="'10_bird' comes before '1_cat'"):
+        notes(own, "kitten", "puppy", "chick")
+    assert notes(own, "bird", "cat", "dog") == ()
+    assert notes(("001.Laysan_Albatross", "002.Wren"), "laysan albatross", "wren") == ()
+    assert notes(("737-200", "757-200"), "Boeing 737", "757-200") != ()  # 200 is no name
