@@ -66,7 +66,9 @@ class _Config(BaseModel):
             variant = key.startswith("use_") and key != "use_rslora"
             if value and (variant or key in _MORE or key in _METHODS):
                 raise ValueError(f"{key} asks for another kind of adapter than plain LoRA")
-        return values
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None}  # the default
 
     @property
     def scale(self) -> float:

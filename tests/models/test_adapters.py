@@ -215,6 +215,12 @@ def test_adapters_that_cannot_be_merged(tmp_path, change, words):
         mb.load_model(f"{BASE}+lora:{tmp_path / 'adapter'}")
 
 
+def test_what_a_configuration_leaves_null_is_the_default(tmp_path):
+    expected = write_adapter(tmp_path / "adapter")
+    change_config(rank_pattern=None, alpha_pattern=None, use_rslora=None)(tmp_path / "adapter")
+    assert_tower(mb.load_model(f"{BASE}+lora:{tmp_path / 'adapter'}"), expected)
+
+
 def test_an_adapter_of_another_architecture(tmp_path):
     write_adapter(tmp_path / "adapter")
     with pytest.raises(mb.InputError, match=r"of a VisionTransformer .* fits no part of the model"):
