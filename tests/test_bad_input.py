@@ -116,6 +116,7 @@ def table(name: str, data: str, **keys: object) -> str:
         (["run", "gone.toml", "--model", "tiny-clip"], ["gone.toml", "cannot be read"]),
         (["show", "nowhere"], ["no directory nowhere"]),
         (["leaderboard", "--records", "nowhere"], ["no directory nowhere"]),
+        (["leaderboard", "--records", ".", "--output", "x.md"], ["no records below ."]),
         (["list", "cats"], ["cats", "models"]),
     ],
 )

@@ -59,7 +59,10 @@ def read_board(root: Path, reported: Path | None = None) -> Board:
     beside = reported or root.parent / "reported.csv"
     figures = read_reported(beside) if reported or beside.is_file() else []
     if not holds_entries(root):
-        return Board(loose=load_records(root), reported=figures)
+        loose = load_records(root)
+        if not loose:
+            raise InputError(f"There are no records below {root}; expected entries, or runs.")
+        return Board(loose=loose, reported=figures)
     return Board(
         entries=read_entries(root),
         verifications=read_verifications(root.parent / "verification.json"),
