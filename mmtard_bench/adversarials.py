@@ -22,7 +22,8 @@ from torch import Tensor
 from mmtard_bench.attacks.checks import inside
 from mmtard_bench.entries.checked import PixelBall
 from mmtard_bench.entries.text import Plain, SuiteName
-from mmtard_bench.errors import InputError, explain, first_line
+from mmtard_bench.errors import InputError, first_line
+from mmtard_bench.files import write_atomically
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.reattack import (
     Ball,
@@ -34,9 +35,9 @@ from mmtard_bench.reattack import (
     suite_of,
     threat_of,
 )
-from mmtard_bench.records import Name, Record, write_atomically
+from mmtard_bench.records import Name, Record
 from mmtard_bench.resources import Resources
-from mmtard_bench.strict import Strict
+from mmtard_bench.schema import Strict, explain
 from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.types import Eps, ThreatModel
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtard_bench.attacks.base import AttackResult, Part, Work, joined
-from mmtard_bench.attacks.checks import Doubt, ModelError, inspect_model, require_in_ball
+from mmtard_bench.attacks.checks import Doubt, inspect_model, require_in_ball
 from mmtard_bench.attacks.fast.batch_size import (
     available_memory,
     batch_size_of,
@@ -17,6 +17,7 @@ from mmtard_bench.attacks.fast.batch_size import (
 )
 from mmtard_bench.data.workers import worker_count
 from mmtard_bench.edits import NameEdit, names_another_class
+from mmtard_bench.errors import ModelError
 from mmtard_bench.headway import Headway
 from mmtard_bench.job import Job
 from mmtard_bench.models.clip import Clip

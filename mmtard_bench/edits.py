@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mmtard_bench.strict import Strict
+from mmtard_bench.schema import Strict
 
 ClassName = Annotated[str, Field(max_length=1000)]
 """So short that anybody's record can be checked: the distance takes time by both lengths."""

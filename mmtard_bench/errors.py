@@ -2,8 +2,6 @@
 
 import re
 
-from pydantic import ValidationError
-
 
 class InputError(ValueError):
     """Something outside this package is not as it must be.
@@ -19,20 +17,6 @@ class StorageError(InputError):
 
 class DamagedImageError(InputError):
     """The image of a sample is missing, cut short, or no image: a suite may leave it out."""
-
-
-def explain(error: ValidationError) -> str:
-    """The first problems of a pydantic error as one sentence."""
-    said = []
-    for problem in error.errors()[:3]:
-        where = ".".join(str(part) for part in problem["loc"] if part not in ("TaskTable", "str"))
-        if problem["type"] == "extra_forbidden":
-            said.append(f"the key '{where}' is unknown")
-        elif problem["type"] == "missing":
-            said.append(f"the key '{where}' is missing")
-        else:
-            said.append(f"'{where}': {problem['msg']}" if where else problem["msg"])
-    return "; ".join(said) + "."
 
 
 def shown(name: str) -> str:
@@ -53,3 +37,7 @@ def reason(error: BaseException) -> str:
         return str(error)
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+class ModelError(InputError):
+    """The model under test cannot be scored: its answers are unusable."""

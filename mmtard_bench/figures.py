@@ -15,9 +15,10 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable, slug
-from mmtard_bench.records import Record, digest_of, write_atomically
+from mmtard_bench.files import write_atomically
+from mmtard_bench.records import Record, digest_of
 from mmtard_bench.summary import counted
+from mmtard_bench.text import printable, slug
 
 _LONGEST = 40
 """Characters of a name in a legend."""

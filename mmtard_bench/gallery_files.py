@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import write_atomically
 from mmtard_bench.gallery import Gallery, Pixels, Shown, facts, panels, summary_of, title_of
-from mmtard_bench.markdown import printable
-from mmtard_bench.records import write_atomically
+from mmtard_bench.text import printable
 
 SMALL = 160
 """Pixels of a side up to which an image is enlarged with its pixels as squares."""

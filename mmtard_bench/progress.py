@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from mmtard_bench.headway import Progress
-from mmtard_bench.markdown import printable
+from mmtard_bench.text import printable
 
 _QUIET_SECONDS = 20.0
 

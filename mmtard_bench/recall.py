@@ -5,7 +5,7 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
-from mmtard_bench.strict import Strict
+from mmtard_bench.schema import Strict
 
 CUTOFFS = (1, 5, 10)
 """Recall is given at these numbers of retrieved items."""

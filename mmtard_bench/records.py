@@ -8,8 +8,6 @@ unnoticed by whoever knows its digest, and no figure can change without its samp
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,15 +22,14 @@ from pydantic import (
 )
 
 from mmtard_bench.edits import NameEdit
-from mmtard_bench.errors import InputError, StorageError, explain
+from mmtard_bench.errors import InputError
+from mmtard_bench.files import write_atomically
 from mmtard_bench.recall import Ranks, Recalls, recalls_of, require_ranks
-from mmtard_bench.strict import Strict
+from mmtard_bench.schema import Strict, explain
 
 SCHEMA_VERSION: Literal[2] = 2
 """Of the records that are written. Version 1 had digests of models that covered their weights alone
 (see ``mmtard_bench.models.digest``), and of prompts that covered one template's tokens."""
-FAST_CODE = "mmtard_bench fast"
-"""How the "code" of a threat model's parameters begins where the fast engine ran the attack."""
 
 _MARKS = {"identity", "samples", "sample_ids_digest"}
 """Keys that only records have."""
@@ -413,27 +410,6 @@ def _read(path: str | Path) -> str:
 def write_record(path: Path, record: Record) -> None:
     """Write a record atomically. Raises StorageError if it cannot be written."""
     write_atomically(path, to_text(record))
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it, fsync, rename."""
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise StorageError(
-            f"{path} could not be written: {error.strerror or error}. Nothing that was finished "
-            "is lost; free space or choose another directory, and run the same command again."
-        ) from error
 
 
 def made_at(record: Record) -> datetime:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 from pydantic import TypeAdapter
 
 from mmtard_bench.errors import InputError, reason
-from mmtard_bench.strict import Text, fitting
+from mmtard_bench.schema import Text, fitting
 from mmtard_bench.types import Task
 
 if TYPE_CHECKING:

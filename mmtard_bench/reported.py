@@ -15,8 +15,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mmtard_bench import registry
-from mmtard_bench.errors import InputError, explain
-from mmtard_bench.markdown import escape, table
+from mmtard_bench.errors import InputError
+from mmtard_bench.schema import explain
+from mmtard_bench.text import escape, table
 
 Text = Annotated[str, Field(min_length=1)]
 Radius = Annotated[str, Field(pattern=r"^([1-9]\d*/[1-9]\d*)?$")]

@@ -6,16 +6,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mmtard_bench.attacks.base import Engine
 from mmtard_bench.batches import Batch, in_manifest_order
 from mmtard_bench.curve import follows, known_from_above
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
+from mmtard_bench.files import _unwritable, only_process
 from mmtard_bench.headway import Progress
 from mmtard_bench.job import FAST, Job, prepare
-from mmtard_bench.markdown import slug
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.partial import Partial
 from mmtard_bench.processes import Processes
@@ -24,6 +22,7 @@ from mmtard_bench.records import Record, Sample, read_record, write_record
 from mmtard_bench.resources import Resources
 from mmtard_bench.summary import percent
 from mmtard_bench.tasks.resolve import load_task
+from mmtard_bench.text import slug
 from mmtard_bench.types import Suite, ThreatModel
 
 
@@ -220,34 +219,6 @@ def _claimed(folder: Path, processes: Processes) -> Iterator[None]:
     except OSError as error:
         raise _unwritable(folder, error) from error
     yield
-
-
-@contextmanager
-def only_process(folder: Path) -> Iterator[None]:
-    """Hold a directory's lock; the system releases it however the process ends.
-
-    Raises InputError if another process holds it, or if the directory cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(
-            f"Another process is working in {folder}; wait for it, or give another --out."
-        ) from error
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _unwritable(folder: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{folder} cannot be written: {error.strerror or error}. Choose another --out."
-    )
 
 
 def _file_name(task: str, threat: ThreatModel, identity: str) -> str:

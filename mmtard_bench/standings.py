@@ -21,19 +21,13 @@ from mmtard_bench.entries.board import Board
 from mmtard_bench.entries.card import Card
 from mmtard_bench.entries.checked import Verification
 from mmtard_bench.lowered import Credit, lowered
-from mmtard_bench.markdown import slug
 from mmtard_bench.paired import all_pairs, comparable
 from mmtard_bench.recall import Recalls
-from mmtard_bench.records import (
-    FAST_CODE,
-    Record,
-    SuiteFacts,
-    digest_of,
-    oldest_first,
-    wilson,
-)
+from mmtard_bench.records import Record, SuiteFacts, digest_of, oldest_first, wilson
 from mmtard_bench.shipped import suite_folder
 from mmtard_bench.summary import Accuracy, WorstCase, is_complete, worst_cases
+from mmtard_bench.text import slug
+from mmtard_bench.types import FAST_CODE
 
 PYTHON_OBJECT = "python object"
 """The source of a model that no text can load."""

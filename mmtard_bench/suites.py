@@ -5,24 +5,22 @@ A threat model counts for every task, or for those that its ``tasks`` names.
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from mmtard_bench import registry
 from mmtard_bench.data.base import lines_in, read_text
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
 from mmtard_bench.records import digest_of
+from mmtard_bench.schema import read_table, validate
 from mmtard_bench.shipped import suite_folder
 from mmtard_bench.tasks.hub_tasks import imagenet_classes
 from mmtard_bench.tasks.resolve import default_templates, find_task
 from mmtard_bench.types import Eps, Metric, Suite, Surface, Task, ThreatModel, ThreatNorm
-
-T = TypeVar("T", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -69,22 +67,6 @@ class _SuiteFile(_Strict):
     curve: bool = False
     tasks: list[str | TaskTable] = Field(min_length=1)
     threats: list[_ThreatTable] = Field(min_length=1)
-
-
-def read_table(path: Path, what: str) -> dict[str, Any]:
-    """The content of a TOML file that is a ``what``. Raises InputError if it cannot be read."""
-    try:
-        return tomllib.loads(read_text(path))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"The {what} {path} cannot be read: {error}.") from error
-
-
-def validate(kind: type[T], table: dict[str, Any], what: str) -> T:
-    """A table as a pydantic model. Raises InputError with what is wrong in it."""
-    try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        raise InputError(f"The {what} is not valid: {explain(error)}") from error
 
 
 def list_suites() -> list[str]:

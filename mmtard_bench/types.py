@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol as Interface
 
-from pydantic import BeforeValidator, Field, InstanceOf
+from pydantic import (
+    BeforeValidator,
+    Field,
+    InstanceOf,
+)
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.strict import Text, Whole, checked
+from mmtard_bench.schema import Text, Whole, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -259,3 +263,7 @@ class Tokenizer(Interface):
     """Turns texts into whatever the model's ``encode_text`` takes."""
 
     def __call__(self, texts: "Sequence[str]", /) -> "Tensor": ...
+
+
+FAST_CODE = "mmtard_bench fast"
+"""How the "code" of a threat model's parameters begins where the fast engine ran the attack."""

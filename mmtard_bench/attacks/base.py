@@ -8,7 +8,7 @@ from typing import Literal, Protocol as Interface, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.strict import checked
+from mmtard_bench.schema import checked
 from mmtard_bench.types import Norm
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from scipy.special import bdtrc
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, margin, norm_of
-from mmtard_bench.errors import InputError, shown
+from mmtard_bench.errors import ModelError, shown
 from mmtard_bench.records import Sample
 from mmtard_bench.types import Norm, ThreatModel
 
@@ -28,10 +28,6 @@ _CHANCE_LEVEL = 0.05
 _SAME = 1e-12  # less than 1 is the cosine where embeddings differ by more than float32 rounds
 _CHUNK = 1024  # rows of the head that are compared at once
 _SCALES = (5.0, 1000.0)  # CLIP starts at 14.3 and ends at 100
-
-
-class ModelError(InputError):
-    """The model under test cannot be scored: its answers are unusable."""
 
 
 ModelCode = Literal[

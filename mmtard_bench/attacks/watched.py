@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.checks import ModelError
+from mmtard_bench.errors import ModelError
 from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
 
 

@@ -10,7 +10,7 @@ from mmtard_bench.cli import board, compare, evaluate, listing, show, training, 
 from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, STATUS_PIPE, say_error
 from mmtard_bench.cli.output import OutputLost, guarded_errors, guarded_output
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable
+from mmtard_bench.text import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmtard_bench.cli.common import AGAIN, STATUS_STALE, Commands, output, records_at, say_error
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable
+from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
     from mmtard_bench.records import Record
@@ -128,9 +128,9 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     import webbrowser
 
     from mmtard_bench.entries.board import read_board
+    from mmtard_bench.files import write_atomically
     from mmtard_bench.leaderboard import render
     from mmtard_bench.page import site
-    from mmtard_bench.records import write_atomically
 
     board = read_board(arguments.records, arguments.reported)
     out: Path | None = arguments.output

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable
+from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
     from mmtard_bench.records import Record

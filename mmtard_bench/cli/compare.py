@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from mmtard_bench.cli.common import Commands, records_at
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable
+from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
     from mmtard_bench.paired import Comparison

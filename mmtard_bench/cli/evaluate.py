@@ -20,7 +20,7 @@ from mmtard_bench.cli.common import (
     seed,
 )
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable
+from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
     from mmtard_bench.processes import Processes

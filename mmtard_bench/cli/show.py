@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmtard_bench.cli.common import Commands, file_of, output, positive, records_at, seed
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable, slug
+from mmtard_bench.text import printable, slug
 
 if TYPE_CHECKING:
     from mmtard_bench.records import Record

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mmtard_bench.cli.board import ENTRIES
 from mmtard_bench.cli.common import AGAIN, STATUS_INPUT, Commands, positive, say_error, seed
 from mmtard_bench.errors import InputError
-from mmtard_bench.markdown import printable
+from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
     from mmtard_bench.entries.checked import Level

@@ -36,6 +36,7 @@ from mmtard_bench.data.table import (
     split_of,
 )
 from mmtard_bench.errors import InputError, first_line
+from mmtard_bench.files import write_atomically
 from mmtard_bench.hub import (
     cached_files,
     check_cache,
@@ -46,8 +47,7 @@ from mmtard_bench.hub import (
     require_sound,
     run,
 )
-from mmtard_bench.records import write_atomically
-from mmtard_bench.strict import Strict
+from mmtard_bench.schema import Strict
 from mmtard_bench.types import Task
 
 T = TypeVar("T")

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from mmtard_bench.entries.text import EntryName, Plain, Url
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
 from mmtard_bench.records import Count, Digest, Name
-from mmtard_bench.strict import Strict
+from mmtard_bench.schema import Strict, explain
 
 _WEIGHTS = (
     r"hf-hub:[\w.-]+/[\w.-]+(@[\w.-]+)?"

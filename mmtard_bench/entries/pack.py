@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
 from mmtard_bench.recall import Ranks
 from mmtard_bench.records import Count, Digest, Record, Sample
-from mmtard_bench.strict import Strict
+from mmtard_bench.schema import Strict, explain
 
 ROBUST, WRONG = ".", "x"
 

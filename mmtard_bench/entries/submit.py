@@ -12,8 +12,10 @@ from pydantic import ValidationError
 from mmtard_bench.entries.card import Card, card_from_text, card_to_text
 from mmtard_bench.entries.folder import Entry, is_entry, names_of, read_entry, require_distinct
 from mmtard_bench.entries.pack import pack
-from mmtard_bench.errors import InputError, StorageError, explain
-from mmtard_bench.records import Record, write_atomically
+from mmtard_bench.errors import InputError, StorageError
+from mmtard_bench.files import write_atomically
+from mmtard_bench.records import Record
+from mmtard_bench.schema import explain
 from mmtard_bench.summary import counted, is_complete
 
 LISTS = ("authors",)

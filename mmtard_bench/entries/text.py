@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
+from mmtard_bench.schema import explain
 
 _FORMATTING = set("<>|`[]\\")
 # Letters, marks and symbols that show nothing (Unicode's Default_Ignorable_Code_Point, outside of

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
 from mmtard_bench.models.weights import read_config, read_weights
+from mmtard_bench.schema import explain
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
 from mmtard_bench.models.answers import (
     embeddings_of,
     require_log_scale,
@@ -18,7 +18,7 @@ from mmtard_bench.models.answers import (
 )
 from mmtard_bench.models.digest import checksum, model_digest
 from mmtard_bench.records import Name
-from mmtard_bench.strict import Strict, Text, checked
+from mmtard_bench.schema import Strict, Text, checked, explain
 from mmtard_bench.types import ClipModel, Tokenizer
 
 Triple = tuple[float, float, float]

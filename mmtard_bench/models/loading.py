@@ -18,7 +18,7 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.openclip import load_open_clip
 from mmtard_bench.models.towers import with_adapter, with_visual
 from mmtard_bench.models.transformers_clip import load_transformers
-from mmtard_bench.strict import Text, checked
+from mmtard_bench.schema import Text, checked
 
 _SCHEMES = ("hf-hub", "local-dir", "transformers")
 _FORMS = (

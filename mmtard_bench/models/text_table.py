@@ -17,10 +17,10 @@ from open_clip.model import _build_vision_tower
 from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip, Preprocess, PreprocessFacts, Side
 from mmtard_bench.models.weights import bound_layers, misfits, read_config, read_weights
-from mmtard_bench.strict import Strict
+from mmtard_bench.schema import Strict, explain
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"

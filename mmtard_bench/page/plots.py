@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from mmtard_bench.entries.board import Board
-from mmtard_bench.markdown import printable
 from mmtard_bench.page.build import asset
 from mmtard_bench.page.marks import COLOURS, SHAPES
 from mmtard_bench.standings import Row, SuiteStandings, standings
 from mmtard_bench.summary import Accuracy
+from mmtard_bench.text import printable
 
 FEWEST = 3
 """Complete rows that a plot is worth it for."""

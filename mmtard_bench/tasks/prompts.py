@@ -13,9 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.checks import ModelError
 from mmtard_bench.edits import plain
-from mmtard_bench.errors import InputError, shown
+from mmtard_bench.errors import InputError, ModelError, shown
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records import digest_of
 from mmtard_bench.tasks.resolve import TaskData

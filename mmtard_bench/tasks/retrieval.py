@@ -29,8 +29,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.checks import Doubt, ModelError, require_logits
+from mmtard_bench.attacks.checks import Doubt, require_logits
 from mmtard_bench.attacks.watched import Watched
+from mmtard_bench.errors import ModelError
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.tasks.scoring import Aim, Verdict

@@ -16,9 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmtard_bench.errors import InputError, StorageError, explain, first_line
+from mmtard_bench.errors import InputError, StorageError, first_line
+from mmtard_bench.files import write_atomically
 from mmtard_bench.models.text_table import CONFIG, WEIGHTS
-from mmtard_bench.records import Digest, Environment, write_atomically
+from mmtard_bench.records import Digest, Environment
+from mmtard_bench.schema import explain
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 from mmtard_bench.errors import InputError
 from mmtard_bench.records import digest_of
 from mmtard_bench.registry import near_matches
-from mmtard_bench.strict import Strict
-from mmtard_bench.suites import TaskTable, read_table, resolve_task, validate
+from mmtard_bench.schema import Strict, read_table, validate
+from mmtard_bench.suites import TaskTable, resolve_task
 from mmtard_bench.types import Eps, Norm, Surface
 
 _HOUSEKEEPING = {"description", "validation", "workers", "log_every", "save_every", "keep"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from mmtard_bench.records import write_atomically
+from mmtard_bench.files import write_atomically
 from mmtard_bench.train.figures import save
 from mmtard_bench.train.recipe import Recipe
 from mmtard_bench.train.study import (

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import only_process, write_atomically
 from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import is_data, load_model
 from mmtard_bench.processes import Launcher
-from mmtard_bench.records import write_atomically
-from mmtard_bench.runner import only_process
 from mmtard_bench.suites import resolve_task
 from mmtard_bench.tasks.prompts import require_distinct
 from mmtard_bench.tasks.resolve import TaskData, load_task, load_training_data

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import write_atomically
 from mmtard_bench.models.loading import load_local_dir, load_model
 from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.models.towers import with_visual
-from mmtard_bench.records import write_atomically
 from mmtard_bench.train.checkpoint import read_card, write_weights
 
 

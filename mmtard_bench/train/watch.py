@@ -9,9 +9,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
+from mmtard_bench.files import write_atomically
 from mmtard_bench.models.clip import Preprocess
-from mmtard_bench.records import write_atomically
+from mmtard_bench.schema import explain
 from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.train.checkpoint import storage
 from mmtard_bench.train.data import spread_over_classes

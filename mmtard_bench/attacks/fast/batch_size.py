@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, T
-from mmtard_bench.attacks.checks import ModelError
+from mmtard_bench.errors import ModelError
 
 MOST = {"cpu": 64, "cuda": 512}
 """Rows get hardly cheaper beyond."""

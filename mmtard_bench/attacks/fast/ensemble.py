@@ -15,8 +15,7 @@ from mmtard_bench.attacks.fast.rows import Found, Samples, Search, search_all
 from mmtard_bench.attacks.fast.square import Square
 from mmtard_bench.attacks.pgd import budget_of, require_linf, steps_of
 from mmtard_bench.attacks.reference import class_notes, target_count
-from mmtard_bench.records import FAST_CODE
-from mmtard_bench.types import Norm, ThreatModel
+from mmtard_bench.types import FAST_CODE, Norm, ThreatModel
 
 VERSION = f"{FAST_CODE} 1"
 """Goes into the identity of records: a change of any verdict is a new number."""

@@ -4,8 +4,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mmtard_bench.errors import InputError, explain
+from mmtard_bench.errors import InputError
 from mmtard_bench.registry import near_matches
+from mmtard_bench.schema import explain
 from mmtard_bench.train.methods import (
     ard,
     clean_ft,

@@ -4,7 +4,9 @@ import functools
 import inspect
 import operator
 import re
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import (
@@ -17,7 +19,10 @@ from pydantic import (
 )
 from pydantic.errors import PydanticSchemaGenerationError
 
-from mmtard_bench.errors import InputError
+from mmtard_bench.data.base import read_text
+from mmtard_bench.errors import (
+    InputError,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -103,3 +108,36 @@ def fitting(kind: TypeAdapter[T], value: object, what: str) -> T:
             f"{what} = {given} ({type(value).__name__}) does not fit; expected "
             f"{' or '.join(wanted)}."
         ) from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first problems of a pydantic error as one sentence."""
+    said = []
+    for problem in error.errors()[:3]:
+        where = ".".join(str(part) for part in problem["loc"] if part not in ("TaskTable", "str"))
+        if problem["type"] == "extra_forbidden":
+            said.append(f"the key '{where}' is unknown")
+        elif problem["type"] == "missing":
+            said.append(f"the key '{where}' is missing")
+        else:
+            said.append(f"'{where}': {problem['msg']}" if where else problem["msg"])
+    return "; ".join(said) + "."
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read_table(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file that is a ``what``. Raises InputError if it cannot be read."""
+    try:
+        return tomllib.loads(read_text(path))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"The {what} {path} cannot be read: {error}.") from error
+
+
+def validate(kind: type[T], table: dict[str, Any], what: str) -> T:
+    """A table as a pydantic model. Raises InputError with what is wrong in it."""
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        raise InputError(f"The {what} is not valid: {explain(error)}") from error
