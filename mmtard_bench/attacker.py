@@ -15,7 +15,7 @@ from mmtard_bench.attacks.fast.batch_size import (
     rows_that_fit,
     smaller,
 )
-from mmtard_bench.data.workers import worker_count
+from mmtard_bench.data.threads import worker_count
 from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.errors import ModelError
 from mmtard_bench.headway import Headway

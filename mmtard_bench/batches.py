@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmtard_bench.attacker import Attacker
 from mmtard_bench.attacks.base import AttackResult
-from mmtard_bench.data.workers import in_chunks
+from mmtard_bench.data.threads import in_chunks
 from mmtard_bench.headway import Headway, Progress
 from mmtard_bench.job import Job
 from mmtard_bench.recall import Ranks

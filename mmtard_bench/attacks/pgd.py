@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mmtard_bench.attacks import losses
 from mmtard_bench.attacks.base import (
     Attack,
     AttackResult,
@@ -14,7 +15,6 @@ from mmtard_bench.attacks.base import (
     projector,
     random_start,
 )
-from mmtard_bench.attacks.fast import losses
 from mmtard_bench.errors import InputError
 from mmtard_bench.registry import register_attack
 from mmtard_bench.types import Norm, ThreatModel

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from mmtard_bench.data.base import ROBUSTBENCH_LIST
+from mmtard_bench.data.manifest import ROBUSTBENCH_LIST
 from mmtard_bench.types import Surface, Task
 
 IMAGENET_FOLDER = "IMAGENET_VAL"

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from operator import index
 
-from mmtard_bench.data.base import Dataset, LazyLabels, Manifest, few
+from mmtard_bench.data.base import Dataset, LazyLabels, few
+from mmtard_bench.data.manifest import Manifest
 from mmtard_bench.errors import InputError
 from mmtard_bench.tasks.hub_tasks import imagenet_classes
 from mmtard_bench.types import Task

@@ -13,14 +13,12 @@ from mmtard_bench.data.base import (
     OUTSIDE,
     CaptionedDataset,
     Dataset,
-    Manifest,
     Pixels,
     checked_pixels,
-    draw_manifest,
     few,
-    sample_list,
 )
-from mmtard_bench.data.workers import in_order, worker_count
+from mmtard_bench.data.manifest import Manifest, draw_manifest, sample_list
+from mmtard_bench.data.threads import in_order, worker_count
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.tasks.naming import check_labels, class_names, labels_at
@@ -258,7 +256,7 @@ def open_data(task: Task) -> Dataset:
 
         return open_webdataset(task)
     if scheme in OUTSIDE:
-        from mmtard_bench.data.outside import open_outside
+        from mmtard_bench.data.files import open_outside
 
         return open_outside(task)
     made = registry.made(registry.datasets, task.data)

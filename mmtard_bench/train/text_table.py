@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmtard_bench.data.outside import open_outside
+from mmtard_bench.data.files import open_outside
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.foreign import refuse_code
 from mmtard_bench.models.text_table import CONFIG, TableClip

@@ -8,9 +8,10 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 import mmtard_bench as mb
+from mmtard_bench.attacks import losses
 from mmtard_bench.attacks.base import CountPasses, Engine, Work, norm_of
 from mmtard_bench.attacks.catalogue import build_attack
-from mmtard_bench.attacks.fast import losses, rows
+from mmtard_bench.attacks.fast import rows
 from mmtard_bench.attacks.fast.apgd import Apgd, checkpoints
 from mmtard_bench.attacks.fast.fab import Plane
 from mmtard_bench.attacks.fast.passes import Passes

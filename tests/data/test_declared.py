@@ -10,7 +10,7 @@ import pytest
 
 import mmtard_bench as mb
 from mmtard_bench import registry
-from mmtard_bench.data.base import ROBUSTBENCH_LIST
+from mmtard_bench.data.manifest import ROBUSTBENCH_LIST
 from mmtard_bench.data.webdataset import hub_repository
 from mmtard_bench.suites import load_suite
 from mmtard_bench.tasks.hub_tasks import (

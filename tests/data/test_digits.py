@@ -5,7 +5,6 @@ import hashlib
 import numpy as np
 
 from mmtard_bench import registry
-from mmtard_bench.data.base import draw_manifest
 from mmtard_bench.data.digits import (
     COLOURS,
     DIGITS,
@@ -16,6 +15,7 @@ from mmtard_bench.data.digits import (
     digits_unseen,
     sources,
 )
+from mmtard_bench.data.manifest import draw_manifest
 from mmtard_bench.tasks.resolve import load_training_data
 
 DIGESTS = {

@@ -16,7 +16,7 @@ from PIL import Image
 from pyarrow.parquet import read_table, write_table
 
 import mmtard_bench as mb
-from mmtard_bench.data import outside
+from mmtard_bench.data import files as outside
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import DamagedImageError, StorageError
 from mmtard_bench.tasks.hub_tasks import imagenet_folder

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mmtard_bench.tasks.resolve
-from mmtard_bench.data.workers import in_chunks, in_order
+from mmtard_bench.data.threads import in_chunks, in_order
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import norm_of, sample_generator
-from mmtard_bench.attacks.fast.losses import Loss
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Search, State, choose
+from mmtard_bench.attacks.losses import Loss
 from mmtard_bench.attacks.pgd import unit
 
 RISING = 0.75

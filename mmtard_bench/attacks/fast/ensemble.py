@@ -5,8 +5,8 @@ from typing import TypedDict
 
 import torch
 
+from mmtard_bench.attacks import losses
 from mmtard_bench.attacks.base import Attack, AttackResult, Part, Precision, Pulse, Work, in_one
-from mmtard_bench.attacks.fast import losses
 from mmtard_bench.attacks.fast.apgd import Apgd
 from mmtard_bench.attacks.fast.fab import Fab
 from mmtard_bench.attacks.fast.passes import Passes

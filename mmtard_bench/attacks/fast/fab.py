@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import norm_of
-from mmtard_bench.attacks.fast.losses import target_gap
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Search, State, choose
+from mmtard_bench.attacks.losses import target_gap
 from mmtard_bench.types import Norm
 
 OVERSHOOT = 1.05

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmtard_bench.attacks.base import random_start
-from mmtard_bench.attacks.fast.losses import Loss
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Search, State
+from mmtard_bench.attacks.losses import Loss
 from mmtard_bench.attacks.pgd import step_size_of, unit
 
 
