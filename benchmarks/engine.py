@@ -28,8 +28,8 @@ from mmtard_bench.attacks.base import AttackResult, Engine, EngineName, T, Work
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.folding import fold, using
-from mmtard_bench.tasks.resolve import find_task, load_task
-from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+from mmtard_bench.tasks.classifier import ZeroShotClassifier
+from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps, Norm, ThreatModel
 
 CPU = torch.device("cpu")

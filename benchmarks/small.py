@@ -16,8 +16,8 @@ import torchattacks
 from tabulate import tabulate
 
 import mmtard_bench as mb
-from mmtard_bench.tasks.resolve import find_task, load_task
-from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+from mmtard_bench.tasks.classifier import ZeroShotClassifier
+from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps
 
 CPU = torch.device("cpu")

@@ -38,7 +38,7 @@ from mmtard_bench.reattack import (
 from mmtard_bench.records import Name, Record
 from mmtard_bench.resources import Resources
 from mmtard_bench.schema import Strict, explain
-from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import Eps, ThreatModel
 
 LARGEST = 4 * 2**30

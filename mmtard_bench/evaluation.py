@@ -22,8 +22,8 @@ from mmtard_bench.models.loading import load_model, require_clip
 from mmtard_bench.records import SCHEMA_VERSION, Flag, Record, Sample, aggregate
 from mmtard_bench.resources import Resources, full_float32
 from mmtard_bench.schema import Text, Whole, checked
-from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import NOTE
+from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps, Several, Surface, Task, ThreatModel, ThreatNorm
 
 

@@ -17,8 +17,8 @@ from mmtard_bench.records import (
     identity,
 )
 from mmtard_bench.tasks.prompts import prompts_of, understood
-from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.tasks.retrieval import fewest_columns
+from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import Suite, ThreatModel
 
 FAST, REFERENCE = Engine(), Engine("reference")

@@ -18,10 +18,10 @@ from mmtard_bench.job import FAST, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records import Record, digest_of
 from mmtard_bench.resources import Resources, full_float32
-from mmtard_bench.suites import list_suites, load_suite, with_overrides
 from mmtard_bench.summary import by_ball, worst_cases
-from mmtard_bench.tasks.resolve import TaskData, load_task
+from mmtard_bench.tasks.samples import TaskData, load_task
 from mmtard_bench.tasks.scoring import Verdict
+from mmtard_bench.tasks.suites import list_suites, load_suite, with_overrides
 from mmtard_bench.types import Eps, Suite, ThreatModel
 
 STRENGTH = (

@@ -131,11 +131,11 @@ def _require_attack(name: str) -> None:
 
 models: "Registry[Callable[[], Clip]]" = Registry("model", "models.tiny")
 datasets: "Registry[Callable[[], Dataset]]" = Registry("data set", "data.digits")
-tasks: "Registry[Task]" = Registry("task", "tasks.declared")
+tasks: "Registry[Task]" = Registry("task", "tasks.catalogue")
 attacks: "Registry[Callable[[ThreatModel, int], Attack]]" = Registry(
     "attack", "attacks.catalogue", _require_attack
 )
-protocols: "Registry[Protocol]" = Registry("protocol", "protocols")
+protocols: "Registry[Protocol]" = Registry("protocol", "tasks.protocols")
 
 
 def made(registry: Registry[Callable[P, T]], name: str, *args: P.args, **named: P.kwargs) -> T:

@@ -21,7 +21,7 @@ from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, read_record, write_record
 from mmtard_bench.resources import Resources
 from mmtard_bench.summary import percent
-from mmtard_bench.tasks.resolve import load_task
+from mmtard_bench.tasks.samples import load_task
 from mmtard_bench.text import slug
 from mmtard_bench.types import Suite, ThreatModel
 

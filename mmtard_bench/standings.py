@@ -24,8 +24,8 @@ from mmtard_bench.lowered import Credit, lowered
 from mmtard_bench.paired import all_pairs, comparable
 from mmtard_bench.recall import Recalls
 from mmtard_bench.records import Record, SuiteFacts, digest_of, oldest_first, wilson
-from mmtard_bench.shipped import suite_folder
 from mmtard_bench.summary import Accuracy, WorstCase, is_complete, worst_cases
+from mmtard_bench.tasks.suites import suite_folder
 from mmtard_bench.text import slug
 from mmtard_bench.types import FAST_CODE
 

@@ -18,7 +18,7 @@ from mmtard_bench.adversarials import (
 from mmtard_bench.attacks.checks import inside
 from mmtard_bench.reattack import Judge, attack_again
 from mmtard_bench.resources import Resources
-from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
 
 RESOURCES = Resources(torch.device("cpu"), batch_size=16)

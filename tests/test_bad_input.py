@@ -23,7 +23,7 @@ from PIL import Image
 import mmtard_bench as mb
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.models.tiny import WEIGHTS
-from mmtard_bench.suites import load_suite
+from mmtard_bench.tasks.suites import load_suite
 from tests.conftest import assert_sentence
 
 SUITE = """

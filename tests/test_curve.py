@@ -19,8 +19,8 @@ from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, Sample, aggregate, from_text, to_text, write_record
 from mmtard_bench.resources import Resources
 from mmtard_bench.runner import Partial, run_model
-from mmtard_bench.suites import load_suite
-from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.samples import find_task, load_task
+from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.types import Eps, Suite, ThreatModel
 from tests.conftest import ToyClip, wrap
 

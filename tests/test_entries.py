@@ -8,7 +8,7 @@ from mmtard_bench.entries.board import read_board
 from mmtard_bench.leaderboard import render
 from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.page import site
-from mmtard_bench.suites import load_suite
+from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from tests.conftest import REPOSITORY
 

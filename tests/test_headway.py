@@ -10,11 +10,11 @@ from rich.console import Console
 
 from mmtard_bench import headway, progress
 from mmtard_bench.attacks.base import AttackResult, Pulse
-from mmtard_bench.attacks.watched import Watched
 from mmtard_bench.evaluation import execute
 from mmtard_bench.headway import Headway, Progress
 from mmtard_bench.progress import RunProgress
 from mmtard_bench.resources import Resources
+from mmtard_bench.tasks.watched import Watched
 from tests.attacks.toys import kind_of, toy_clip, toy_data, toy_job
 
 CPU = torch.device("cpu")

@@ -27,7 +27,7 @@ from mmtard_bench.progress import RunProgress
 from mmtard_bench.records import Record, read_record
 from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_model
-from mmtard_bench.suites import load_suite
+from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.interruption import Interruption
 from tests.conftest import REPOSITORY, wait_for
 from tests.forked import Forked

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import mmtard_bench as mb
-from mmtard_bench import suites
 from mmtard_bench.attacks.checks import inside
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
@@ -22,8 +21,9 @@ from mmtard_bench.reattack import (
 )
 from mmtard_bench.records import SuiteFacts
 from mmtard_bench.resources import Resources
-from mmtard_bench.suites import load_suite
-from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks import suites
+from mmtard_bench.tasks.samples import find_task, load_task
+from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.types import Eps, ThreatModel
 from tests.test_leaderboard import made
 

@@ -16,7 +16,7 @@ from mmtard_bench import hub, registry
 from mmtard_bench.attacks.base import Attack, AttackResult
 from mmtard_bench.hub import quiet, told
 from mmtard_bench.records import load_records, made_at, oldest_first, write_record
-from mmtard_bench.tasks.resolve import load_task
+from mmtard_bench.tasks.samples import load_task
 from tests.conftest import ToyClip, wrap
 from tests.test_arguments import scored
 

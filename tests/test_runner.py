@@ -26,8 +26,8 @@ from mmtard_bench.records import Record, Sample, digest_of, read_record
 from mmtard_bench.registry import protocols
 from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_folder, run_model
-from mmtard_bench.suites import list_suites, load_suite, with_overrides
-from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.samples import find_task, load_task
+from mmtard_bench.tasks.suites import list_suites, load_suite, with_overrides
 from mmtard_bench.types import Eps, ThreatModel
 from tests.conftest import REPOSITORY, ToyClip, assert_sentence, tokenize, wait_for, wrap
 

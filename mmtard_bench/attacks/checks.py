@@ -19,6 +19,7 @@ from torch import Tensor
 from mmtard_bench.attacks.base import Classifier, margin, norm_of
 from mmtard_bench.errors import ModelError, shown
 from mmtard_bench.records import Sample
+from mmtard_bench.tasks.watched import require_logits
 from mmtard_bench.types import Norm, ThreatModel
 
 _RANDOM = 1e-4  # of the range of the logits
@@ -52,21 +53,6 @@ class Doubt:
 
     code: ModelCode | SampleCode
     detail: str
-
-
-def require_logits(logits: Tensor, *, rows: int, classes: int) -> None:
-    """Raise ModelError unless logits are finite and (rows, classes)."""
-    if tuple(logits.shape) != (rows, classes):
-        raise ModelError(
-            f"The model returned logits of shape {tuple(logits.shape)} for {rows} images and "
-            f"{classes} classes; expected ({rows}, {classes})."
-        )
-    if not torch.isfinite(logits).all():
-        bad = int((~torch.isfinite(logits)).any(1).sum())
-        raise ModelError(
-            f"The model returned NaN or infinite logits for {bad} of {rows} images; expected "
-            "finite numbers. Check its weights and precision."
-        )
 
 
 def require_in_ball(found: Tensor, images: Tensor, threat: ThreatModel) -> None:

@@ -109,7 +109,7 @@ def _say_nothing(*_: object, **__: object) -> None:
 
 
 def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
-    from mmtard_bench.suites import load_suite, with_overrides
+    from mmtard_bench.tasks.suites import load_suite, with_overrides
 
     # Before the slow imports: a slip in the suite's name should not take seconds to hear of.
     suite = processes.agree(lambda: load_suite(arguments.suite))
@@ -172,7 +172,7 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.suites import load_suite, with_overrides
+    from mmtard_bench.tasks.suites import load_suite, with_overrides
 
     suite = load_suite(arguments.suite)
 
@@ -186,7 +186,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _manifest(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.tasks.resolve import find_task, load_manifest
+    from mmtard_bench.tasks.samples import find_task, load_manifest
 
     manifest = load_manifest(find_task(arguments.task), n=arguments.n, seed=arguments.seed)
     if arguments.json:

@@ -38,7 +38,7 @@ def _listing(kind: str) -> list[tuple[str, str]]:
     from mmtard_bench import registry
 
     if kind == "suites":
-        from mmtard_bench.suites import list_suites, load_suite
+        from mmtard_bench.tasks.suites import list_suites, load_suite
 
         suites = [load_suite(name) for name in list_suites()]
         return [(s.name, f"{s.description} ({len(s.threats)} threat models)") for s in suites]

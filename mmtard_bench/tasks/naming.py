@@ -10,7 +10,7 @@ from operator import index
 from mmtard_bench.data.base import Dataset, LazyLabels, few
 from mmtard_bench.data.manifest import Manifest
 from mmtard_bench.errors import InputError
-from mmtard_bench.tasks.hub_tasks import imagenet_classes
+from mmtard_bench.tasks.catalogue import imagenet_classes
 from mmtard_bench.types import Task
 
 _WORDNET_ID = re.compile(r"n\d{8}")

@@ -17,7 +17,7 @@ from mmtard_bench.edits import plain
 from mmtard_bench.errors import InputError, ModelError, shown
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records import digest_of
-from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import require_templates
 
 ENDING = " x"

@@ -29,13 +29,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.checks import Doubt, require_logits
-from mmtard_bench.attacks.watched import Watched
+from mmtard_bench.attacks.checks import Doubt
 from mmtard_bench.errors import ModelError
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.tasks.classifier import ZeroShotClassifier
+from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.tasks.scoring import Aim, Verdict
-from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+from mmtard_bench.tasks.watched import Watched, require_logits
 
 NOTE = (
     "The attack is aimed at image-to-text rank 1: recalls under attack at 5 and 10, and from text "

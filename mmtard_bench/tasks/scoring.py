@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.checks import Doubt, check_head, require_logits
-from mmtard_bench.attacks.watched import Watched, WatchedPrompts
+from mmtard_bench.attacks.checks import Doubt, check_head
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.tasks.classifier import ZeroShotClassifier, embed_names
 from mmtard_bench.tasks.prompts import require_distinct
-from mmtard_bench.tasks.resolve import TaskData
-from mmtard_bench.tasks.zero_shot import ZeroShotClassifier, embed_names
+from mmtard_bench.tasks.samples import TaskData
+from mmtard_bench.tasks.watched import Watched, WatchedPrompts, require_logits
 
 
 @dataclass(frozen=True)

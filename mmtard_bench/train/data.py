@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmtard_bench.attacks.base import sample_generator
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Preprocess
-from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.train.towers import Teacher
 from mmtard_bench.types import Surface
 

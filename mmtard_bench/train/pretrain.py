@@ -19,7 +19,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 
 from mmtard_bench.data.digits import DIGITS, caption, combinations, digits_train
-from mmtard_bench.tasks.declared import DIGIT_TEMPLATE
+from mmtard_bench.tasks.catalogue import DIGIT_TEMPLATE
 from mmtard_bench.train.checkpoint import write_model
 from mmtard_bench.train.data import Order
 from mmtard_bench.train.schedule import learning_rate

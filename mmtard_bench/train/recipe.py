@@ -17,7 +17,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.records import digest_of
 from mmtard_bench.registry import near_matches
 from mmtard_bench.schema import Strict, read_table, validate
-from mmtard_bench.suites import TaskTable, resolve_task
+from mmtard_bench.tasks.tables import TaskTable, resolve_task
 from mmtard_bench.types import Eps, Norm, Surface
 
 _HOUSEKEEPING = {"description", "validation", "workers", "log_every", "save_every", "keep"}

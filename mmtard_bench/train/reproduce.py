@@ -16,7 +16,7 @@ from mmtard_bench.records import Record, digest_of
 from mmtard_bench.registry import near_matches
 from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_model
-from mmtard_bench.suites import load_suite
+from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from mmtard_bench.train.recipe import Named, load_recipe
 from mmtard_bench.train.report import write_report

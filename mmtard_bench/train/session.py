@@ -24,9 +24,9 @@ from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import is_data, load_model
 from mmtard_bench.processes import Launcher
-from mmtard_bench.suites import resolve_task
 from mmtard_bench.tasks.prompts import require_distinct
-from mmtard_bench.tasks.resolve import TaskData, load_task, load_training_data
+from mmtard_bench.tasks.samples import TaskData, load_task, load_training_data
+from mmtard_bench.tasks.tables import resolve_task
 from mmtard_bench.train.batch_norm import normalises_over_batch, synchronise
 from mmtard_bench.train.checkpoint import (
     CARD,

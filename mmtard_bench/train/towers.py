@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.tasks.zero_shot import class_embeddings
+from mmtard_bench.tasks.classifier import class_embeddings
 
 View = Literal["clean", "adv"]
 Role = Literal["clean", "robust", "original"]

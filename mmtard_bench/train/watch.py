@@ -13,7 +13,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.files import write_atomically
 from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.schema import explain
-from mmtard_bench.tasks.resolve import TaskData
+from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.train.checkpoint import storage
 from mmtard_bench.train.data import spread_over_classes
 from mmtard_bench.train.loop import Learned, Trainer, accuracy, uniform_start

@@ -16,8 +16,8 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.job import REFERENCE, attack_on, suite_facts, task_facts, threat_facts
 from mmtard_bench.reattack import data_of, suite_of
 from mmtard_bench.records import Flag, Record
-from mmtard_bench.tasks.resolve import TaskData
 from mmtard_bench.tasks.retrieval import NOTE
+from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import Suite, ThreatModel
 
 ENGINES = (Engine("fast"), Engine("reference"), Engine("fast", "bfloat16"))

@@ -18,7 +18,7 @@ from mmtard_bench.attacks.fast import ensemble
 from mmtard_bench.attacks.fast.rows import Search
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.tasks.resolve import TaskData, load_task
+from mmtard_bench.tasks.samples import TaskData, load_task
 from mmtard_bench.types import Eps, ThreatModel
 
 SIDE = 8

@@ -12,8 +12,7 @@ import mmtard_bench as mb
 from mmtard_bench import registry
 from mmtard_bench.data.manifest import ROBUSTBENCH_LIST
 from mmtard_bench.data.webdataset import hub_repository
-from mmtard_bench.suites import load_suite
-from mmtard_bench.tasks.hub_tasks import (
+from mmtard_bench.tasks.catalogue import (
     IMAGENET,
     IMAGENET_FOLDER,
     TASKS,
@@ -21,7 +20,8 @@ from mmtard_bench.tasks.hub_tasks import (
     imagenet_classes,
     imagenet_templates,
 )
-from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.samples import find_task, load_task
+from mmtard_bench.tasks.suites import load_suite
 from tests.test_bad_input import SUITE, rgb, table
 
 # RobustVLM, CLIP_benchmark/benchmark/datasets.txt; "wds/vtab/x" is the repository "wds_vtab-x".

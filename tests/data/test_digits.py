@@ -16,7 +16,7 @@ from mmtard_bench.data.digits import (
     sources,
 )
 from mmtard_bench.data.manifest import draw_manifest
-from mmtard_bench.tasks.resolve import load_training_data
+from mmtard_bench.tasks.samples import load_training_data
 
 DIGESTS = {
     "digits/test": "53ca00a8cba458962a470ebc172f3bbfcb659445f4ef57806f66072f6b5a0f22",

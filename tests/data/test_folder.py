@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import mmtard_bench as mb
-from mmtard_bench.tasks.resolve import TaskData, load_task
+from mmtard_bench.tasks.samples import TaskData, load_task
 from tests.test_bad_input import rgb
 
 

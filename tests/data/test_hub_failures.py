@@ -11,7 +11,7 @@ import pytest
 import mmtard_bench as mb
 from mmtard_bench import hub as client
 from mmtard_bench.data.decode import decode
-from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.samples import find_task, load_task
 from tests.conftest import assert_sentence
 from tests.hub import COMMIT, Fault, hub
 from tests.shards import layout, noise

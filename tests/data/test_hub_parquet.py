@@ -15,7 +15,13 @@ import mmtard_bench as mb
 from mmtard_bench.data import hub_parquet
 from mmtard_bench.data.decode import decode
 from mmtard_bench.data.table import load_table
-from mmtard_bench.tasks.resolve import TaskData, find_task, load_manifest, load_task, open_data
+from mmtard_bench.tasks.samples import (
+    TaskData,
+    find_task,
+    load_manifest,
+    load_task,
+    open_data,
+)
 from mmtard_bench.types import Task
 from tests.hub import COMMIT, Fault, Files, hub
 from tests.test_bad_input import rgb

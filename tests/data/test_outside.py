@@ -19,8 +19,8 @@ import mmtard_bench as mb
 from mmtard_bench.data import files as outside
 from mmtard_bench.data.decode import decode
 from mmtard_bench.errors import DamagedImageError, StorageError
-from mmtard_bench.tasks.hub_tasks import imagenet_folder
-from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.catalogue import imagenet_folder
+from mmtard_bench.tasks.samples import find_task, load_task
 from tests.test_bad_input import GOOD, parquet, rgb
 
 WEIGHTS = Path(mb.__file__).parent / "models" / "weights"

@@ -3,17 +3,17 @@
 import threading
 from dataclasses import replace
 
+import mmtard_bench.tasks.resolve
 import pytest
 import torch
 
-import mmtard_bench.tasks.resolve
 from mmtard_bench.data.threads import in_chunks, in_order
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
 from mmtard_bench.resources import Resources
-from mmtard_bench.suites import load_suite
-from mmtard_bench.tasks.resolve import find_task, load_task
+from mmtard_bench.tasks.samples import find_task, load_task
+from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.types import Eps, ThreatModel
 from tests.conftest import ToyClip, assert_sentence, wrap
 from tests.shards import layout, noise, write

@@ -88,7 +88,7 @@ def test_registered_models_are_found_and_checked():
 
 
 def test_logits_are_scaled_cosines_of_the_prompt_ensemble():
-    from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+    from mmtard_bench.tasks.classifier import ZeroShotClassifier
 
     clip = mb.load_model("tiny-clip")
     classes, templates = ("zero", "one", "two"), ("a photo of the digit {}", "{}")

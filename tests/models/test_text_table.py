@@ -16,7 +16,7 @@ from mmtard_bench.models.text_table import (
     is_table_config,
     load_table_clip,
 )
-from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+from mmtard_bench.tasks.classifier import ZeroShotClassifier
 from mmtard_bench.train.text_table import text_table, write_start
 
 PROMPTS = [f"a photo of a {name}." for name in ("cat", "dog", "pine_tree")]

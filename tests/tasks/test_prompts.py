@@ -12,10 +12,10 @@ from PIL import Image
 
 import mmtard_bench as mb
 from mmtard_bench.job import prepare
-from mmtard_bench.tasks.hub_tasks import imagenet_classes
+from mmtard_bench.tasks.catalogue import imagenet_classes
+from mmtard_bench.tasks.classifier import class_embeddings
 from mmtard_bench.tasks.prompts import prompts_of, understood
-from mmtard_bench.tasks.resolve import find_task, load_task
-from mmtard_bench.tasks.zero_shot import class_embeddings
+from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps, Task, ThreatModel
 from tests.conftest import ToyClip, wrap
 from tests.tasks.test_retrieval import captioned

@@ -21,8 +21,6 @@ from mmtard_bench.recall import Ranks, recalls_of
 from mmtard_bench.records import from_text, to_text
 from mmtard_bench.registry import tasks
 from mmtard_bench.resources import Resources
-from mmtard_bench.suites import TaskTable, resolve_task
-from mmtard_bench.tasks.resolve import find_task, load_task
 from mmtard_bench.tasks.retrieval import (
     RetrievalScorer,
     apart,
@@ -30,6 +28,8 @@ from mmtard_bench.tasks.retrieval import (
     fewest_columns,
     ranks_of,
 )
+from mmtard_bench.tasks.samples import find_task, load_task
+from mmtard_bench.tasks.tables import TaskTable, resolve_task
 from mmtard_bench.types import Eps, Task, ThreatModel
 from tests.conftest import ToyClip, assert_sentence, wrap
 
@@ -362,7 +362,7 @@ def test_bad_captions_are_sentences(tmp_path):
 def test_what_does_not_fit_retrieval_is_refused(here, tmp_path):
     with pytest.raises(mb.InputError, match="retrieval"):
         mb.evaluate("tiny-clip", task="digits/retrieval", threat="text-charmer-k1", eps="1/1", n=8)
-    from mmtard_bench.tasks.resolve import load_training_data
+    from mmtard_bench.tasks.samples import load_training_data
 
     with pytest.raises(mb.InputError, match="retrieval"):
         load_training_data(find_task("digits/retrieval"), labelled=True)

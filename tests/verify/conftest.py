@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtard_bench import suites
+from mmtard_bench.tasks import suites
 from tests.verify.forge import SUITES, entry, run
 
 Copy = Callable[[str], Path]

@@ -15,8 +15,8 @@ from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
 from mmtard_bench.records import Record, Sample, aggregate, digest_of, identity_of
 from mmtard_bench.resources import Resources
-from mmtard_bench.suites import load_suite
-from mmtard_bench.tasks.resolve import load_task
+from mmtard_bench.tasks.samples import load_task
+from mmtard_bench.tasks.suites import load_suite
 
 CPU = Resources(torch.device("cpu"), batch_size=40)
 

@@ -15,8 +15,8 @@ from mmtard_bench.entries.card import Card
 from mmtard_bench.entries.folder import read_entries, read_entry
 from mmtard_bench.errors import InputError
 from mmtard_bench.records import Flag, SuiteFacts
-from mmtard_bench.suites import load_suite
-from mmtard_bench.tasks.resolve import load_task
+from mmtard_bench.tasks.samples import load_task
+from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.verify.formed import require_formed
 from tests.conftest import REPOSITORY, assert_sentence
 from tests.verify import forge

@@ -72,8 +72,8 @@ def test_pixels_that_could_leave_the_box(stored, kind):
 
 
 def test_clean_images_that_break_nothing(here, stored):
-    from mmtard_bench.suites import load_suite
-    from mmtard_bench.tasks.resolve import load_task
+    from mmtard_bench.tasks.samples import load_task
+    from mmtard_bench.tasks.suites import load_suite
 
     suite = load_suite("small-v1")
     data = load_task(suite.plan[0][0], n=suite.n, seed=suite.seed)

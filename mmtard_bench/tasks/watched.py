@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtard_bench.errors import ModelError
-from mmtard_bench.tasks.zero_shot import ZeroShotClassifier
+from mmtard_bench.tasks.classifier import ZeroShotClassifier
 
 
 class Watched(nn.Module):
@@ -79,3 +79,18 @@ class WatchedPrompts(Watched):
 
     def embed_names(self, names: Sequence[str], *, keep: bool = False) -> Tensor:
         return self._seen(self.model.embed_names(names, keep=keep))
+
+
+def require_logits(logits: Tensor, *, rows: int, classes: int) -> None:
+    """Raise ModelError unless logits are finite and (rows, classes)."""
+    if tuple(logits.shape) != (rows, classes):
+        raise ModelError(
+            f"The model returned logits of shape {tuple(logits.shape)} for {rows} images and "
+            f"{classes} classes; expected ({rows}, {classes})."
+        )
+    if not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).any(1).sum())
+        raise ModelError(
+            f"The model returned NaN or infinite logits for {bad} of {rows} images; expected "
+            "finite numbers. Check its weights and precision."
+        )

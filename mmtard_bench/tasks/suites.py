@@ -8,43 +8,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mmtard_bench import registry
-from mmtard_bench.data.base import lines_in, read_text
 from mmtard_bench.errors import InputError
 from mmtard_bench.records import digest_of
 from mmtard_bench.schema import read_table, validate
-from mmtard_bench.shipped import suite_folder
-from mmtard_bench.tasks.hub_tasks import imagenet_classes
-from mmtard_bench.tasks.resolve import default_templates, find_task
-from mmtard_bench.types import Eps, Metric, Suite, Surface, Task, ThreatModel, ThreatNorm
+from mmtard_bench.tasks.tables import TaskTable, resolve_task
+from mmtard_bench.types import Eps, Suite, Surface, Task, ThreatModel, ThreatNorm
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class TaskTable(_Strict):
-    """A task that a suite or a recipe declares itself; ``Task`` says what the keys mean."""
-
-    name: str = Field(min_length=1)
-    data: str = Field(min_length=1)
-    templates: list[str] | None = Field(default=None, min_length=1)
-    classes: list[str] | Literal["imagenet-1k"] = []
-    classes_file: str | None = None
-    split: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    convert_rgb: bool = False
-    metric: Metric = "zero-shot classification"
-    description: str = ""
-    n_classes: int | None = Field(default=None, ge=2)
-    samples: int | None = Field(default=None, ge=1)
-    shard_samples: int | None = Field(default=None, ge=1)
-    samples_file: str | None = Field(default=None, min_length=1)
 
 
 class _ThreatTable(_Strict):
@@ -221,31 +198,8 @@ def _meaning(task: Task) -> dict[str, Any]:
     return values
 
 
-def resolve_task(table: str | TaskTable) -> Task:
-    """The task that a suite or recipe names or declares. Raises InputError."""
-    if isinstance(table, str):
-        return find_task(table)
-    templates = table.templates or default_templates(table.data, table.metric)
-    own = table.model_dump(exclude={"templates", "classes", "classes_file"})
-    return Task(**own, templates=tuple(templates), classes=_classes(table))
-
-
-def _classes(table: TaskTable) -> tuple[str, ...]:
-    if table.classes == "imagenet-1k":
-        return imagenet_classes()
-    if table.classes_file is None:
-        return tuple(table.classes)
-    if table.classes:
-        raise InputError(f"The task '{table.name}' has classes and classes_file; give one.")
-    try:
-        names = [line.strip() for line in lines_in(read_text(Path(table.classes_file)))]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"The class names of the task '{table.name}' cannot be read: {error}."
-        ) from error
-    if "" in names:
-        raise InputError(
-            f"Line {names.index('') + 1} of {table.classes_file}, the class names of the task "
-            f"'{table.name}', is empty; expected one name a line, the first for the label 0."
-        )
-    return tuple(names)
+def suite_folder() -> Path:
+    """Where the suites that ship are: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "suite_files"
+    return installed if installed.is_dir() else package.parent / "suites"
