@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from mmtard_bench.evaluation import evaluate as evaluate
     from mmtard_bench.models.clip import Clip as Clip, Preprocess as Preprocess
     from mmtard_bench.models.loading import load_model as load_model
-    from mmtard_bench.records import Record as Record, read_record as read_record
+    from mmtard_bench.records.files import read_record as read_record
+    from mmtard_bench.records.schema import Record as Record
     from mmtard_bench.registry import (
         register_attack as register_attack,
         register_dataset as register_dataset,

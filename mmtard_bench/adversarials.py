@@ -25,17 +25,9 @@ from mmtard_bench.entries.text import Plain, SuiteName
 from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.files import write_atomically
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.reattack import (
-    Ball,
-    Judge,
-    attack_again,
-    balls_of,
-    chosen,
-    data_of,
-    suite_of,
-    threat_of,
-)
-from mmtard_bench.records import Name, Record
+from mmtard_bench.reattack import Judge, attack_again, chosen, data_of, suite_of, threat_of
+from mmtard_bench.records.schema import Name, Record
+from mmtard_bench.records.worst import Ball, balls_of
 from mmtard_bench.resources import Resources
 from mmtard_bench.schema import Strict, explain
 from mmtard_bench.tasks.samples import TaskData

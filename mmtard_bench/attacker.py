@@ -16,12 +16,12 @@ from mmtard_bench.attacks.fast.batch_size import (
     smaller,
 )
 from mmtard_bench.data.threads import worker_count
-from mmtard_bench.edits import NameEdit, names_another_class
 from mmtard_bench.errors import ModelError
 from mmtard_bench.headway import Headway
 from mmtard_bench.job import Job
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.folding import folded, using
+from mmtard_bench.records.edits import NameEdit, names_another_class
 from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Aim, Verdict, ZeroShotScorer

@@ -5,7 +5,8 @@ from typing import Literal, NamedTuple
 
 from mmtard_bench import registry
 from mmtard_bench.entries.checked import Verification
-from mmtard_bench.records import Record, made_at
+from mmtard_bench.records.files import made_at
+from mmtard_bench.records.schema import Record
 
 MASKING = frozenset(
     {

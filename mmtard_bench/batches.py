@@ -13,8 +13,8 @@ from mmtard_bench.attacks.base import AttackResult
 from mmtard_bench.data.threads import in_chunks
 from mmtard_bench.headway import Headway, Progress
 from mmtard_bench.job import Job
-from mmtard_bench.recall import Ranks
-from mmtard_bench.records import Sample
+from mmtard_bench.records.recall import Ranks
+from mmtard_bench.records.schema import Sample
 from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict

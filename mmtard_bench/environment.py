@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mmtard_bench.records import Environment
+from mmtard_bench.records.schema import Environment
 
 _PACKAGES = ("mmtard-bench", "torch", "open_clip_torch", "pyautoattack", "torchattacks", "datasets")
 

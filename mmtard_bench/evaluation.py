@@ -12,14 +12,14 @@ from pydantic import Field, InstanceOf, SkipValidation
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
 from mmtard_bench.attacks.checks import Doubt, check_samples
 from mmtard_bench.batches import Batch, Evaluation
-from mmtard_bench.curve import contradictions
 from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError, reason
 from mmtard_bench.headway import Progress
 from mmtard_bench.job import Job, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
-from mmtard_bench.records import SCHEMA_VERSION, Flag, Record, Sample, aggregate
+from mmtard_bench.records.curves import contradictions
+from mmtard_bench.records.schema import SCHEMA_VERSION, Flag, Record, Sample, aggregate
 from mmtard_bench.resources import Resources, full_float32
 from mmtard_bench.schema import Text, Whole, checked
 from mmtard_bench.tasks.retrieval import NOTE

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmtard_bench.attacks.base import norm_of
-from mmtard_bench.edits import levenshtein
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import is_data, load_known
 from mmtard_bench.reattack import Outcome, attack_again, chosen, data_of, suite_of, threat_of
-from mmtard_bench.records import Record, Sample
+from mmtard_bench.records.edits import levenshtein
+from mmtard_bench.records.schema import Record, Sample
 from mmtard_bench.registry import near_matches
 from mmtard_bench.resources import Resources
 from mmtard_bench.types import ThreatModel

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mmtard_bench.attacks.base import AttackResult, Gauge, Pulse
-from mmtard_bench.records import Sample
+from mmtard_bench.records.schema import Sample
 from mmtard_bench.tasks.watched import Watched
 
 _SECONDS = 0.25

@@ -8,7 +8,7 @@ from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.errors import DamagedImageError, InputError
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.text_table import TextTable
-from mmtard_bench.records import (
+from mmtard_bench.records.schema import (
     ModelFacts,
     SuiteFacts,
     TaskFacts,

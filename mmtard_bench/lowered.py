@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmtard_bench.entries.checked import Break
-from mmtard_bench.summary import WorstCase
+from mmtard_bench.records.worst import WorstCase
 
 
 @dataclass(frozen=True)

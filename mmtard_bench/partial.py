@@ -12,7 +12,7 @@ from mmtard_bench.batches import Batch, Embeddings
 from mmtard_bench.errors import StorageError
 from mmtard_bench.files import write_atomically
 from mmtard_bench.processes import ALONE, Processes
-from mmtard_bench.records import Sample, digest_of
+from mmtard_bench.records.schema import Sample, digest_of
 from mmtard_bench.schema import Strict
 
 _Seconds = Annotated[float, Field(ge=0, le=1e9)]

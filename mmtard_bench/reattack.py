@@ -1,9 +1,8 @@
 """Attack chosen samples of a record once more, and keep the images that records do not have."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,71 +15,12 @@ from mmtard_bench.batches import Evaluation
 from mmtard_bench.errors import InputError
 from mmtard_bench.job import FAST, prepare
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.records import Record, digest_of
+from mmtard_bench.records.schema import Record, digest_of
 from mmtard_bench.resources import Resources, full_float32
-from mmtard_bench.summary import by_ball, worst_cases
 from mmtard_bench.tasks.samples import TaskData, load_task
 from mmtard_bench.tasks.scoring import Verdict
 from mmtard_bench.tasks.suites import list_suites, load_suite, with_overrides
 from mmtard_bench.types import Eps, Suite, ThreatModel
-
-STRENGTH = (
-    "autoattack-standard",
-    "apgd-pair-5r",
-    "apgd-pair",
-    "autoattack-rand",
-    "cw-linf-{}",
-    "pgd-{}",
-    "cw-l2",
-)
-"""Attacks on pixels, the strongest first; {} is a number of steps, more of which are stronger."""
-
-
-@dataclass(frozen=True)
-class Ball:
-    """What the records of one task and ball say together: a ball is norm, eps and surface.
-
-    ``edits`` says whether the attacker may change class names, too, or alone.
-    """
-
-    task: str
-    name: str
-    records: tuple[Record, ...]
-
-    @property
-    def edits(self) -> bool:
-        """Whether its attacks change class names."""
-        return any("edits" in record.threat.parameters for record in self.records)
-
-    @property
-    def strongest(self) -> Record:
-        """The record of the strongest attack, by ``STRENGTH``."""
-        return min(self.records, key=lambda record: _weakness(record.threat.attack))
-
-    @cached_property
-    def standing(self) -> list[str]:
-        """The ids of the samples that no attack broke: the worst case."""
-        (case,) = worst_cases(self.records)
-        return [name for name, stood in case.stands.items() if stood]
-
-    @cached_property
-    def broken(self) -> list[str]:
-        """The ids of the samples that every record has right on the clean image, and some broke."""
-        columns = zip(*(record.samples for record in self.records), strict=True)
-        right = (column for column in columns if all(sample.clean_correct for sample in column))
-        return [column[0].id for column in right if not all(sample.robust for sample in column)]
-
-
-def balls_of(records: Iterable[Record]) -> list[Ball]:
-    """The balls of the records of a run, in order of their first records."""
-    return [Ball(task, name, tuple(group)) for (task, name), group in by_ball(records).items()]
-
-
-def _weakness(attack: str) -> tuple[int, int]:
-    steps = re.search(r"[0-9]+$", attack)
-    names = (attack, re.sub(r"[0-9]+$", "{}", attack))
-    place = next((i for i, known in enumerate(STRENGTH) if known in names), len(STRENGTH))
-    return place, -int(steps[0]) if steps else 0
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
 
 from mmtard_bench.badges import Badge, badges, newest
-from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.entries.board import Board
 from mmtard_bench.entries.card import Card
 from mmtard_bench.entries.checked import Verification
 from mmtard_bench.lowered import Credit, lowered
-from mmtard_bench.paired import all_pairs, comparable
-from mmtard_bench.recall import Recalls
-from mmtard_bench.records import Record, SuiteFacts, digest_of, oldest_first, wilson
-from mmtard_bench.summary import Accuracy, WorstCase, is_complete, worst_cases
+from mmtard_bench.records.compare import comparable
+from mmtard_bench.records.curves import Point, eps_curves
+from mmtard_bench.records.files import oldest_first
+from mmtard_bench.records.recall import Recalls
+from mmtard_bench.records.schema import Record, SuiteFacts, digest_of
+from mmtard_bench.records.statistics import Accuracy, all_pairs, mean_accuracy
+from mmtard_bench.records.worst import WorstCase, is_complete, worst_cases
 from mmtard_bench.tasks.suites import suite_folder
 from mmtard_bench.text import slug
 from mmtard_bench.types import FAST_CODE
@@ -178,22 +179,6 @@ def standings(board: Board) -> list[SuiteStandings]:
         suites[suite.name, suite.digest].append(raw)
     ordered = sorted(suites.items(), key=lambda item: item[0])
     return [suite for _, rows in ordered for suite in _by_data(rows)]
-
-
-def mean_accuracy(shares: Sequence[float], sizes: Sequence[int]) -> Accuracy:
-    """The mean over tasks with a 95% interval, for samples that are drawn for each task alone.
-
-    The tasks are taken as they are, not as drawn from others. Wilson's interval of all samples
-    pooled: where tasks have equally many it is conservative, the more so the more they differ. For
-    others the size is what gives the mean its variance, pooled or stratified, whichever is larger
-    (an effective sample size: Korn and Graubard, 1998). Of one task it is Wilson's interval.
-    """
-    value, tasks = mean(shares), len(shares)
-    size = tasks**2 / sum(1 / n for n in sizes)
-    spread = sum(p * (1 - p) / n for p, n in zip(shares, sizes, strict=True)) / tasks**2
-    if spread * size > value * (1 - value):
-        size = value * (1 - value) / spread
-    return Accuracy(value, wilson(value * size, size))
 
 
 def _grouped(records: Iterable[Record]) -> Iterable[tuple[SuiteFacts, _Raw]]:

@@ -12,7 +12,7 @@ import torch
 import mmtard_bench as mb
 from mmtard_bench.attacks.base import Engine
 from mmtard_bench.models.tiny import WEIGHTS
-from mmtard_bench.records import write_record
+from mmtard_bench.records.files import write_record
 from mmtard_bench.schema import checked
 from mmtard_bench.types import Eps, ThreatModel
 from tests.conftest import ToyClip, wrap

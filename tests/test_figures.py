@@ -4,9 +4,11 @@ import shutil
 
 from PIL import Image
 
-from mmtard_bench.curve import eps_curves
-from mmtard_bench.figures import by_task, draw, standing
-from mmtard_bench.records import Record, aggregate, digest_of, wilson, write_record
+from mmtard_bench.records.curves import eps_curves
+from mmtard_bench.records.figures import by_task, draw, standing
+from mmtard_bench.records.files import write_record
+from mmtard_bench.records.schema import Record, aggregate, digest_of
+from mmtard_bench.records.statistics import wilson
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.test_leaderboard import in_suite, made
 

@@ -23,7 +23,8 @@ from mmtard_bench.gallery import (
 )
 from mmtard_bench.gallery_files import to_html, to_png, write_gallery
 from mmtard_bench.reattack import Outcome, threat_of
-from mmtard_bench.records import Record, write_record
+from mmtard_bench.records.files import write_record
+from mmtard_bench.records.schema import Record
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.test_leaderboard import in_suite, made
 

@@ -5,8 +5,10 @@ from hypothesis import given, strategies as st
 
 from mmtard_bench.entries.board import Board
 from mmtard_bench.leaderboard import render
-from mmtard_bench.records import Record, SuiteFacts, from_text, identity, to_text, write_record
-from mmtard_bench.summary import table_of, worst_cases
+from mmtard_bench.records.files import from_text, to_text, write_record
+from mmtard_bench.records.schema import Record, SuiteFacts, identity
+from mmtard_bench.records.tables import table_of
+from mmtard_bench.records.worst import worst_cases
 from tests.test_records import record_of, retrieval_record, sample, text_record
 
 

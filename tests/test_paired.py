@@ -15,8 +15,10 @@ from hypothesis import given, strategies as st
 from scipy.stats import binom, binomtest
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.paired import all_pairs, compare, difference_interval, holm, mcnemar
-from mmtard_bench.records import Record, SuiteFacts, write_record
+from mmtard_bench.records.compare import compare
+from mmtard_bench.records.files import write_record
+from mmtard_bench.records.schema import Record, SuiteFacts
+from mmtard_bench.records.statistics import all_pairs, difference_interval, holm, mcnemar
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.test_leaderboard import in_suite, made
 

@@ -24,7 +24,8 @@ from mmtard_bench.evaluation import find_device
 from mmtard_bench.links import meet
 from mmtard_bench.processes import ALONE, Launcher, Processes, ProcessLost, joined
 from mmtard_bench.progress import RunProgress
-from mmtard_bench.records import Record, read_record
+from mmtard_bench.records.files import read_record
+from mmtard_bench.records.schema import Record
 from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_model
 from mmtard_bench.tasks.suites import load_suite

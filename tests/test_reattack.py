@@ -10,16 +10,9 @@ from mmtard_bench.attacks.checks import inside
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import FAST, REFERENCE, prepare
-from mmtard_bench.reattack import (
-    Judge,
-    attack_again,
-    balls_of,
-    chosen,
-    data_of,
-    suite_of,
-    threat_of,
-)
-from mmtard_bench.records import SuiteFacts
+from mmtard_bench.reattack import Judge, attack_again, chosen, data_of, suite_of, threat_of
+from mmtard_bench.records.schema import SuiteFacts
+from mmtard_bench.records.worst import balls_of
 from mmtard_bench.resources import Resources
 from mmtard_bench.tasks import suites
 from mmtard_bench.tasks.samples import find_task, load_task

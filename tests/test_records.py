@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest
 
-from mmtard_bench import edits
-from mmtard_bench.edits import NameEdit
 from mmtard_bench.errors import InputError
-from mmtard_bench.recall import Ranks
-from mmtard_bench.records import (
+from mmtard_bench.records import edits
+from mmtard_bench.records.edits import NameEdit
+from mmtard_bench.records.files import from_text, read_record, to_text, write_record
+from mmtard_bench.records.recall import Ranks
+from mmtard_bench.records.schema import (
     SCHEMA_VERSION,
     Environment,
     ModelFacts,
@@ -23,13 +24,9 @@ from mmtard_bench.records import (
     ThreatFacts,
     aggregate,
     digest_of,
-    from_text,
     identity,
-    read_record,
-    to_text,
-    wilson,
-    write_record,
 )
+from mmtard_bench.records.statistics import wilson
 
 
 def sample(number: int, outcome: str) -> Sample:

@@ -15,7 +15,7 @@ import mmtard_bench as mb
 from mmtard_bench import hub, registry
 from mmtard_bench.attacks.base import Attack, AttackResult
 from mmtard_bench.hub import quiet, told
-from mmtard_bench.records import load_records, made_at, oldest_first, write_record
+from mmtard_bench.records.files import load_records, made_at, oldest_first, write_record
 from mmtard_bench.tasks.samples import load_task
 from tests.conftest import ToyClip, wrap
 from tests.test_arguments import scored

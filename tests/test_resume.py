@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtard_bench.records import Record, read_record
+from mmtard_bench.records.files import read_record
+from mmtard_bench.records.schema import Record
 from tests.forked import Forked
 
 SUITE = """

@@ -22,7 +22,8 @@ from mmtard_bench.evaluation import execute
 from mmtard_bench.job import FAST, REFERENCE, prepare
 from mmtard_bench.partial import Partial
 from mmtard_bench.progress import RunProgress
-from mmtard_bench.records import Record, Sample, digest_of, read_record
+from mmtard_bench.records.files import read_record
+from mmtard_bench.records.schema import Record, Sample, digest_of
 from mmtard_bench.registry import protocols
 from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_folder, run_model
@@ -515,7 +516,7 @@ def test_doctor_names_a_torchvision_of_another_torch(cli, tmp_path):
 
 
 def test_two_records_of_one_task_with_other_samples_have_no_worst_case():
-    from mmtard_bench.summary import worst_cases
+    from mmtard_bench.records.worst import worst_cases
 
     one, two = score("pgd-1", batch_size=16, n=4), score("pgd-2", batch_size=16, n=5)
     with pytest.raises(InputError, match="same samples"):

@@ -14,10 +14,11 @@ from mmtard_bench.entries.checked import Break, Fallen, Verification
 from mmtard_bench.entries.folder import Entry, Run
 from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard import render
-from mmtard_bench.paired import compare
-from mmtard_bench.records import Flag, Record, SuiteFacts, digest_of, wilson
-from mmtard_bench.standings import Row, SuiteStandings, mean_accuracy, standings
-from mmtard_bench.summary import worst_cases
+from mmtard_bench.records.compare import compare
+from mmtard_bench.records.schema import Flag, Record, SuiteFacts, digest_of
+from mmtard_bench.records.statistics import mean_accuracy, wilson
+from mmtard_bench.records.worst import worst_cases
+from mmtard_bench.standings import Row, SuiteStandings, standings
 from tests.conftest import REPOSITORY
 from tests.test_leaderboard import in_suite, made, on
 from tests.test_records import retrieval_record

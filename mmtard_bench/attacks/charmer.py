@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Attack, AttackResult, PromptedClassifier, Work
-from mmtard_bench.edits import plain
 from mmtard_bench.errors import InputError
+from mmtard_bench.records.edits import plain
 from mmtard_bench.registry import register_attack
 from mmtard_bench.types import ThreatModel
 

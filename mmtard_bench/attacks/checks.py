@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, margin, norm_of
 from mmtard_bench.errors import ModelError, shown
-from mmtard_bench.records import Sample
+from mmtard_bench.records.schema import Sample
 from mmtard_bench.tasks.watched import require_logits
 from mmtard_bench.types import Norm, ThreatModel
 

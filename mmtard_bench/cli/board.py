@@ -12,7 +12,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
-    from mmtard_bench.records import Record
+    from mmtard_bench.records.schema import Record
 
 ENTRIES = Path("leaderboard/entries")
 README = Path("leaderboard/README.md")

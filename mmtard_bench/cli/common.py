@@ -9,7 +9,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
-    from mmtard_bench.records import Record
+    from mmtard_bench.records.schema import Record
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -64,7 +64,7 @@ def output(text: str) -> Path:
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
     from mmtard_bench.entries.folder import holds_entries, is_entry, read_entries, read_entry
-    from mmtard_bench.records import load_records, read_record
+    from mmtard_bench.records.files import load_records, read_record
 
     if is_entry(path):
         return read_entry(path).records

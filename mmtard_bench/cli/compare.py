@@ -14,8 +14,8 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
-    from mmtard_bench.paired import Comparison
-    from mmtard_bench.records import ModelFacts, Record
+    from mmtard_bench.records.compare import Comparison
+    from mmtard_bench.records.schema import ModelFacts, Record
 
 
 def add(commands: Commands) -> None:
@@ -30,7 +30,8 @@ def add(commands: Commands) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.paired import LEVEL, compare
+    from mmtard_bench.records.compare import compare
+    from mmtard_bench.records.statistics import LEVEL
 
     sides = [records_at(path) for path in (arguments.a, arguments.b)]
     models = [
@@ -91,7 +92,7 @@ def _p(value: float) -> str:
 
 def _conclusion(found: "Sequence[Comparison]") -> str:
     """How many comparisons were corrected for, and which model is better where."""
-    from mmtard_bench.paired import LEVEL
+    from mmtard_bench.records.statistics import LEVEL
 
     won = {side: [row for row in found if row.better == side] for side in ("a", "b", "")}
     parts = [

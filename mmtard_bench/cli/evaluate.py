@@ -24,7 +24,7 @@ from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
     from mmtard_bench.processes import Processes
-    from mmtard_bench.records import Record
+    from mmtard_bench.records.schema import Record
 
 
 def add(commands: Commands) -> None:
@@ -130,9 +130,9 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
     from mmtard_bench.models.loading import load_model
     from mmtard_bench.processes import local_rank
     from mmtard_bench.progress import RunProgress
+    from mmtard_bench.records.tables import table_of
     from mmtard_bench.resources import Resources
     from mmtard_bench.runner import run_folder, run_model
-    from mmtard_bench.summary import table_of
 
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
     place = local_rank() if processes.world > 1 else None

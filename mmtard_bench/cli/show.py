@@ -10,7 +10,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable, slug
 
 if TYPE_CHECKING:
-    from mmtard_bench.records import Record
+    from mmtard_bench.records.schema import Record
 
 
 def add(commands: Commands) -> None:
@@ -59,8 +59,9 @@ def _show(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) is not None:
             raise InputError(f"--{name} is for a gallery; add --gallery, or leave it out.")
 
-    from mmtard_bench.records import to_text
-    from mmtard_bench.summary import counted, table_of
+    from mmtard_bench.records.files import to_text
+    from mmtard_bench.records.tables import table_of
+    from mmtard_bench.records.worst import counted
 
     records = records_at(arguments.path)
     if arguments.json:
@@ -116,7 +117,7 @@ def _gallery(arguments: argparse.Namespace) -> int:
 
 def _plot(arguments: argparse.Namespace) -> int:
     from mmtard_bench.entries.folder import require_outside
-    from mmtard_bench.figures import draw
+    from mmtard_bench.records.figures import draw
 
     path: Path = arguments.path
     name = path.resolve().name if path.is_dir() else path.stem

@@ -13,7 +13,8 @@ from mmtard_bench.entries.checked import (
 )
 from mmtard_bench.entries.folder import Entry, Run, holds_entries, read_entries
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import Record, load_records
+from mmtard_bench.records.files import load_records
+from mmtard_bench.records.schema import Record
 from mmtard_bench.reported import Reported, read_reported
 
 

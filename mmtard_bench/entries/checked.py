@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from mmtard_bench.entries.folder import read_plain
 from mmtard_bench.entries.text import EntryName, Plain, SuiteName, Url
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import Digest, Name, ThreatFacts
+from mmtard_bench.records.schema import Digest, Name, ThreatFacts
 from mmtard_bench.schema import Strict, explain
 
 Level = Literal["well-formed", "replayed", "re-attacked", "reproduced"]

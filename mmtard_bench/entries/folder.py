@@ -13,7 +13,7 @@ from mmtard_bench.entries.card import Card, card_from_text
 from mmtard_bench.entries.pack import unpack
 from mmtard_bench.entries.text import EntryName, SuiteName, skeleton
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import Record
+from mmtard_bench.records.schema import Record
 
 LARGEST = 16 * 2**20
 """Bytes of a file of an entry: the largest suite that ships needs two million."""

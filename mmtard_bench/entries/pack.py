@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.recall import Ranks
-from mmtard_bench.records import Count, Digest, Record, Sample
+from mmtard_bench.records.recall import Ranks
+from mmtard_bench.records.schema import Count, Digest, Record, Sample
 from mmtard_bench.schema import Strict, explain
 
 ROBUST, WRONG = ".", "x"

@@ -14,9 +14,9 @@ from mmtard_bench.entries.folder import Entry, is_entry, names_of, read_entry, r
 from mmtard_bench.entries.pack import pack
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.files import write_atomically
-from mmtard_bench.records import Record
+from mmtard_bench.records.schema import Record
+from mmtard_bench.records.worst import counted, is_complete
 from mmtard_bench.schema import explain
-from mmtard_bench.summary import counted, is_complete
 
 LISTS = ("authors",)
 """Fields of a card that are lists; their values are separated by semicolons."""

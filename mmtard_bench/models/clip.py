@@ -17,7 +17,7 @@ from mmtard_bench.models.answers import (
     tokens_of,
 )
 from mmtard_bench.models.digest import checksum, model_digest
-from mmtard_bench.records import Name
+from mmtard_bench.records.schema import Name
 from mmtard_bench.schema import Strict, Text, checked, explain
 from mmtard_bench.types import ClipModel, Tokenizer
 

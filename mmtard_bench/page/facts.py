@@ -8,9 +8,10 @@ from mmtard_bench.entries.board import Board
 from mmtard_bench.entries.checked import LEVELS
 from mmtard_bench.entries.folder import Entry
 from mmtard_bench.page.marks import SHAPES
+from mmtard_bench.records.statistics import Accuracy
+from mmtard_bench.records.tables import RECALL_HEADERS, recall_cells
 from mmtard_bench.reported import reported_tables
 from mmtard_bench.standings import Row, SuiteStandings, standings
-from mmtard_bench.summary import RECALL_HEADERS, Accuracy, recall_cells
 
 Facts = dict[str, Any]
 Figure = list[float] | None

@@ -8,8 +8,8 @@ from html import escape
 from mmtard_bench.entries.board import Board
 from mmtard_bench.page.build import asset
 from mmtard_bench.page.marks import COLOURS, SHAPES
+from mmtard_bench.records.statistics import Accuracy
 from mmtard_bench.standings import Row, SuiteStandings, standings
-from mmtard_bench.summary import Accuracy
 from mmtard_bench.text import printable
 
 FEWEST = 3

@@ -13,10 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mmtard_bench.edits import plain
 from mmtard_bench.errors import InputError, ModelError, shown
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.records import digest_of
+from mmtard_bench.records.edits import plain
+from mmtard_bench.records.schema import digest_of
 from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import require_templates
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import digest_of
+from mmtard_bench.records.schema import digest_of
 from mmtard_bench.schema import read_table, validate
 from mmtard_bench.tasks.tables import TaskTable, resolve_task
 from mmtard_bench.types import Eps, Suite, Surface, Task, ThreatModel, ThreatNorm

@@ -7,9 +7,9 @@ from pydantic import Field
 
 from mmtard_bench.data.base import lines_in, read_text
 from mmtard_bench.errors import InputError
+from mmtard_bench.schema import Strict
 from mmtard_bench.tasks.catalogue import imagenet_classes
 from mmtard_bench.tasks.samples import default_templates, find_task
-from mmtard_bench.schema import Strict
 from mmtard_bench.types import Metric, Task
 
 

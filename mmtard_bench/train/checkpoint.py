@@ -19,7 +19,7 @@ from torch import Tensor
 from mmtard_bench.errors import InputError, StorageError, first_line
 from mmtard_bench.files import write_atomically
 from mmtard_bench.models.text_table import CONFIG, WEIGHTS
-from mmtard_bench.records import Digest, Environment
+from mmtard_bench.records.schema import Digest, Environment
 from mmtard_bench.schema import explain
 
 T = TypeVar("T", bound=BaseModel)

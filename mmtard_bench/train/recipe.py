@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import digest_of
+from mmtard_bench.records.schema import digest_of
 from mmtard_bench.registry import near_matches
 from mmtard_bench.schema import Strict, read_table, validate
 from mmtard_bench.tasks.tables import TaskTable, resolve_task

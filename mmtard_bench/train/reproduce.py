@@ -12,7 +12,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import find_device
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.progress import RunProgress
-from mmtard_bench.records import Record, digest_of
+from mmtard_bench.records.schema import Record, digest_of
 from mmtard_bench.registry import near_matches
 from mmtard_bench.resources import Resources
 from mmtard_bench.runner import run_model

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from mmtard_bench.errors import InputError
 from mmtard_bench.job import FAST
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.reattack import Ball, attack_again, balls_of, chosen
+from mmtard_bench.reattack import attack_again, chosen
+from mmtard_bench.records.worst import Ball, balls_of
 from mmtard_bench.resources import Resources
 from mmtard_bench.verify.bounds import (
     caught,

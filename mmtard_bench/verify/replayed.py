@@ -10,9 +10,10 @@ from mmtard_bench.entries.card import Card
 from mmtard_bench.errors import InputError
 from mmtard_bench.job import prepare
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.reattack import Judge, balls_of
-from mmtard_bench.recall import CUTOFFS
-from mmtard_bench.records import Sample
+from mmtard_bench.reattack import Judge
+from mmtard_bench.records.recall import CUTOFFS
+from mmtard_bench.records.schema import Sample
+from mmtard_bench.records.worst import balls_of
 from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict

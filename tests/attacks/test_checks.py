@@ -7,7 +7,7 @@ import torch
 import mmtard_bench as mb
 from mmtard_bench.attacks.checks import check_chance
 from mmtard_bench.attacks.fast.rows import Search
-from mmtard_bench.records import Sample
+from mmtard_bench.records.schema import Sample
 from tests.conftest import ToyClip, wrap
 
 

@@ -142,7 +142,7 @@ def test_damaged_images_may_be_left_out(here, broken, tmp_path):
     done = here("run", "mine-v1.toml", "--model", "tiny-clip")
     assert done.returncode == 0, done.stderr
     assert "note: 2 of 9 samples were left out" in done.stdout
-    from mmtard_bench.records import load_records
+    from mmtard_bench.records.files import load_records
 
     (record,) = [r for r in load_records(tmp_path / "runs") if r.task.name == "pets"]
     assert len(record.samples) == 7

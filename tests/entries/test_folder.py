@@ -12,7 +12,7 @@ from mmtard_bench.entries.pack import pack
 from mmtard_bench.entries.submit import submit
 from mmtard_bench.entries.text import skeleton
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import Record
+from mmtard_bench.records.schema import Record
 from tests.conftest import REPOSITORY
 from tests.test_leaderboard import in_suite, made
 

@@ -8,7 +8,7 @@ import pytest
 
 from mmtard_bench.entries.folder import require_outside
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import write_record
+from mmtard_bench.records.files import write_record
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.test_leaderboard import made
 

@@ -10,7 +10,7 @@ import pytest
 from mmtard_bench.entries.folder import read_entry
 from mmtard_bench.entries.submit import submit
 from mmtard_bench.errors import InputError, StorageError
-from mmtard_bench.records import Record, SuiteFacts
+from mmtard_bench.records.schema import Record, SuiteFacts
 from tests.conftest import Cli, assert_sentence
 from tests.test_leaderboard import in_suite, made
 from tests.test_records import record_of, sample

@@ -6,7 +6,7 @@ from mmtard_bench.entries.board import Board
 from mmtard_bench.entries.card import Card
 from mmtard_bench.entries.checked import Break, Fallen, Verification
 from mmtard_bench.entries.folder import Entry, Run
-from mmtard_bench.records import Record, digest_of
+from mmtard_bench.records.schema import Record, digest_of
 from tests.test_leaderboard import in_suite, made
 
 N = 40

@@ -12,9 +12,10 @@ from mmtard_bench.entries.board import Board
 from mmtard_bench.page.build import build
 from mmtard_bench.page.facts import page_facts
 from mmtard_bench.page.plots import palette, plots
-from mmtard_bench.records import wilson, write_record
+from mmtard_bench.records.files import write_record
+from mmtard_bench.records.statistics import wilson
+from mmtard_bench.records.tables import percent
 from mmtard_bench.reported import Reported
-from mmtard_bench.summary import percent
 from tests.conftest import Cli, assert_sentence
 from tests.page.boards import N, board, records
 from tests.test_leaderboard import made

@@ -17,8 +17,8 @@ from mmtard_bench.data.base import split_captions
 from mmtard_bench.data.digits import caption, digits_test
 from mmtard_bench.evaluation import execute
 from mmtard_bench.job import prepare
-from mmtard_bench.recall import Ranks, recalls_of
-from mmtard_bench.records import from_text, to_text
+from mmtard_bench.records.files import from_text, to_text
+from mmtard_bench.records.recall import Ranks, recalls_of
 from mmtard_bench.registry import tasks
 from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import (

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import load_records
+from mmtard_bench.records.files import load_records
 from mmtard_bench.train.reproduce import reproduce
 
 QUICK = ["steps=2", "batch=16", "train=digits/validation", "validation.every=1"]

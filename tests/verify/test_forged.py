@@ -14,7 +14,7 @@ from mmtard_bench.attacks import checks
 from mmtard_bench.entries.card import Card
 from mmtard_bench.entries.folder import read_entries, read_entry
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import Flag, SuiteFacts
+from mmtard_bench.records.schema import Flag, SuiteFacts
 from mmtard_bench.tasks.samples import load_task
 from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.verify.formed import require_formed

@@ -11,7 +11,7 @@ import pytest
 from mmtard_bench.entries.checked import read_breaks, read_verifications
 from mmtard_bench.entries.folder import read_entry
 from mmtard_bench.models.tiny import WEIGHTS
-from mmtard_bench.records import SuiteFacts
+from mmtard_bench.records.schema import SuiteFacts
 from tests.conftest import assert_sentence
 from tests.verify import forge
 

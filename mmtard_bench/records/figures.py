@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from mmtard_bench.curve import Point, eps_curves
 from mmtard_bench.errors import InputError
 from mmtard_bench.files import write_atomically
-from mmtard_bench.records import Record, digest_of
-from mmtard_bench.summary import counted
+from mmtard_bench.records.curves import Point, eps_curves
+from mmtard_bench.records.schema import Record, digest_of
+from mmtard_bench.records.worst import counted
 from mmtard_bench.text import printable, slug
 
 _LONGEST = 40

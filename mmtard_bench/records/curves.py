@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from mmtard_bench.records import Record, Sample
+from mmtard_bench.records.schema import Record, Sample
 from mmtard_bench.types import ThreatModel
 
 

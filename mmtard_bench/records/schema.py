@@ -7,32 +7,25 @@ unnoticed by whoever knows its digest, and no figure can change without its samp
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
-    ValidationError,
     model_serializer,
     model_validator,
 )
 
-from mmtard_bench.edits import NameEdit
 from mmtard_bench.errors import InputError
-from mmtard_bench.files import write_atomically
-from mmtard_bench.recall import Ranks, Recalls, recalls_of, require_ranks
-from mmtard_bench.schema import Strict, explain
+from mmtard_bench.records.edits import NameEdit
+from mmtard_bench.records.recall import Ranks, Recalls, recalls_of, require_ranks
+from mmtard_bench.records.statistics import wilson
+from mmtard_bench.schema import Strict
 
 SCHEMA_VERSION: Literal[2] = 2
 """Of the records that are written. Version 1 had digests of models that covered their weights alone
 (see ``mmtard_bench.models.digest``), and of prompts that covered one template's tokens."""
 
-_MARKS = {"identity", "samples", "sample_ids_digest"}
-"""Keys that only records have."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -337,18 +330,6 @@ def identity(
     )
 
 
-def wilson(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion (Wilson, 1927)."""
-    z = 1.959963984540054
-    centre = (successes + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
-    # At the ends the bounds are exact; in floating point they would miss by a rounding error.
-    return (
-        0.0 if successes == 0 else max(centre - half, 0.0),
-        1.0 if successes == n else min(centre + half, 1.0),
-    )
-
-
 def aggregate(samples: list[Sample]) -> Results:
     """The figures that follow from per-sample truth."""
     n = len(samples)
@@ -364,93 +345,3 @@ def aggregate(samples: list[Sample]) -> Results:
         backward_per_sample=sum(sample.backward for sample in samples) / n,
         recalls=recalls_of(samples),
     )
-
-
-def to_text(record: Record) -> str:
-    """The canonical text of a record: JSON, one line a sample, closed by a hash of the rest."""
-    body = record.model_dump(mode="json")
-    samples = body.pop("samples")
-    head = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
-    lines = ",\n".join(f"  {json.dumps(s, ensure_ascii=False)}" for s in samples)
-    text = f'{head[:-2]},\n "samples": [\n{lines}\n ]'
-    return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
-
-
-def from_text(text: str, where: str) -> Record:
-    """Read a record's canonical text. Raises InputError if a byte of it is not as written."""
-    try:
-        body = json.loads(text)
-        del body["sha256"]
-        record = Record.model_validate_json(json.dumps(body))
-        why = "" if to_text(record) == text else "it is not the text that this program wrote."
-    except ValidationError as error:
-        why = explain(error)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        why = f"it is no whole JSON record ({type(error).__name__})."
-    if why:
-        raise InputError(
-            f"The record {where} was edited or cut short, or is no record at all: {why} "
-            "Restore it, or delete it and run again."
-        )
-    return record
-
-
-def read_record(path: str | Path) -> Record:
-    """Read one record file. Raises InputError if it is unreadable, edited or cut short."""
-    return from_text(_read(path), str(path))
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise InputError(f"The record {path} cannot be read: {error}.") from error
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Write a record atomically. Raises StorageError if it cannot be written."""
-    write_atomically(path, to_text(record))
-
-
-def made_at(record: Record) -> datetime:
-    """When a record was made; a time without a zone is taken as UTC. Raises InputError."""
-    try:
-        made = datetime.fromisoformat(record.created)
-    except ValueError as error:
-        raise InputError(
-            f"A record of {record.model.name} on {record.task.name} was created at "
-            f"{record.created[:40]!r}; expected a time such as 2026-11-24T09:30:00+00:00."
-        ) from error
-    return made if made.tzinfo else made.replace(tzinfo=UTC)
-
-
-def oldest_first(records: Iterable[Record]) -> list[Record]:
-    """Records in an order in which, of two for one place, the one that counts comes last."""
-    return sorted(records, key=lambda record: (made_at(record), record.identity))
-
-
-def load_records(root: Path) -> list[Record]:
-    """Every record below a directory, by path. Files of JSON that are no records are passed over.
-
-    Raises InputError for one that was edited or cut short.
-    """
-    if not root.is_dir():
-        raise InputError(f"There is no directory {root}; expected a directory of records.")
-    paths = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
-    found = (_record_at(path) for path in paths if path.is_file())
-    return [record for record in found if record is not None]
-
-
-def _record_at(path: Path) -> Record | None:
-    """The record in a file; None for whole JSON that has nothing of a record."""
-    text = _read(path)
-    try:
-        return from_text(text, str(path))
-    except InputError:
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError):
-            body = dict.fromkeys(_MARKS)
-        if isinstance(body, dict) and body.keys() & _MARKS:
-            raise
-        return None

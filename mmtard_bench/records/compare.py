@@ -5,73 +5,24 @@ Everything takes arrays of such counts, so that many comparisons cost one call.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.records import Record, oldest_first, wilson
-from mmtard_bench.summary import worst_cases
+from mmtard_bench.records.files import oldest_first
+from mmtard_bench.records.schema import Record
+from mmtard_bench.records.statistics import (
+    LEVEL,
+    difference_interval,
+    holm,
+    mcnemar,
+)
+from mmtard_bench.records.worst import worst_cases
 
-LEVEL = 0.05
-"""Of every test; intervals are at one minus this."""
-
-Floats = NDArray[np.float64]
-Truths = NDArray[np.bool_]
-Key = TypeVar("Key", bound=Hashable)
 T = TypeVar("T")
-
-
-def mcnemar(only_a: ArrayLike, only_b: ArrayLike) -> Floats:
-    """Two-sided p of McNemar's exact test: is a discordant sample one model's as often as not?
-
-    The discordant samples are binomial with a half if neither model is better (McNemar, 1947;
-    Fagerland, Lydersen and Laake, 2013, for the exact form, which errs on the careful side).
-    """
-    only_a, only_b = np.asarray(only_a), np.asarray(only_b)
-    tail = binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5)
-    return np.minimum(2 * np.asarray(tail, dtype=np.float64), 1.0)
-
-
-def holm(p: ArrayLike) -> Floats:
-    """P-values (K,) of a family, corrected so that any false finding in it is as rare as the level.
-
-    Step-down after Holm (1979); holds whatever the tests have to do with each other.
-    """
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    steps = values[order] * np.arange(len(values), 0, -1)
-    corrected = np.empty_like(values)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return corrected
-
-
-def difference_interval(
-    both: ArrayLike, only_a: ArrayLike, only_b: ArrayLike, n: ArrayLike
-) -> tuple[Floats, Floats]:
-    """The 95% interval of accuracy a minus accuracy b, each in [-1, 1].
-
-    Wilson's intervals of both accuracies, squared and added with the correlation of the pairs:
-    method 10 of Newcombe (1998), Statistics in Medicine 17, 2635-2650.
-    """
-    both, only_a, only_b, n = (np.asarray(x, dtype=np.float64) for x in (both, only_a, only_b, n))
-    neither = n - both - only_a - only_b
-    a, b = (both + only_a) / n, (both + only_b) / n
-    bounds = np.vectorize(wilson, otypes=[float, float])
-    (low_a, high_a), (low_b, high_b) = bounds(both + only_a, n), bounds(both + only_b, n)
-    product = both * neither - only_a * only_b
-    product = np.where(product > 0, np.maximum(product - n / 2, 0), product)
-    margins = np.sqrt(a * (1 - a) * b * (1 - b)) * n**2
-    phi = np.divide(product, margins, out=np.zeros_like(product), where=margins > 0)
-    down, up = a - low_a, high_b - b
-    low = a - b - np.sqrt(np.maximum(down**2 - 2 * phi * down * up + up**2, 0))
-    down, up = b - low_b, high_a - a
-    high = a - b + np.sqrt(np.maximum(down**2 - 2 * phi * down * up + up**2, 0))
-    return np.maximum(low, -1), np.minimum(high, 1)
 
 
 def comparable(
@@ -92,35 +43,6 @@ def comparable(
         else:
             groups.append((dict(revisions), [item]))
     return groups
-
-
-class Pairs(NamedTuple):
-    """All pairs of M models, as (M, M) truths: who is significantly better than whom, and which
-    two were compared at all, on common samples.
-    """
-
-    better: Truths
-    compared: Truths
-
-
-def all_pairs(stands: Sequence[Mapping[Key, bool]]) -> Pairs:
-    """Compare models with each other, each given as which of its samples stand.
-
-    McNemar's exact test on the common samples, Holm's correction over all pairs that have any.
-    """
-    places = {key: i for i, key in enumerate(dict.fromkeys(key for of in stands for key in of))}
-    right, wrong = np.zeros((2, len(stands), len(places)))
-    for i, of in enumerate(stands):
-        columns = np.fromiter((places[key] for key in of), dtype=np.intp, count=len(of))
-        verdicts = np.fromiter(of.values(), dtype=np.bool_, count=len(of))
-        right[i, columns], wrong[i, columns] = verdicts, ~verdicts
-    known = right + wrong
-    only = right @ wrong.T
-    compared = known @ known.T > 0
-    first, second = np.nonzero(np.triu(compared, 1))
-    p = np.ones_like(only)
-    p[first, second] = p[second, first] = holm(mcnemar(only[first, second], only[second, first]))
-    return Pairs((p <= LEVEL) & (only > only.T), compared)
 
 
 @dataclass(frozen=True)

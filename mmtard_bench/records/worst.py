@@ -1,25 +1,15 @@
-"""Records side by side: worst cases, and tables for a terminal. Imports without torch."""
+"""TODO."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from tabulate import tabulate
+from functools import cached_property
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.recall import CUTOFFS, Recalls
-from mmtard_bench.records import Record, ThreatFacts, oldest_first, wilson
-
-RECALL_HEADERS = ("query", *(f"R@{k}" for k in CUTOFFS), *(f"attacked R@{k}" for k in CUTOFFS))
-"""What ``recall_cells`` gives."""
-
-
-class Accuracy(NamedTuple):
-    """A share of samples in [0, 1] with its 95% interval."""
-
-    value: float
-    interval: tuple[float, float]
+from mmtard_bench.records.files import oldest_first
+from mmtard_bench.records.schema import Record, ThreatFacts
+from mmtard_bench.records.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -103,69 +93,60 @@ def is_complete(records: Sequence[Record]) -> bool:
     return len(places) == expected and all(record.results for record in records)
 
 
-def percent(value: float) -> str:
-    """0.583 -> "58.3"."""
-    return f"{100 * value:.1f}"
+STRENGTH = (
+    "autoattack-standard",
+    "apgd-pair-5r",
+    "apgd-pair",
+    "autoattack-rand",
+    "cw-linf-{}",
+    "pgd-{}",
+    "cw-l2",
+)
+"""Attacks on pixels, the strongest first; {} is a number of steps, more of which are stronger."""
 
 
-def with_interval(value: float, interval: tuple[float, float]) -> str:
-    """An accuracy in percent with its interval: "58.3 [53.9, 62.5]"."""
-    return f"{percent(value)} [{percent(interval[0])}, {percent(interval[1])}]"
+@dataclass(frozen=True)
+class Ball:
+    """What the records of one task and ball say together: a ball is norm, eps and surface.
+
+    ``edits`` says whether the attacker may change class names, too, or alone.
+    """
+
+    task: str
+    name: str
+    records: tuple[Record, ...]
+
+    @property
+    def edits(self) -> bool:
+        """Whether its attacks change class names."""
+        return any("edits" in record.threat.parameters for record in self.records)
+
+    @property
+    def strongest(self) -> Record:
+        """The record of the strongest attack, by ``STRENGTH``."""
+        return min(self.records, key=lambda record: _weakness(record.threat.attack))
+
+    @cached_property
+    def standing(self) -> list[str]:
+        """The ids of the samples that no attack broke: the worst case."""
+        (case,) = worst_cases(self.records)
+        return [name for name, stood in case.stands.items() if stood]
+
+    @cached_property
+    def broken(self) -> list[str]:
+        """The ids of the samples that every record has right on the clean image, and some broke."""
+        columns = zip(*(record.samples for record in self.records), strict=True)
+        right = (column for column in columns if all(sample.clean_correct for sample in column))
+        return [column[0].id for column in right if not all(sample.robust for sample in column)]
 
 
-def table_of(records: Sequence[Record]) -> str:
-    """A run for the terminal: accuracies in percent with 95% intervals, cost, flags, errors."""
-    rows = [_row(record) for record in records]
-    worst = worst_cases(records) if is_complete(records) else []
-    rows += [
-        [w.task, f"worst case {w.ball}", "", with_interval(w.accuracy, w.interval), "", "", ""]
-        for w in worst
-        if w.threats > 1
-    ]
-    headers = ["task", "threat model", "clean %", "robust %", "forward", "backward", "seconds"]
-    text = tabulate(rows, headers=headers, disable_numparse=True)
-    rows = [
-        [record.task.name, record.threat.name, *cells]
-        for record in records
-        if record.results and record.results.recalls
-        for cells in recall_cells(record.results.recalls)
-    ]
-    if rows:
-        headers = ["task", "threat model", *RECALL_HEADERS]
-        text += f"\n\n{tabulate(rows, headers=headers, disable_numparse=True)}"
-    remarks = list(_remarks(records))
-    return "\n".join([text, "", *remarks]) if remarks else text
+def balls_of(records: Iterable[Record]) -> list[Ball]:
+    """The balls of the records of a run, in order of their first records."""
+    return [Ball(task, name, tuple(group)) for (task, name), group in by_ball(records).items()]
 
 
-def recall_cells(recalls: Recalls) -> list[list[str]]:
-    """Recalls in percent, a row a direction."""
-    return [
-        ["image to text", *map(percent, recalls.image_to_text + recalls.image_to_text_attacked)],
-        ["text to image", *map(percent, recalls.text_to_image + recalls.text_to_image_attacked)],
-    ]
-
-
-def _row(record: Record) -> list[str]:
-    results = record.results
-    accuracies = ["-", "FAILED", "-", "-"]
-    if results is not None:
-        accuracies = [
-            with_interval(results.clean_accuracy, results.clean_interval),
-            with_interval(results.robust_accuracy, results.robust_interval),
-            f"{results.forward_per_sample:.0f}",
-            f"{results.backward_per_sample:.0f}",
-        ]
-    return [record.task.name, record.threat.name, *accuracies, f"{record.seconds:.1f}"]
-
-
-def _remarks(records: Sequence[Record]) -> Iterable[str]:
-    said: dict[str, str] = {}
-    for record in records:
-        where = f"{record.task.name}, {record.threat.name}"
-        if record.error is not None:
-            said[f"error: {record.error}"] = where
-        for flag in record.flags:
-            said.setdefault(f"flag {flag.code}: {flag.detail}", where)
-        for note in record.notes:
-            said.setdefault(f"note: {note}", where)
-    return (f"{text} ({where})" for text, where in said.items())
+def _weakness(attack: str) -> tuple[int, int]:
+    steps = re.search(r"[0-9]+$", attack)
+    names = (attack, re.sub(r"[0-9]+$", "{}", attack))
+    place = next((i for i, known in enumerate(STRENGTH) if known in names), len(STRENGTH))
+    return place, -int(steps[0]) if steps else 0
