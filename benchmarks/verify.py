@@ -33,10 +33,11 @@ from scipy.stats import binom
 
 import mmtard_bench as mb
 from mmtard_bench.entries.folder import Entry, read_entry
-from mmtard_bench.reattack import attack_again, chosen, data_of, suite_of, threat_of
+from mmtard_bench.evaluation.again import attack_again
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.sources import chosen, data_of, suite_of, threat_of
 from mmtard_bench.records.statistics import wilson
 from mmtard_bench.records.worst import Ball, balls_of
-from mmtard_bench.resources import Resources
 from mmtard_bench.verify.again import draw
 from mmtard_bench.verify.bounds import (
     HONEST,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmtard_bench.errors import InputError as InputError
-    from mmtard_bench.evaluation import evaluate as evaluate
+    from mmtard_bench.evaluation.evaluate import evaluate as evaluate
     from mmtard_bench.models.clip import Clip as Clip, Preprocess as Preprocess
     from mmtard_bench.models.loading import load_model as load_model
     from mmtard_bench.records.files import read_record as read_record

@@ -19,16 +19,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from mmtard_bench.attacks.checks import inside
 from mmtard_bench.entries.checked import PixelBall
 from mmtard_bench.entries.text import Plain, SuiteName
 from mmtard_bench.errors import InputError, first_line
+from mmtard_bench.evaluation.again import Judge, attack_again
+from mmtard_bench.evaluation.checks import inside
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.sources import chosen, data_of, suite_of, threat_of
 from mmtard_bench.files import write_atomically
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.reattack import Judge, attack_again, chosen, data_of, suite_of, threat_of
 from mmtard_bench.records.schema import Name, Record
 from mmtard_bench.records.worst import Ball, balls_of
-from mmtard_bench.resources import Resources
 from mmtard_bench.schema import Strict, explain
 from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import Eps, ThreatModel

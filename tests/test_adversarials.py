@@ -15,9 +15,9 @@ from mmtard_bench.adversarials import (
     replay_stack,
     write_adversarials,
 )
-from mmtard_bench.attacks.checks import inside
-from mmtard_bench.reattack import Judge, attack_again
-from mmtard_bench.resources import Resources
+from mmtard_bench.evaluation.again import Judge, attack_again
+from mmtard_bench.evaluation.checks import inside
+from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
 

@@ -9,17 +9,17 @@ import torch
 from rich.console import Console
 
 import mmtard_bench as mb
-from mmtard_bench.batches import Batch
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation import execute
-from mmtard_bench.job import REFERENCE, prepare
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.job import REFERENCE, prepare
+from mmtard_bench.evaluation.loop import Batch
+from mmtard_bench.evaluation.progress import RunProgress
+from mmtard_bench.evaluation.run import Partial, run_model
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.progress import RunProgress
 from mmtard_bench.records.curves import known_from_above
 from mmtard_bench.records.files import from_text, to_text, write_record
 from mmtard_bench.records.schema import Record, Sample, aggregate
-from mmtard_bench.resources import Resources
-from mmtard_bench.runner import Partial, run_model
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.types import Eps, Suite, ThreatModel

@@ -8,12 +8,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from mmtard_bench import headway, progress
 from mmtard_bench.attacks.base import AttackResult, Pulse
-from mmtard_bench.evaluation import execute
-from mmtard_bench.headway import Headway, Progress
-from mmtard_bench.progress import RunProgress
-from mmtard_bench.resources import Resources
+from mmtard_bench.evaluation import headway, progress
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.headway import Headway, Progress
+from mmtard_bench.evaluation.progress import RunProgress
 from mmtard_bench.tasks.watched import Watched
 from tests.attacks.toys import kind_of, toy_clip, toy_data, toy_job
 

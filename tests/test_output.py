@@ -13,7 +13,7 @@ import pytest
 
 from mmtard_bench.cli import main
 from mmtard_bench.cli.output import OutputLost, guarded_errors, guarded_output
-from mmtard_bench.progress import RunProgress
+from mmtard_bench.evaluation.progress import RunProgress
 from mmtard_bench.records.files import load_records, write_record
 from tests.conftest import assert_sentence
 from tests.test_leaderboard import made

@@ -17,17 +17,16 @@ import torch
 from rich.console import Console
 
 import mmtard_bench as mb
-from mmtard_bench import links
 from mmtard_bench.attacks.base import Engine, EngineName
 from mmtard_bench.errors import InputError, StorageError
-from mmtard_bench.evaluation import find_device
-from mmtard_bench.links import meet
-from mmtard_bench.processes import ALONE, Launcher, Processes, ProcessLost, joined
-from mmtard_bench.progress import RunProgress
+from mmtard_bench.evaluation import links
+from mmtard_bench.evaluation.device import Resources, find_device
+from mmtard_bench.evaluation.links import meet
+from mmtard_bench.evaluation.processes import ALONE, Launcher, Processes, ProcessLost, joined
+from mmtard_bench.evaluation.progress import RunProgress
+from mmtard_bench.evaluation.run import run_model
 from mmtard_bench.records.files import read_record
 from mmtard_bench.records.schema import Record
-from mmtard_bench.resources import Resources
-from mmtard_bench.runner import run_model
 from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.interruption import Interruption
 from tests.conftest import REPOSITORY, wait_for

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 import mmtard_bench as mb
-from mmtard_bench.attacks.checks import inside
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation import execute
-from mmtard_bench.job import FAST, REFERENCE, prepare
-from mmtard_bench.reattack import Judge, attack_again, chosen, data_of, suite_of, threat_of
+from mmtard_bench.evaluation.again import Judge, attack_again
+from mmtard_bench.evaluation.checks import inside
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.job import FAST, REFERENCE, prepare
+from mmtard_bench.evaluation.sources import chosen, data_of, suite_of, threat_of
 from mmtard_bench.records.schema import SuiteFacts
 from mmtard_bench.records.worst import balls_of
-from mmtard_bench.resources import Resources
 from mmtard_bench.tasks import suites
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.tasks.suites import load_suite

@@ -16,17 +16,17 @@ from filelock import FileLock
 from rich.console import Console
 
 import mmtard_bench as mb
-from mmtard_bench.batches import Batch
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation import execute
-from mmtard_bench.job import FAST, REFERENCE, prepare
-from mmtard_bench.partial import Partial
-from mmtard_bench.progress import RunProgress
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.job import FAST, REFERENCE, prepare
+from mmtard_bench.evaluation.loop import Batch
+from mmtard_bench.evaluation.progress import RunProgress
+from mmtard_bench.evaluation.resume import Partial
+from mmtard_bench.evaluation.run import run_folder, run_model
 from mmtard_bench.records.files import read_record
 from mmtard_bench.records.schema import Record, Sample, digest_of
 from mmtard_bench.registry import protocols
-from mmtard_bench.resources import Resources
-from mmtard_bench.runner import run_folder, run_model
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.tasks.suites import list_suites, load_suite, with_overrides
 from mmtard_bench.types import Eps, ThreatModel

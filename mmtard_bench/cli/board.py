@@ -99,9 +99,8 @@ def _adversarials(records: "list[Record]", path: Path, device: str) -> str:
     """Write images that break the model of a run; returns the file's SHA-256."""
     from mmtard_bench.adversarials import gather, write_adversarials
     from mmtard_bench.entries.submit import newest
-    from mmtard_bench.evaluation import find_device
+    from mmtard_bench.evaluation.device import Resources, find_device
     from mmtard_bench.models.loading import load_known
-    from mmtard_bench.resources import Resources
 
     records = [record for run in newest(records).values() for record in run]
     model = records[0].model

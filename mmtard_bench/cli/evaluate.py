@@ -23,7 +23,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
-    from mmtard_bench.processes import Processes
+    from mmtard_bench.evaluation.processes import Processes
     from mmtard_bench.records.schema import Record
 
 
@@ -77,7 +77,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.processes import ALONE, ProcessLost, joined
+    from mmtard_bench.evaluation.processes import ALONE, ProcessLost, joined
 
     processes = ALONE
     try:
@@ -125,14 +125,13 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
     from rich.console import Console
 
     from mmtard_bench.attacks.base import Engine
-    from mmtard_bench.evaluation import find_device
+    from mmtard_bench.evaluation.device import Resources, find_device
+    from mmtard_bench.evaluation.processes import local_rank
+    from mmtard_bench.evaluation.progress import RunProgress
+    from mmtard_bench.evaluation.run import run_folder, run_model
     from mmtard_bench.hub import told
     from mmtard_bench.models.loading import load_model
-    from mmtard_bench.processes import local_rank
-    from mmtard_bench.progress import RunProgress
     from mmtard_bench.records.tables import table_of
-    from mmtard_bench.resources import Resources
-    from mmtard_bench.runner import run_folder, run_model
 
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
     place = local_rank() if processes.world > 1 else None
@@ -176,7 +175,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
     suite = load_suite(arguments.suite)
 
-    from mmtard_bench.fetch import fetch
+    from mmtard_bench.evaluation.fetch import fetch
 
     suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
     problems = fetch(suite, arguments.model, lambda line: print(printable(line), flush=True))

@@ -73,7 +73,7 @@ def _first_line(item: object) -> str:
 
 
 def _doctor(_: argparse.Namespace) -> int:
-    from mmtard_bench.doctor import examine
+    from mmtard_bench.cli.doctor import examine
 
     problems = 0
     for finding in examine():

@@ -14,7 +14,7 @@ from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
     from mmtard_bench.entries.checked import Level
-    from mmtard_bench.resources import Resources
+    from mmtard_bench.evaluation.device import Resources
 
 DRAWS = 64
 
@@ -70,8 +70,7 @@ def _resources(arguments: argparse.Namespace) -> "Callable[[], Resources]":
 
     @cache
     def found() -> "Resources":
-        from mmtard_bench.evaluation import find_device
-        from mmtard_bench.resources import Resources
+        from mmtard_bench.evaluation.device import Resources, find_device
 
         return Resources(find_device(arguments.device), arguments.batch_size)
 

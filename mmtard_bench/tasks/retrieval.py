@@ -29,8 +29,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.checks import Doubt
 from mmtard_bench.errors import ModelError
+from mmtard_bench.evaluation.checks import Doubt
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.classifier import ZeroShotClassifier
 from mmtard_bench.tasks.samples import TaskData

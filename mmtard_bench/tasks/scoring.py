@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacks.checks import Doubt, check_head
+from mmtard_bench.evaluation.checks import Doubt, check_head
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.classifier import ZeroShotClassifier, embed_names
 from mmtard_bench.tasks.prompts import require_distinct

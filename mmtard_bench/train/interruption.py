@@ -5,7 +5,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from mmtard_bench.processes import Launcher
+from mmtard_bench.evaluation.processes import Launcher
 
 
 class Interruption:

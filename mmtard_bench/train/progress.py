@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from mmtard_bench.progress import Live
+from mmtard_bench.evaluation.progress import Live
 from mmtard_bench.train.watch import Figures
 
 

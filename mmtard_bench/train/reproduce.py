@@ -9,13 +9,12 @@ import torch
 from rich.console import Console
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation import find_device
+from mmtard_bench.evaluation.device import Resources, find_device
+from mmtard_bench.evaluation.progress import RunProgress
+from mmtard_bench.evaluation.run import run_model
 from mmtard_bench.models.loading import load_model
-from mmtard_bench.progress import RunProgress
 from mmtard_bench.records.schema import Record, digest_of
 from mmtard_bench.registry import near_matches
-from mmtard_bench.resources import Resources
-from mmtard_bench.runner import run_model
 from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from mmtard_bench.train.recipe import Named, load_recipe

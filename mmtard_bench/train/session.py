@@ -17,13 +17,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation.device import describe
+from mmtard_bench.evaluation.processes import Launcher
 from mmtard_bench.files import only_process, write_atomically
 from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import is_data, load_model
-from mmtard_bench.processes import Launcher
 from mmtard_bench.tasks.prompts import require_distinct
 from mmtard_bench.tasks.samples import TaskData, load_task, load_training_data
 from mmtard_bench.tasks.tables import resolve_task

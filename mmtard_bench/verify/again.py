@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.job import FAST
+from mmtard_bench.evaluation.again import attack_again
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.job import FAST
+from mmtard_bench.evaluation.sources import chosen
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.reattack import attack_again, chosen
 from mmtard_bench.records.worst import Ball, balls_of
-from mmtard_bench.resources import Resources
 from mmtard_bench.verify.bounds import (
     caught,
     limit_of_ball,

@@ -9,11 +9,11 @@ from mmtard_bench.adversarials import Adversarials, Stack, replay_stack
 from mmtard_bench.entries.checked import Break, Fallen, read_breaks
 from mmtard_bench.entries.folder import Entry, Run
 from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.files import write_atomically
 from mmtard_bench.lowered import lowered
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.worst import Ball, balls_of, worst_cases
-from mmtard_bench.resources import Resources
 from mmtard_bench.text import slug
 from mmtard_bench.verify.formed import Formed, require_formed
 from mmtard_bench.verify.levels import failures_of, today

@@ -7,12 +7,18 @@ from datetime import UTC, datetime, timedelta
 from typing import get_args
 
 from mmtard_bench.attacks.base import Attack, Engine
-from mmtard_bench.attacks.checks import ModelCode, SampleCode, check_samples
 from mmtard_bench.entries.folder import Run
 from mmtard_bench.entries.text import require_plain
 from mmtard_bench.errors import InputError
-from mmtard_bench.job import REFERENCE, attack_on, suite_facts, task_facts, threat_facts
-from mmtard_bench.reattack import data_of, suite_of
+from mmtard_bench.evaluation.checks import ModelCode, SampleCode, check_samples
+from mmtard_bench.evaluation.job import (
+    REFERENCE,
+    attack_on,
+    suite_facts,
+    task_facts,
+    threat_facts,
+)
+from mmtard_bench.evaluation.sources import data_of, suite_of
 from mmtard_bench.records.curves import follows, known_from_above
 from mmtard_bench.records.edits import names_another_class
 from mmtard_bench.records.schema import Flag, Record

@@ -25,9 +25,9 @@ from mmtard_bench.entries.checked import (
 )
 from mmtard_bench.entries.folder import Entry, Run
 from mmtard_bench.errors import InputError, reason
+from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.files import write_atomically
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.resources import Resources
 from mmtard_bench.verify.again import reattack
 from mmtard_bench.verify.formed import Formed, require_formed
 from mmtard_bench.verify.replayed import replay, replay_images

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import get_args
 
 from mmtard_bench.adversarials import Adversarials, replay_stack
-from mmtard_bench.attacks.checks import Doubt, ModelCode
 from mmtard_bench.entries.card import Card
 from mmtard_bench.errors import InputError
-from mmtard_bench.job import prepare
+from mmtard_bench.evaluation.again import Judge
+from mmtard_bench.evaluation.checks import Doubt, ModelCode
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.reattack import Judge
 from mmtard_bench.records.recall import CUTOFFS
 from mmtard_bench.records.schema import Sample
 from mmtard_bench.records.worst import balls_of
-from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict
 from mmtard_bench.verify.formed import Formed, Place

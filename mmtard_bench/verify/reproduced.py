@@ -4,16 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from mmtard_bench.attacks.checks import SampleCode
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation import execute
-from mmtard_bench.job import prepare
+from mmtard_bench.evaluation.checks import SampleCode
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.curves import known_from_above
 from mmtard_bench.records.recall import CUTOFFS
 from mmtard_bench.records.schema import Record
 from mmtard_bench.records.tables import percent
-from mmtard_bench.resources import Resources
 from mmtard_bench.verify.formed import Formed, Place
 
 SHARE = 0.01

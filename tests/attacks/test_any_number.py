@@ -13,9 +13,9 @@ from mmtard_bench.attacks.fast import ensemble
 from mmtard_bench.attacks.fast.ensemble import FAST
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Samples
-from mmtard_bench.batches import Batch
-from mmtard_bench.evaluation import execute
-from mmtard_bench.resources import Resources
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.loop import Batch
 from mmtard_bench.types import Eps, ThreatModel
 from tests.attacks.toys import KINDS, kind_of, toy_clip, toy_data, toy_job
 from tests.conftest import Linear

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import mmtard_bench as mb
-from mmtard_bench.attacks.checks import check_chance
 from mmtard_bench.attacks.fast.rows import Search
+from mmtard_bench.evaluation.checks import check_chance
 from mmtard_bench.records.schema import Sample
 from tests.conftest import ToyClip, wrap
 
@@ -249,7 +249,7 @@ def test_claims_that_a_fresh_pass_does_not_confirm_count_as_broken_and_are_flagg
 
 
 def test_probabilities_in_place_of_logits_are_flagged():
-    from mmtard_bench.attacks.checks import inspect_model
+    from mmtard_bench.evaluation.checks import inspect_model
     from tests.conftest import Linear
 
     model = Linear(4)

@@ -10,16 +10,15 @@ from PIL import Image
 from torch import nn
 
 import mmtard_bench as mb
-from mmtard_bench import attacker
-from mmtard_bench.attacks.fast import batch_size
-from mmtard_bench.attacks.fast.batch_size import (
+from mmtard_bench.evaluation import attacker, device as batch_size
+from mmtard_bench.evaluation.device import (
+    Resources,
     available_memory,
     batch_size_of,
     is_out_of_memory,
     rows_that_fit,
 )
-from mmtard_bench.evaluation import execute
-from mmtard_bench.resources import Resources
+from mmtard_bench.evaluation.evaluate import execute
 from tests.attacks.toys import Chosen, toy_clip, toy_data, toy_job
 from tests.conftest import ToyClip, wrap
 

@@ -16,7 +16,7 @@ import mmtard_bench as mb
 from mmtard_bench.attacks.base import Attack, Engine, EngineName
 from mmtard_bench.attacks.fast import ensemble
 from mmtard_bench.attacks.fast.rows import Search
-from mmtard_bench.job import Job, prepare
+from mmtard_bench.evaluation.job import Job, prepare
 from mmtard_bench.models.clip import Clip, Preprocess
 from mmtard_bench.tasks.samples import TaskData, load_task
 from mmtard_bench.types import Eps, ThreatModel

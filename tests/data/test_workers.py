@@ -9,9 +9,9 @@ import torch
 
 from mmtard_bench.data.threads import in_chunks, in_order
 from mmtard_bench.errors import DamagedImageError, InputError
-from mmtard_bench.evaluation import execute
-from mmtard_bench.job import prepare
-from mmtard_bench.resources import Resources
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.types import Eps, ThreatModel

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 import mmtard_bench as mb
-from mmtard_bench.job import prepare
+from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.tasks.catalogue import imagenet_classes
 from mmtard_bench.tasks.classifier import class_embeddings
 from mmtard_bench.tasks.prompts import prompts_of, understood

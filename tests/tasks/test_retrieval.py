@@ -12,15 +12,15 @@ from PIL import Image as Pillow
 
 import mmtard_bench as mb
 from mmtard_bench.attacks.base import AttackResult, joined
-from mmtard_bench.batches import Batch
 from mmtard_bench.data.base import split_captions
 from mmtard_bench.data.digits import caption, digits_test
-from mmtard_bench.evaluation import execute
-from mmtard_bench.job import prepare
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.job import prepare
+from mmtard_bench.evaluation.loop import Batch
 from mmtard_bench.records.files import from_text, to_text
 from mmtard_bench.records.recall import Ranks, recalls_of
 from mmtard_bench.registry import tasks
-from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import (
     RetrievalScorer,
     apart,
@@ -300,7 +300,7 @@ def test_batches_and_interruptions_change_nothing():
 
 def test_a_run_that_was_cut_short_goes_on(here, tmp_path, monkeypatch):
     """Through the files of a run: what is read back is what was written."""
-    from mmtard_bench import runner
+    from mmtard_bench.evaluation import run as runner
 
     command = ["run", "retrieval-v1", "--model", "tiny-clip", "--limit", "12", "--batch-size", "4"]
     assert here(*command, "--out", "whole").returncode == 0

@@ -10,11 +10,11 @@ from mmtard_bench.entries.card import Card, card_to_text
 from mmtard_bench.entries.folder import read_entry
 from mmtard_bench.entries.pack import pack
 from mmtard_bench.entries.submit import submit
-from mmtard_bench.evaluation import execute
-from mmtard_bench.job import prepare
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.records.curves import known_from_above
 from mmtard_bench.records.schema import Record, Sample, aggregate, digest_of, identity_of
-from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.samples import load_task
 from mmtard_bench.tasks.suites import load_suite
 

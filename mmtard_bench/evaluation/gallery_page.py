@@ -10,8 +10,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation.gallery import (
+    Gallery,
+    Pixels,
+    Shown,
+    facts,
+    panels,
+    summary_of,
+    title_of,
+)
 from mmtard_bench.files import write_atomically
-from mmtard_bench.gallery import Gallery, Pixels, Shown, facts, panels, summary_of, title_of
 from mmtard_bench.text import printable
 
 SMALL = 160

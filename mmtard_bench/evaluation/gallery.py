@@ -12,13 +12,13 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import norm_of
 from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation.again import Outcome, attack_again
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.sources import chosen, data_of, suite_of, threat_of
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import is_data, load_known
-from mmtard_bench.reattack import Outcome, attack_again, chosen, data_of, suite_of, threat_of
 from mmtard_bench.records.edits import levenshtein
 from mmtard_bench.records.schema import Record, Sample
 from mmtard_bench.registry import near_matches
-from mmtard_bench.resources import Resources
 from mmtard_bench.types import ThreatModel
 
 Pixels = NDArray[np.uint8]
@@ -94,21 +94,6 @@ def choose_samples(
     if len(names) > MOST:
         raise InputError(f"{len(names)} samples were asked for; a gallery has at most {MOST}.")
     return names
-
-
-def load_model_of(record: Record, spec: str | None = None) -> Clip:
-    """The model of a record, from where the record says or from ``spec``.
-
-    Raises InputError if it cannot be loaded, if a record would have code run for it, or if the
-    weights are others.
-    """
-    where = spec or record.model.source
-    if spec is None and not is_data(where):
-        raise InputError(
-            f"The record's model is '{where}', which no record can have loaded as data; if you "
-            "know where it is, and trust it, say so: --weights SPEC."
-        )
-    return load_known(where, record.model.digest, "the record")
 
 
 def look(

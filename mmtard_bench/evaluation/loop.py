@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from mmtard_bench.attacker import Attacker
 from mmtard_bench.attacks.base import AttackResult
 from mmtard_bench.data.threads import in_chunks
-from mmtard_bench.headway import Headway, Progress
-from mmtard_bench.job import Job
+from mmtard_bench.evaluation.attacker import Attacker
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.headway import Headway, Progress
+from mmtard_bench.evaluation.job import Job
 from mmtard_bench.records.recall import Ranks
 from mmtard_bench.records.schema import Sample
-from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict
 

@@ -1,26 +1,21 @@
 """Attack chosen samples of a record once more, and keep the images that records do not have."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Engine
-from mmtard_bench.attacks.checks import Doubt
-from mmtard_bench.batches import Evaluation
-from mmtard_bench.errors import InputError
-from mmtard_bench.job import FAST, prepare
+from mmtard_bench.evaluation.checks import Doubt
+from mmtard_bench.evaluation.device import Resources, full_float32
+from mmtard_bench.evaluation.job import FAST, prepare
+from mmtard_bench.evaluation.loop import Evaluation
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.records.schema import Record, digest_of
-from mmtard_bench.resources import Resources, full_float32
-from mmtard_bench.tasks.samples import TaskData, load_task
+from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.tasks.scoring import Verdict
-from mmtard_bench.tasks.suites import list_suites, load_suite, with_overrides
-from mmtard_bench.types import Eps, Suite, ThreatModel
+from mmtard_bench.types import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -42,66 +37,6 @@ class Outcome:
     adversarial: Tensor | None = None
     broken_by: str | None = None
     name: str | None = None
-
-
-def suite_of(record: Record, file: Path | None = None) -> Suite:
-    """The suite that a record is of, as it ships, or as a TOML file has it.
-
-    That of a run with --limit or --seed is the suite with them. Raises InputError if the record is
-    of another one.
-    """
-    if record.suite is None:
-        raise InputError("A record is of no suite, so its samples are not known.")
-    base, *changes = record.suite.name.split("+")
-    if file is None and base not in list_suites():
-        raise InputError(
-            f"A record is of the suite '{base}', which does not ship; expected one of "
-            f"{', '.join(list_suites())}."
-        )
-    given = dict(re.findall(r"(n|seed)([0-9]{1,10})", "+".join(changes)))
-    n, seed = (int(given[key]) if key in given else None for key in ("n", "seed"))
-    suite = with_overrides(load_suite(str(file or base)), n=n, seed=seed)
-    if suite.digest != record.suite.digest:
-        where = file or "the one that ships"
-        raise InputError(
-            f"The record is of another suite '{record.suite.name}' than {where}: digest "
-            f"{record.suite.digest[:8]}, expected {suite.digest[:8]}."
-        )
-    return suite
-
-
-def data_of(record: Record, suite: Suite) -> TaskData:
-    """The samples of a record, from the data themselves.
-
-    Raises InputError if the suite has no such task, or draws other samples.
-    """
-    tasks = {task.name: task for task, _ in suite.plan}
-    if record.task.name not in tasks:
-        raise InputError(f"The suite {suite.name} has no task '{record.task.name}'.")
-    data = load_task(
-        tasks[record.task.name], n=suite.n, seed=suite.seed, skip_damaged=suite.skip_damaged
-    )
-    if digest_of(list(data.manifest.ids)) != record.sample_ids_digest:
-        raise InputError(
-            f"The record's samples of {record.task.name} are not those that {suite.name} draws."
-        )
-    return data
-
-
-def chosen(data: TaskData, ids: Sequence[str]) -> TaskData:
-    """The samples with these ids. Raises InputError if one is not there."""
-    rows = {name: row for row, name in enumerate(data.manifest.ids)}
-    unknown = [name for name in ids if name not in rows]
-    if unknown:
-        raise InputError(f"'{unknown[0]}' is no sample of {data.task.name} here.")
-    return data.at([rows[name] for name in ids])
-
-
-def threat_of(record: Record) -> ThreatModel:
-    """The threat model of a record."""
-    threat = record.threat
-    eps = Eps.parse(threat.eps, norm=threat.norm)
-    return ThreatModel(threat.attack, threat.norm, eps, threat.surface)
 
 
 def attack_again(

@@ -15,7 +15,7 @@ from rich.progress import (
     TextColumn,
 )
 
-from mmtard_bench.headway import Progress
+from mmtard_bench.evaluation.headway import Progress
 from mmtard_bench.text import printable
 
 _QUIET_SECONDS = 20.0

@@ -7,21 +7,21 @@ from functools import partial
 from pathlib import Path
 
 from mmtard_bench.attacks.base import Engine
-from mmtard_bench.batches import Batch, in_manifest_order
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation import execute
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.evaluate import execute
+from mmtard_bench.evaluation.headway import Progress
+from mmtard_bench.evaluation.job import FAST, Job, prepare
+from mmtard_bench.evaluation.loop import Batch, in_manifest_order
+from mmtard_bench.evaluation.processes import Processes
+from mmtard_bench.evaluation.progress import RunProgress
+from mmtard_bench.evaluation.resume import Partial
 from mmtard_bench.files import _unwritable, only_process
-from mmtard_bench.headway import Progress
-from mmtard_bench.job import FAST, Job, prepare
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.partial import Partial
-from mmtard_bench.processes import Processes
-from mmtard_bench.progress import RunProgress
 from mmtard_bench.records.curves import follows, known_from_above
 from mmtard_bench.records.files import read_record, write_record
 from mmtard_bench.records.schema import Record, Sample
 from mmtard_bench.records.tables import percent
-from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.samples import load_task
 from mmtard_bench.text import slug
 from mmtard_bench.types import Suite, ThreatModel

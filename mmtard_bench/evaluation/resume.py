@@ -8,10 +8,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from mmtard_bench.batches import Batch, Embeddings
 from mmtard_bench.errors import StorageError
+from mmtard_bench.evaluation.loop import Batch, Embeddings
+from mmtard_bench.evaluation.processes import ALONE, Processes
 from mmtard_bench.files import write_atomically
-from mmtard_bench.processes import ALONE, Processes
 from mmtard_bench.records.schema import Sample, digest_of
 from mmtard_bench.schema import Strict
 

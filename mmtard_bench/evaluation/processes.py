@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter
 
 from mmtard_bench.errors import InputError, StorageError, reason
-from mmtard_bench.links import Link, meet
+from mmtard_bench.evaluation.links import Link, meet
 
 T = TypeVar("T")
 

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mmtard_bench.attacks.base import AttackResult, Part, Work, joined
-from mmtard_bench.attacks.checks import Doubt, inspect_model, require_in_ball
-from mmtard_bench.attacks.fast.batch_size import (
+from mmtard_bench.data.threads import worker_count
+from mmtard_bench.errors import ModelError
+from mmtard_bench.evaluation.checks import Doubt, inspect_model, require_in_ball
+from mmtard_bench.evaluation.device import (
+    Resources,
     available_memory,
     batch_size_of,
     halving,
@@ -15,14 +18,11 @@ from mmtard_bench.attacks.fast.batch_size import (
     rows_that_fit,
     smaller,
 )
-from mmtard_bench.data.threads import worker_count
-from mmtard_bench.errors import ModelError
-from mmtard_bench.headway import Headway
-from mmtard_bench.job import Job
+from mmtard_bench.evaluation.headway import Headway
+from mmtard_bench.evaluation.job import Job
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.folding import folded, using
 from mmtard_bench.records.edits import NameEdit, names_another_class
-from mmtard_bench.resources import Resources
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Aim, Verdict, ZeroShotScorer
 

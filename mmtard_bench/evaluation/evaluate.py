@@ -10,17 +10,16 @@ import torch
 from pydantic import Field, InstanceOf, SkipValidation
 
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
-from mmtard_bench.attacks.checks import Doubt, check_samples
-from mmtard_bench.batches import Batch, Evaluation
-from mmtard_bench.environment import describe
 from mmtard_bench.errors import InputError, StorageError, reason
-from mmtard_bench.headway import Progress
-from mmtard_bench.job import Job, prepare
+from mmtard_bench.evaluation.checks import Doubt, check_samples
+from mmtard_bench.evaluation.device import Resources, describe, find_device, full_float32
+from mmtard_bench.evaluation.headway import Progress
+from mmtard_bench.evaluation.job import Job, prepare
+from mmtard_bench.evaluation.loop import Batch, Evaluation
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model, require_clip
 from mmtard_bench.records.curves import contradictions
 from mmtard_bench.records.schema import SCHEMA_VERSION, Flag, Record, Sample, aggregate
-from mmtard_bench.resources import Resources, full_float32
 from mmtard_bench.schema import Text, Whole, checked
 from mmtard_bench.tasks.retrieval import NOTE
 from mmtard_bench.tasks.samples import find_task, load_task
@@ -143,25 +142,6 @@ def _threat(
         text = threat.startswith("text-")
         norm = "levenshtein" if text else "l2" if threat == "cw-l2" else "linf"
     return ThreatModel(threat, norm, Eps.parse(eps, norm=norm), surface or "native")
-
-
-def find_device(name: str | torch.device, place: int | None = None) -> torch.device:
-    """A device by name, or as it is; "auto" is a CUDA device if there is one. Raises InputError.
-
-    ``place`` counts the processes of this machine where there are several: each has its GPU.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and place is not None and torch.cuda.is_available():
-        name = f"cuda:{place % torch.cuda.device_count()}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except Exception as error:  # unknown names and absent devices raise various errors
-        raise InputError(
-            f"The device '{name}' cannot be used: {reason(error)}; expected auto, cpu or cuda."
-        ) from error
-    return device
 
 
 def _since(started: float, spent: float) -> float:

@@ -1,19 +1,79 @@
-"""How many rows go through a model at once: as many as fit in memory, up to where more gain little.
-
-No size is tried out: a pass of one image and one of two say what a row needs. What does not fit
-all the same is done again in smaller batches.
-"""
+"""What a run is made with. None of it changes a verdict."""
 
 import logging
 import os
-from collections.abc import Callable
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, T
-from mmtard_bench.errors import ModelError
+from mmtard_bench.errors import InputError, ModelError, reason
+from mmtard_bench.evaluation.processes import ALONE, Processes
+from mmtard_bench.records.schema import Environment
+
+
+@dataclass(frozen=True)
+class Resources:
+    """A device, and how it is used.
+
+    Without a ``batch_size`` it is what fits in memory, up to where more gain little. ``workers``
+    threads decode images while the attack runs (as many as fit if None, none for 0). Of several
+    ``processes`` each works on its share.
+    """
+
+    device: torch.device
+    batch_size: int | None = None
+    workers: int | None = None
+    processes: Processes = ALONE
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Whatever the caller set: float32 passes, not rounded to TF32 or by autocast, with gradients.
+
+    An application may call from under ``torch.autocast``, ``no_grad`` or ``inference_mode``.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cuda", enabled=False),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def find_device(name: str | torch.device, place: int | None = None) -> torch.device:
+    """A device by name, or as it is; "auto" is a CUDA device if there is one. Raises InputError.
+
+    ``place`` counts the processes of this machine where there are several: each has its GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and place is not None and torch.cuda.is_available():
+        name = f"cuda:{place % torch.cuda.device_count()}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except Exception as error:  # unknown names and absent devices raise various errors
+        raise InputError(
+            f"The device '{name}' cannot be used: {reason(error)}; expected auto, cpu or cuda."
+        ) from error
+    return device
+
 
 MOST = {"cpu": 64, "cuda": 512}
 """Rows get hardly cheaper beyond."""
@@ -142,3 +202,52 @@ def halving(work: Callable[[int], T], size: int, *, least: int = 1) -> tuple[T, 
             if not is_out_of_memory(error):
                 raise
         size = smaller(size, least=least)
+
+
+_PACKAGES = ("mmtard-bench", "torch", "open_clip_torch", "pyautoattack", "torchattacks", "datasets")
+
+
+def describe(device: torch.device, batch_size: int, processes: int = 1) -> Environment:
+    """The environment of this process, one of ``processes`` that are alike, for a record."""
+    return Environment(
+        versions={name: _version(name) for name in _PACKAGES},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        device=_device_name(device),
+        threads=torch.get_num_threads(),
+        batch_size=batch_size,
+        git_revision=_git_revision(),
+        processes=processes if processes > 1 else None,
+    )
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "not installed"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@cache
+def _git_revision() -> str | None:
+    """The commit of this package's checkout, with a mark if it has local changes."""
+    folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return None
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()

@@ -1,0 +1,88 @@
+"""TODO."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmtard_bench.errors import InputError
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.loading import is_data, load_known
+from mmtard_bench.records.schema import Record, digest_of
+from mmtard_bench.tasks.samples import TaskData, load_task
+from mmtard_bench.tasks.suites import list_suites, load_suite, with_overrides
+from mmtard_bench.types import Eps, Suite, ThreatModel
+
+
+def suite_of(record: Record, file: Path | None = None) -> Suite:
+    """The suite that a record is of, as it ships, or as a TOML file has it.
+
+    That of a run with --limit or --seed is the suite with them. Raises InputError if the record is
+    of another one.
+    """
+    if record.suite is None:
+        raise InputError("A record is of no suite, so its samples are not known.")
+    base, *changes = record.suite.name.split("+")
+    if file is None and base not in list_suites():
+        raise InputError(
+            f"A record is of the suite '{base}', which does not ship; expected one of "
+            f"{', '.join(list_suites())}."
+        )
+    given = dict(re.findall(r"(n|seed)([0-9]{1,10})", "+".join(changes)))
+    n, seed = (int(given[key]) if key in given else None for key in ("n", "seed"))
+    suite = with_overrides(load_suite(str(file or base)), n=n, seed=seed)
+    if suite.digest != record.suite.digest:
+        where = file or "the one that ships"
+        raise InputError(
+            f"The record is of another suite '{record.suite.name}' than {where}: digest "
+            f"{record.suite.digest[:8]}, expected {suite.digest[:8]}."
+        )
+    return suite
+
+
+def data_of(record: Record, suite: Suite) -> TaskData:
+    """The samples of a record, from the data themselves.
+
+    Raises InputError if the suite has no such task, or draws other samples.
+    """
+    tasks = {task.name: task for task, _ in suite.plan}
+    if record.task.name not in tasks:
+        raise InputError(f"The suite {suite.name} has no task '{record.task.name}'.")
+    data = load_task(
+        tasks[record.task.name], n=suite.n, seed=suite.seed, skip_damaged=suite.skip_damaged
+    )
+    if digest_of(list(data.manifest.ids)) != record.sample_ids_digest:
+        raise InputError(
+            f"The record's samples of {record.task.name} are not those that {suite.name} draws."
+        )
+    return data
+
+
+def chosen(data: TaskData, ids: Sequence[str]) -> TaskData:
+    """The samples with these ids. Raises InputError if one is not there."""
+    rows = {name: row for row, name in enumerate(data.manifest.ids)}
+    unknown = [name for name in ids if name not in rows]
+    if unknown:
+        raise InputError(f"'{unknown[0]}' is no sample of {data.task.name} here.")
+    return data.at([rows[name] for name in ids])
+
+
+def threat_of(record: Record) -> ThreatModel:
+    """The threat model of a record."""
+    threat = record.threat
+    eps = Eps.parse(threat.eps, norm=threat.norm)
+    return ThreatModel(threat.attack, threat.norm, eps, threat.surface)
+
+
+def load_model_of(record: Record, spec: str | None = None) -> Clip:
+    """The model of a record, from where the record says or from ``spec``.
+
+    Raises InputError if it cannot be loaded, if a record would have code run for it, or if the
+    weights are others.
+    """
+    where = spec or record.model.source
+    if spec is None and not is_data(where):
+        raise InputError(
+            f"The record's model is '{where}', which no record can have loaded as data; if you "
+            "know where it is, and trust it, say so: --weights SPEC."
+        )
+    return load_known(where, record.model.digest, "the record")
