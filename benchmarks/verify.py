@@ -32,14 +32,11 @@ import torch
 from scipy.stats import binom
 
 import mmtard_bench as mb
-from mmtard_bench.entries.folder import Entry, read_entry
 from mmtard_bench.evaluation.again import attack_again
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.sources import chosen, data_of, suite_of, threat_of
-from mmtard_bench.records.statistics import wilson
-from mmtard_bench.records.worst import Ball, balls_of
-from mmtard_bench.verify.again import draw
-from mmtard_bench.verify.bounds import (
+from mmtard_bench.leaderboard.entries.folder import Entry, read_entry
+from mmtard_bench.leaderboard.verify.bounds import (
     HONEST,
     LEVEL,
     caught,
@@ -48,6 +45,9 @@ from mmtard_bench.verify.bounds import (
     size_of_second,
     unsuspicious,
 )
+from mmtard_bench.leaderboard.verify.reattacked import draw
+from mmtard_bench.records.statistics import wilson
+from mmtard_bench.records.worst import Ball, balls_of
 
 MODELS = ("student-tecoa", "teacher-robust")
 TASK, BALL, ATTACK = "digits/digit", "linf 8/255", "apgd-pair"

@@ -6,7 +6,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import mmtard_bench as mb
-from mmtard_bench.adversarials import (
+from mmtard_bench.evaluation.again import Judge, attack_again
+from mmtard_bench.evaluation.checks import inside
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.leaderboard.verify.images import (
     Stack,
     _rounded,
     as_images,
@@ -15,9 +18,6 @@ from mmtard_bench.adversarials import (
     replay_stack,
     write_adversarials,
 )
-from mmtard_bench.evaluation.again import Judge, attack_again
-from mmtard_bench.evaluation.checks import inside
-from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
 

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mmtard_bench.changed import changed_entries
-from mmtard_bench.entries.checked import (
-    Break,
-    Fallen,
+from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.breaks import Break, Fallen, read_breaks
+from mmtard_bench.leaderboard.entries.verifications import (
     Verification,
-    read_breaks,
     read_verifications,
     verifications_to_text,
 )
-from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.verify.branch import changed_entries
 from tests.conftest import Cli, assert_sentence
 
 BOARD = Path("leaderboard")

@@ -4,10 +4,10 @@ import pytest
 
 import mmtard_bench as mb
 from mmtard_bench import registry
-from mmtard_bench.entries.board import read_board
-from mmtard_bench.leaderboard import render
+from mmtard_bench.leaderboard.board import read_board
+from mmtard_bench.leaderboard.markdown import render
+from mmtard_bench.leaderboard.page import site
 from mmtard_bench.models.tiny import WEIGHTS
-from mmtard_bench.page import site
 from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from tests.conftest import REPOSITORY

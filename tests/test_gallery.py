@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mmtard_bench.entries.folder import read_entry
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.again import Outcome
 from mmtard_bench.evaluation.gallery import (
@@ -23,6 +22,7 @@ from mmtard_bench.evaluation.gallery import (
 )
 from mmtard_bench.evaluation.gallery_page import to_html, to_png, write_gallery
 from mmtard_bench.evaluation.sources import load_model_of, threat_of
+from mmtard_bench.leaderboard.entries.folder import read_entry
 from mmtard_bench.records.files import write_record
 from mmtard_bench.records.schema import Record
 from tests.conftest import REPOSITORY, Cli, assert_sentence

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from mmtard_bench.entries.board import Board
-from mmtard_bench.leaderboard import render
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.markdown import render
 from mmtard_bench.records.files import from_text, to_text, write_record
 from mmtard_bench.records.schema import Record, SuiteFacts, identity
 from mmtard_bench.records.tables import table_of

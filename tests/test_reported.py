@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mmtard_bench.entries.board import Board
 from mmtard_bench.errors import InputError
-from mmtard_bench.leaderboard import render
-from mmtard_bench.reported import read_reported, reported_section
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.markdown import render
+from mmtard_bench.leaderboard.reported import read_reported, reported_section
 from tests.conftest import REPOSITORY
 from tests.test_leaderboard import made
 

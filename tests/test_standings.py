@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 
 from mmtard_bench import registry
-from mmtard_bench.badges import MASKING
-from mmtard_bench.entries.board import Board
-from mmtard_bench.entries.card import Card
-from mmtard_bench.entries.checked import Break, Fallen, Verification
-from mmtard_bench.entries.folder import Entry, Run
 from mmtard_bench.errors import InputError
-from mmtard_bench.leaderboard import render
+from mmtard_bench.leaderboard.badges import MASKING
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.entries.breaks import Break, Fallen
+from mmtard_bench.leaderboard.entries.card import Card
+from mmtard_bench.leaderboard.entries.folder import Entry, Run
+from mmtard_bench.leaderboard.entries.verifications import Verification
+from mmtard_bench.leaderboard.markdown import render
+from mmtard_bench.leaderboard.standings import Row, SuiteStandings, standings
 from mmtard_bench.records.compare import compare
 from mmtard_bench.records.schema import Flag, Record, SuiteFacts, digest_of
 from mmtard_bench.records.statistics import mean_accuracy, wilson
 from mmtard_bench.records.worst import worst_cases
-from mmtard_bench.standings import Row, SuiteStandings, standings
 from tests.conftest import REPOSITORY
 from tests.test_leaderboard import in_suite, made, on
 from tests.test_records import retrieval_record

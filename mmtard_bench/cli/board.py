@@ -71,7 +71,7 @@ def add(commands: Commands) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.entries.submit import submit
+    from mmtard_bench.leaderboard.entries.submit import submit
 
     facts = {"weights": arguments.weights, "paper": arguments.paper}
     facts = {key: value for key, value in facts.items() if value is not None}
@@ -97,9 +97,9 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _adversarials(records: "list[Record]", path: Path, device: str) -> str:
     """Write images that break the model of a run; returns the file's SHA-256."""
-    from mmtard_bench.adversarials import gather, write_adversarials
-    from mmtard_bench.entries.submit import newest
     from mmtard_bench.evaluation.device import Resources, find_device
+    from mmtard_bench.leaderboard.entries.submit import newest
+    from mmtard_bench.leaderboard.verify.images import gather, write_adversarials
     from mmtard_bench.models.loading import load_known
 
     records = [record for run in newest(records).values() for record in run]
@@ -126,10 +126,10 @@ def _adversarials(records: "list[Record]", path: Path, device: str) -> str:
 def _leaderboard(arguments: argparse.Namespace) -> int:
     import webbrowser
 
-    from mmtard_bench.entries.board import read_board
     from mmtard_bench.files import write_atomically
-    from mmtard_bench.leaderboard import render
-    from mmtard_bench.page import site
+    from mmtard_bench.leaderboard.board import read_board
+    from mmtard_bench.leaderboard.markdown import render
+    from mmtard_bench.leaderboard.page import site
 
     board = read_board(arguments.records, arguments.reported)
     out: Path | None = arguments.output

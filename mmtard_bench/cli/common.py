@@ -53,7 +53,7 @@ def say_error(message: str) -> None:
 
 def output(text: str) -> Path:
     """A place to write to: outside of entries and of directories of entries."""
-    from mmtard_bench.entries.folder import require_outside
+    from mmtard_bench.leaderboard.entries.folder import require_outside
 
     try:
         return require_outside(Path(text))
@@ -63,7 +63,12 @@ def output(text: str) -> Path:
 
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
-    from mmtard_bench.entries.folder import holds_entries, is_entry, read_entries, read_entry
+    from mmtard_bench.leaderboard.entries.folder import (
+        holds_entries,
+        is_entry,
+        read_entries,
+        read_entry,
+    )
     from mmtard_bench.records.files import load_records, read_record
 
     if is_entry(path):

@@ -95,9 +95,9 @@ def _why_not(record: "Record", shown: "Sequence[Record]") -> str:
 def _gallery(arguments: argparse.Namespace) -> int:
     records = records_at(arguments.path)
 
-    from mmtard_bench.entries.folder import require_outside
     from mmtard_bench.evaluation import gallery, gallery_page as gallery_files
     from mmtard_bench.evaluation.device import find_device
+    from mmtard_bench.leaderboard.entries.folder import require_outside
 
     out: Path = arguments.out or require_outside(Path("gallery.html"))
     gallery_files.require_format(out)
@@ -116,7 +116,7 @@ def _gallery(arguments: argparse.Namespace) -> int:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.entries.folder import require_outside
+    from mmtard_bench.leaderboard.entries.folder import require_outside
     from mmtard_bench.records.figures import draw
 
     path: Path = arguments.path

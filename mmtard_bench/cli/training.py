@@ -74,7 +74,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _reproduce(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from mmtard_bench.entries.folder import require_outside
+    from mmtard_bench.leaderboard.entries.folder import require_outside
     from mmtard_bench.train.reproduce import reproduce
 
     out = arguments.out or require_outside(Path("runs") / f"reproduce-{arguments.study}")

@@ -13,8 +13,8 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable
 
 if TYPE_CHECKING:
-    from mmtard_bench.entries.checked import Level
     from mmtard_bench.evaluation.device import Resources
+    from mmtard_bench.leaderboard.entries.verifications import Level
 
 DRAWS = 64
 
@@ -90,7 +90,7 @@ def _entries(arguments: argparse.Namespace) -> list[Path]:
         named: list[Path] = arguments.entries
         return named
 
-    from mmtard_bench.changed import changed_entries
+    from mmtard_bench.leaderboard.verify.branch import changed_entries
 
     changed = changed_entries(arguments.since)
     if not changed:
@@ -101,8 +101,8 @@ def _entries(arguments: argparse.Namespace) -> list[Path]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.entries.folder import read_entry
-    from mmtard_bench.entries.text import require_plain
+    from mmtard_bench.leaderboard.entries.folder import read_entry
+    from mmtard_bench.leaderboard.entries.text import require_plain
 
     if arguments.record != (arguments.by is not None):
         raise InputError("--record and --by NAME go together: who verified is written down.")
@@ -110,9 +110,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         require_plain(arguments.by, "--by")
     folders = _entries(arguments)
 
-    from mmtard_bench.adversarials import read_adversarials
-    from mmtard_bench.entries.checked import LEVELS
-    from mmtard_bench.verify.levels import Options, record, verify
+    from mmtard_bench.leaderboard.entries.verifications import LEVELS
+    from mmtard_bench.leaderboard.verify.images import read_adversarials
+    from mmtard_bench.leaderboard.verify.levels import Options, record, verify
 
     level: Level = arguments.level or ("re-attacked" if arguments.reattack else "replayed")
     if arguments.reattack and LEVELS.index(level) < LEVELS.index("re-attacked"):
@@ -144,16 +144,16 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _break(arguments: argparse.Namespace) -> int:
-    from mmtard_bench.entries.folder import read_entry
-    from mmtard_bench.entries.text import require_plain, require_url
+    from mmtard_bench.leaderboard.entries.folder import read_entry
+    from mmtard_bench.leaderboard.entries.text import require_plain, require_url
 
     require_plain(arguments.by, "--by")
     for option in ("paper", "images"):
         if getattr(arguments, option) is not None:
             require_url(getattr(arguments, option), f"--{option}")
 
-    from mmtard_bench.adversarials import read_adversarials
-    from mmtard_bench.verify.breaks import break_entry
+    from mmtard_bench.leaderboard.verify.breaks import break_entry
+    from mmtard_bench.leaderboard.verify.images import read_adversarials
 
     written = break_entry(
         read_entry(arguments.entry),

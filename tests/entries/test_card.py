@@ -6,8 +6,13 @@ import unicodedata
 import pytest
 from hypothesis import given, strategies as st
 
-from mmtard_bench.entries.card import Card, card_from_text, card_schema, card_to_text
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.card import (
+    Card,
+    card_from_text,
+    card_schema,
+    card_to_text,
+)
 from tests.conftest import REPOSITORY
 
 FACTS = {"name": "my-clip", "weights": "hf-hub:me/my-clip", "digest": "d"}

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mmtard_bench.entries import folder as folders
-from mmtard_bench.entries.card import Card, card_to_text
-from mmtard_bench.entries.folder import read_entries, read_entry, require_name
-from mmtard_bench.entries.pack import pack
-from mmtard_bench.entries.submit import submit
-from mmtard_bench.entries.text import skeleton
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries import folder as folders
+from mmtard_bench.leaderboard.entries.card import Card, card_to_text
+from mmtard_bench.leaderboard.entries.folder import read_entries, read_entry, require_name
+from mmtard_bench.leaderboard.entries.pack import pack
+from mmtard_bench.leaderboard.entries.submit import submit
+from mmtard_bench.leaderboard.entries.text import skeleton
 from mmtard_bench.records.schema import Record
 from tests.conftest import REPOSITORY
 from tests.test_leaderboard import in_suite, made

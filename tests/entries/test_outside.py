@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtard_bench.entries.folder import require_outside
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.folder import require_outside
 from mmtard_bench.records.files import write_record
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.test_leaderboard import made

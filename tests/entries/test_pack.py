@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from mmtard_bench.entries.pack import pack, unpack
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.pack import pack, unpack
 from mmtard_bench.records.edits import NameEdit
 from mmtard_bench.records.schema import Record
 from tests.test_leaderboard import in_suite, made

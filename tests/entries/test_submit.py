@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mmtard_bench.entries.folder import read_entry
-from mmtard_bench.entries.submit import submit
 from mmtard_bench.errors import InputError, StorageError
+from mmtard_bench.leaderboard.entries.folder import read_entry
+from mmtard_bench.leaderboard.entries.submit import submit
 from mmtard_bench.records.schema import Record, SuiteFacts
 from tests.conftest import Cli, assert_sentence
 from tests.test_leaderboard import in_suite, made

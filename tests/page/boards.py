@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from mmtard_bench.entries.board import Board
-from mmtard_bench.entries.card import Card
-from mmtard_bench.entries.checked import Break, Fallen, Verification
-from mmtard_bench.entries.folder import Entry, Run
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.entries.breaks import Break, Fallen
+from mmtard_bench.leaderboard.entries.card import Card
+from mmtard_bench.leaderboard.entries.folder import Entry, Run
+from mmtard_bench.leaderboard.entries.verifications import Verification
 from mmtard_bench.records.schema import Record, digest_of
 from tests.test_leaderboard import in_suite, made
 

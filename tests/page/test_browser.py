@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtard_bench.entries.board import Board
-from mmtard_bench.page.build import build
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.page.build import build
 from tests.page.boards import board, entry, records, verification
 
 CHROMIUM = shutil.which("chromium")

@@ -8,14 +8,14 @@ from xml.etree import ElementTree
 
 from hypothesis import given, settings, strategies as st
 
-from mmtard_bench.entries.board import Board
-from mmtard_bench.page.build import build
-from mmtard_bench.page.facts import page_facts
-from mmtard_bench.page.plots import palette, plots
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.page.build import build
+from mmtard_bench.leaderboard.page.facts import page_facts
+from mmtard_bench.leaderboard.page.plots import palette, plots
+from mmtard_bench.leaderboard.reported import Reported
 from mmtard_bench.records.files import write_record
 from mmtard_bench.records.statistics import wilson
 from mmtard_bench.records.tables import percent
-from mmtard_bench.reported import Reported
 from tests.conftest import Cli, assert_sentence
 from tests.page.boards import N, board, records
 from tests.test_leaderboard import made

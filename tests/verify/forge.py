@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 import mmtard_bench as mb
-from mmtard_bench.entries.card import Card, card_to_text
-from mmtard_bench.entries.folder import read_entry
-from mmtard_bench.entries.pack import pack
-from mmtard_bench.entries.submit import submit
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.evaluate import execute
 from mmtard_bench.evaluation.job import prepare
+from mmtard_bench.leaderboard.entries.card import Card, card_to_text
+from mmtard_bench.leaderboard.entries.folder import read_entry
+from mmtard_bench.leaderboard.entries.pack import pack
+from mmtard_bench.leaderboard.entries.submit import submit
 from mmtard_bench.records.curves import known_from_above
 from mmtard_bench.records.schema import Record, Sample, aggregate, digest_of, identity_of
 from mmtard_bench.tasks.samples import load_task

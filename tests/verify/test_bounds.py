@@ -9,9 +9,8 @@ from hypothesis import given, strategies as st
 from scipy.stats import binom
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.verify import again
-from mmtard_bench.verify.again import draw
-from mmtard_bench.verify.bounds import (
+from mmtard_bench.leaderboard.verify import reattacked as again
+from mmtard_bench.leaderboard.verify.bounds import (
     HONEST,
     LEVEL,
     caught,
@@ -20,6 +19,7 @@ from mmtard_bench.verify.bounds import (
     most_false,
     unsuspicious,
 )
+from mmtard_bench.leaderboard.verify.reattacked import draw
 
 
 def chance(robust: int, false: int, drawn: int, fell: int) -> float:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 import mmtard_bench as mb
-from mmtard_bench.entries.card import Card
-from mmtard_bench.entries.folder import read_entries, read_entry
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation import checks
+from mmtard_bench.leaderboard.entries.card import Card
+from mmtard_bench.leaderboard.entries.folder import read_entries, read_entry
+from mmtard_bench.leaderboard.verify.well_formed import require_formed
 from mmtard_bench.records.schema import Flag, SuiteFacts
 from mmtard_bench.tasks.samples import load_task
 from mmtard_bench.tasks.suites import load_suite
-from mmtard_bench.verify.formed import require_formed
 from tests.conftest import REPOSITORY, assert_sentence
 from tests.verify import forge
 

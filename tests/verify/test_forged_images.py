@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mmtard_bench.adversarials import LARGEST, Stack, read_adversarials, write_adversarials
-from mmtard_bench.entries.folder import read_entry
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.folder import read_entry
+from mmtard_bench.leaderboard.verify.images import (
+    LARGEST,
+    Stack,
+    read_adversarials,
+    write_adversarials,
+)
 from tests.conftest import assert_sentence
 from tests.verify import forge
 

@@ -8,8 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from mmtard_bench.entries.checked import read_breaks, read_verifications
-from mmtard_bench.entries.folder import read_entry
+from mmtard_bench.leaderboard.entries.breaks import read_breaks
+from mmtard_bench.leaderboard.entries.folder import read_entry
+from mmtard_bench.leaderboard.entries.verifications import read_verifications
 from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.records.schema import SuiteFacts
 from tests.conftest import assert_sentence

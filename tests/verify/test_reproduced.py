@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.verify import reproduced
 from mmtard_bench.records.recall import Ranks
 from mmtard_bench.records.schema import Flag
-from mmtard_bench.verify import reproduced
 from tests.conftest import assert_sentence
 from tests.test_leaderboard import made
 from tests.verify import forge

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmtard_bench.entries.folder import require_name
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.folder import require_name
 
 BOARD = "leaderboard"
 _MADE = re.compile(r"README\.md|index\.html|[A-Za-z0-9.+-]+-scatter\.svg")

@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import get_args
 
 from mmtard_bench.attacks.base import Attack, Engine
-from mmtard_bench.entries.folder import Run
-from mmtard_bench.entries.text import require_plain
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.checks import ModelCode, SampleCode, check_samples
 from mmtard_bench.evaluation.job import (
@@ -19,6 +17,8 @@ from mmtard_bench.evaluation.job import (
     threat_facts,
 )
 from mmtard_bench.evaluation.sources import data_of, suite_of
+from mmtard_bench.leaderboard.entries.folder import Run
+from mmtard_bench.leaderboard.entries.text import require_plain
 from mmtard_bench.records.curves import follows, known_from_above
 from mmtard_bench.records.edits import names_another_class
 from mmtard_bench.records.schema import Flag, Record

@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from mmtard_bench.entries.checked import PixelBall
-from mmtard_bench.entries.text import Plain, SuiteName
 from mmtard_bench.errors import InputError, first_line
 from mmtard_bench.evaluation.again import Judge, attack_again
 from mmtard_bench.evaluation.checks import inside
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.sources import chosen, data_of, suite_of, threat_of
 from mmtard_bench.files import write_atomically
+from mmtard_bench.leaderboard.entries.breaks import PixelBall
+from mmtard_bench.leaderboard.entries.text import Plain, SuiteName
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.schema import Name, Record
 from mmtard_bench.records.worst import Ball, balls_of

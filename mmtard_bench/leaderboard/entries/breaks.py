@@ -1,49 +1,20 @@
-"""What others found out about entries: how far one was verified, and which samples fell since.
+"""TODO."""
 
-Both lie outside of the entries, and the check of a pull request leaves them to the maintainers
-(``changed.py``). A verification names the very file of records by its hash, and lapses with it; a
-break is of weights, and holds for whatever records say of them.
-"""
-
-import json
-from datetime import date
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from mmtard_bench.entries.folder import read_plain
-from mmtard_bench.entries.text import EntryName, Plain, SuiteName, Url
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.folder import read_plain
+from mmtard_bench.leaderboard.entries.text import EntryName, Plain, SuiteName, Url
+from mmtard_bench.leaderboard.entries.verifications import Day
 from mmtard_bench.records.schema import Digest, Name, ThreatFacts
+from mmtard_bench.records.worst import WorstCase
 from mmtard_bench.schema import Strict, explain
-
-Level = Literal["well-formed", "replayed", "re-attacked", "reproduced"]
-LEVELS: tuple[Level, ...] = ("well-formed", "replayed", "re-attacked", "reproduced")
-"""From the weakest to the strongest; each includes those before it."""
-
-
-def _day(text: str) -> str:
-    if date.fromisoformat(text).isoformat() != text:
-        raise ValueError("expected a date such as 2026-11-25")
-    return text
-
-
-Day = Annotated[str, AfterValidator(_day)]
-
-
-class Verification(Strict):
-    """A level that somebody verified. ``detail`` says with which figures."""
-
-    entry: EntryName
-    suite: SuiteName
-    records: Digest
-    level: Level
-    date: Day
-    version: Plain
-    by: Plain
-    detail: Plain
 
 
 class PixelBall(Strict):
@@ -84,25 +55,6 @@ class Break(Strict):
     fallen: list[Fallen] = Field(min_length=1)
 
 
-_VERIFICATIONS = TypeAdapter(list[Verification])
-
-
-def read_verifications(path: Path) -> list[Verification]:
-    """Read ``verification.json``; nothing if there is none. Raises InputError."""
-    if not path.exists():
-        return []
-    try:
-        return _VERIFICATIONS.validate_json(read_plain(path))
-    except ValidationError as error:
-        raise InputError(f"The verifications in {path} are not valid: {explain(error)}") from error
-
-
-def verifications_to_text(found: list[Verification]) -> str:
-    """Verifications as they are kept, one a line."""
-    lines = ",\n".join(f" {json.dumps(v.model_dump(), ensure_ascii=False)}" for v in found)
-    return f"[\n{lines}\n]\n"
-
-
 def read_breaks(folder: Path) -> list[Break]:
     """Read every ENTRY--WHO.json of a directory; nothing if there is none. Raises InputError."""
     breaks: list[Break] = []
@@ -115,3 +67,33 @@ def read_breaks(folder: Path) -> list[Break]:
             raise InputError(f"The break {path} is of '{found.entry}'; expected that in its name.")
         breaks.append(found)
     return breaks
+
+
+@dataclass(frozen=True)
+class Credit:
+    """A stronger attack, and how many samples of a row's worst cases it was the first to break."""
+
+    by: str
+    paper: str | None
+    date: str
+    samples: int
+
+
+def lowered(
+    worst: Sequence[WorstCase], breaks: Sequence[Break]
+) -> tuple[list[WorstCase], list[Credit]]:
+    """The worst cases after some breaks of their run, oldest first, with credits for what fell."""
+    cases, credits = list(worst), []
+    for found in sorted(breaks, key=lambda found: (found.date, found.by)):
+        fell: set[tuple[str, str]] = set()
+        for fallen in found.fallen:
+            for i, case in enumerate(cases):
+                if not fallen.is_in(case.task, case.threat):
+                    continue
+                ids = {x for x in fallen.ids if case.stands.get(x)}
+                stands = {**case.stands, **dict.fromkeys(ids, False)}
+                cases[i] = replace(case, stands=stands, fell=case.fell + len(ids))
+                fell |= {(case.task, x) for x in ids}
+        if fell:
+            credits.append(Credit(found.by, found.paper, found.date, len(fell)))
+    return cases, credits

@@ -4,18 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmtard_bench.entries.checked import (
+from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.breaks import Break, read_breaks
+from mmtard_bench.leaderboard.entries.folder import Entry, Run, holds_entries, read_entries
+from mmtard_bench.leaderboard.entries.verifications import (
     LEVELS,
-    Break,
     Verification,
-    read_breaks,
     read_verifications,
 )
-from mmtard_bench.entries.folder import Entry, Run, holds_entries, read_entries
-from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.reported import Reported, read_reported
 from mmtard_bench.records.files import load_records
 from mmtard_bench.records.schema import Record
-from mmtard_bench.reported import Reported, read_reported
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mmtard_bench.entries.card import Card, card_from_text, card_to_text
-from mmtard_bench.entries.folder import Entry, is_entry, names_of, read_entry, require_distinct
-from mmtard_bench.entries.pack import pack
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.files import write_atomically
+from mmtard_bench.leaderboard.entries.card import Card, card_from_text, card_to_text
+from mmtard_bench.leaderboard.entries.folder import (
+    Entry,
+    is_entry,
+    names_of,
+    read_entry,
+    require_distinct,
+)
+from mmtard_bench.leaderboard.entries.pack import pack
 from mmtard_bench.records.schema import Record
 from mmtard_bench.records.worst import counted, is_complete
 from mmtard_bench.schema import explain

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from mmtard_bench.entries.text import EntryName, Plain, Url
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.text import EntryName, Plain, Url
 from mmtard_bench.records.schema import Count, Digest, Name
 from mmtard_bench.schema import Strict, explain
 

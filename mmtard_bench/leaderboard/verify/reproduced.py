@@ -9,12 +9,12 @@ from mmtard_bench.evaluation.checks import SampleCode
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.evaluate import execute
 from mmtard_bench.evaluation.job import prepare
+from mmtard_bench.leaderboard.verify.well_formed import Formed, Place
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.curves import known_from_above
 from mmtard_bench.records.recall import CUTOFFS
 from mmtard_bench.records.schema import Record
 from mmtard_bench.records.tables import percent
-from mmtard_bench.verify.formed import Formed, Place
 
 SHARE = 0.01
 """The share of a record's samples that may be robust for the entry alone; two may always be."""

@@ -5,20 +5,19 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from mmtard_bench.adversarials import Adversarials, Stack, replay_stack
-from mmtard_bench.entries.checked import Break, Fallen, read_breaks
-from mmtard_bench.entries.folder import Entry, Run
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.files import write_atomically
-from mmtard_bench.lowered import lowered
+from mmtard_bench.leaderboard.entries.breaks import Break, Fallen, lowered, read_breaks
+from mmtard_bench.leaderboard.entries.folder import Entry, Run
+from mmtard_bench.leaderboard.verify.images import Adversarials, Stack, replay_stack
+from mmtard_bench.leaderboard.verify.levels import failures_of, today
+from mmtard_bench.leaderboard.verify.replayed import require_model
+from mmtard_bench.leaderboard.verify.weights import load_weights
+from mmtard_bench.leaderboard.verify.well_formed import Formed, require_formed
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.worst import Ball, balls_of, worst_cases
 from mmtard_bench.text import slug
-from mmtard_bench.verify.formed import Formed, require_formed
-from mmtard_bench.verify.levels import failures_of, today
-from mmtard_bench.verify.replayed import require_model
-from mmtard_bench.verify.weights import load_weights
 
 
 def break_entry(

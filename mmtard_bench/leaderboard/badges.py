@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mmtard_bench import registry
-from mmtard_bench.entries.checked import Verification
+from mmtard_bench.leaderboard.entries.verifications import Verification
 from mmtard_bench.records.files import made_at
 from mmtard_bench.records.schema import Record
 

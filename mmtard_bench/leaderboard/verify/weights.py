@@ -1,7 +1,7 @@
 """The model of an entry, loaded as data and never as code."""
 
-from mmtard_bench.entries.card import Card
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.card import Card
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import is_data, load_known
 

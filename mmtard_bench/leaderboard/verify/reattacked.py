@@ -10,9 +10,7 @@ from mmtard_bench.evaluation.again import attack_again
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.job import FAST
 from mmtard_bench.evaluation.sources import chosen
-from mmtard_bench.models.clip import Clip
-from mmtard_bench.records.worst import Ball, balls_of
-from mmtard_bench.verify.bounds import (
+from mmtard_bench.leaderboard.verify.bounds import (
     caught,
     limit_of_ball,
     limit_of_entry,
@@ -20,7 +18,9 @@ from mmtard_bench.verify.bounds import (
     size_of_second,
     unsuspicious,
 )
-from mmtard_bench.verify.formed import Formed, Place
+from mmtard_bench.leaderboard.verify.well_formed import Formed, Place
+from mmtard_bench.models.clip import Clip
+from mmtard_bench.records.worst import Ball, balls_of
 
 POINTS = 0.10
 """The overstatement whose chance of being caught is said."""

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmtard_bench.badges import Badge, badges, newest
-from mmtard_bench.entries.board import Board
-from mmtard_bench.entries.card import Card
-from mmtard_bench.entries.checked import Verification
-from mmtard_bench.lowered import Credit, lowered
+from mmtard_bench.leaderboard.badges import Badge, badges, newest
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.entries.breaks import Credit, lowered
+from mmtard_bench.leaderboard.entries.card import Card
+from mmtard_bench.leaderboard.entries.verifications import Verification
 from mmtard_bench.records.compare import comparable
 from mmtard_bench.records.curves import Point, eps_curves
 from mmtard_bench.records.files import oldest_first

@@ -15,24 +15,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mmtard_bench import __version__
-from mmtard_bench.adversarials import Adversarials
-from mmtard_bench.entries.checked import (
+from mmtard_bench.errors import InputError, reason
+from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.files import write_atomically
+from mmtard_bench.leaderboard.entries.folder import Entry, Run
+from mmtard_bench.leaderboard.entries.verifications import (
     LEVELS,
     Level,
     Verification,
     read_verifications,
     verifications_to_text,
 )
-from mmtard_bench.entries.folder import Entry, Run
-from mmtard_bench.errors import InputError, reason
-from mmtard_bench.evaluation.device import Resources
-from mmtard_bench.files import write_atomically
+from mmtard_bench.leaderboard.verify.images import Adversarials
+from mmtard_bench.leaderboard.verify.reattacked import reattack
+from mmtard_bench.leaderboard.verify.replayed import replay, replay_images
+from mmtard_bench.leaderboard.verify.reproduced import reproduce
+from mmtard_bench.leaderboard.verify.weights import load_weights, require_data
+from mmtard_bench.leaderboard.verify.well_formed import Formed, require_formed
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.verify.again import reattack
-from mmtard_bench.verify.formed import Formed, require_formed
-from mmtard_bench.verify.replayed import replay, replay_images
-from mmtard_bench.verify.reproduced import reproduce
-from mmtard_bench.verify.weights import load_weights, require_data
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mmtard_bench.entries.board import Board
-from mmtard_bench.entries.checked import LEVELS
-from mmtard_bench.entries.folder import Entry
-from mmtard_bench.page.marks import SHAPES
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.entries.folder import Entry
+from mmtard_bench.leaderboard.entries.verifications import LEVELS
+from mmtard_bench.leaderboard.reported import reported_tables
+from mmtard_bench.leaderboard.standings import Row, SuiteStandings, standings
 from mmtard_bench.records.statistics import Accuracy
 from mmtard_bench.records.tables import RECALL_HEADERS, recall_cells
-from mmtard_bench.reported import reported_tables
-from mmtard_bench.standings import Row, SuiteStandings, standings
 
 Facts = dict[str, Any]
 Figure = list[float] | None
@@ -143,3 +142,18 @@ def _texts(value: object) -> list[str]:
     if value is None:
         return []
     return [f"{value:,}" if isinstance(value, int) else str(value)]
+
+
+SHAPES = (
+    "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",  # a circle
+    "M-4-4H4V4H-4z",
+    "M0-5.5L5 4H-5z",
+    "M0-5.5L5.5 0L0 5.5L-5.5 0z",
+    "M0 5.5L5-4H-5z",
+    "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7z",  # a plus
+    "M-5-2.5L-2.5-5L0-2.5L2.5-5L5-2.5L2.5 0L5 2.5L2.5 5L0 2.5L-2.5 5L-5 2.5L-2.5 0z",  # a cross
+)
+"""Outlines around the origin, about 10 wide. A row's is filled in the first round, then hollow."""
+
+COLOURS = 6
+"""How many ``--series-N`` the style sheet has; not a multiple of the shapes, so that both vary."""

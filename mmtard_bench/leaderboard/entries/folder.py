@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from mmtard_bench.entries.card import Card, card_from_text
-from mmtard_bench.entries.pack import unpack
-from mmtard_bench.entries.text import EntryName, SuiteName, skeleton
 from mmtard_bench.errors import InputError
+from mmtard_bench.leaderboard.entries.card import Card, card_from_text
+from mmtard_bench.leaderboard.entries.pack import unpack
+from mmtard_bench.leaderboard.entries.text import EntryName, SuiteName, skeleton
 from mmtard_bench.records.schema import Record
 
 LARGEST = 16 * 2**20

@@ -1,8 +1,8 @@
 """The leaderboard as one HTML file that needs no server and no network, and as plots."""
 
-from mmtard_bench.entries.board import Board
-from mmtard_bench.page.build import build
-from mmtard_bench.page.plots import plots
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.page.build import build
+from mmtard_bench.leaderboard.page.plots import plots
 
 
 def site(board: Board, *, beside: str) -> dict[str, str]:

@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from mmtard_bench.entries.board import Board
-from mmtard_bench.page.build import asset
-from mmtard_bench.page.marks import COLOURS, SHAPES
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.page.build import asset
+from mmtard_bench.leaderboard.page.facts import COLOURS, SHAPES
+from mmtard_bench.leaderboard.standings import Row, SuiteStandings, standings
 from mmtard_bench.records.statistics import Accuracy
-from mmtard_bench.standings import Row, SuiteStandings, standings
 from mmtard_bench.text import printable
 
 FEWEST = 3

@@ -12,8 +12,8 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from mmtard_bench.entries.board import Board
-from mmtard_bench.page.facts import page_facts
+from mmtard_bench.leaderboard.board import Board
+from mmtard_bench.leaderboard.page.facts import page_facts
 
 SCRIPTS = ("dom.js", "charts.js", "suite.js", "page.js")
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}

@@ -4,20 +4,20 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import get_args
 
-from mmtard_bench.adversarials import Adversarials, replay_stack
-from mmtard_bench.entries.card import Card
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.again import Judge
 from mmtard_bench.evaluation.checks import Doubt, ModelCode
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.job import prepare
+from mmtard_bench.leaderboard.entries.card import Card
+from mmtard_bench.leaderboard.verify.images import Adversarials, replay_stack
+from mmtard_bench.leaderboard.verify.well_formed import Formed, Place
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.recall import CUTOFFS
 from mmtard_bench.records.schema import Sample
 from mmtard_bench.records.worst import balls_of
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict
-from mmtard_bench.verify.formed import Formed, Place
 
 BORDERLINE = 0.005
 """The share of samples that rounding on another machine may decide otherwise; one may always be."""
