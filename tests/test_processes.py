@@ -28,7 +28,7 @@ from mmtard_bench.evaluation.run import run_model
 from mmtard_bench.records.files import read_record
 from mmtard_bench.records.schema import Record
 from mmtard_bench.tasks.suites import load_suite
-from mmtard_bench.train.interruption import Interruption
+from mmtard_bench.train.session import Interruption
 from tests.conftest import REPOSITORY, wait_for
 from tests.forked import Forked
 

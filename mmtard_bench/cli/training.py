@@ -75,7 +75,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from mmtard_bench.leaderboard.entries.folder import require_outside
-    from mmtard_bench.train.reproduce import reproduce
+    from mmtard_bench.train.study.run import reproduce
 
     out = arguments.out or require_outside(Path("runs") / f"reproduce-{arguments.study}")
     report = reproduce(

@@ -1,5 +1,6 @@
 """One training step: attack the student, compare it with its teachers, update it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,6 @@ from mmtard_bench.attacks.pgd import pgd
 from mmtard_bench.errors import InputError
 from mmtard_bench.train.methods.base import Guide, Loss, Method, Options
 from mmtard_bench.train.recipe import InnerAttack, Recipe
-from mmtard_bench.train.schedule import learning_rate
 from mmtard_bench.train.towers import Head, Output, Role, Teachers, Tower, View
 from mmtard_bench.types import Eps
 
@@ -193,3 +193,15 @@ class Learned:
 def accuracy(output: Output, labels: Tensor) -> Tensor:
     """The share of N images whose largest logit is the label's, a scalar."""
     return (output.logits.argmax(1) == labels).float().mean()
+
+
+def learning_rate(step: int, *, steps: int, peak: float, warmup: float) -> float:
+    """Linear warm-up over a share ``warmup`` of the steps, then half a cosine to zero.
+
+    Nothing to save or restore: it follows from the step, counted from 0.
+    """
+    warm = round(warmup * steps)
+    if step < warm:
+        return peak * (step + 1) / warm
+    share = (step - warm) / max(steps - warm, 1)
+    return peak * (0.5 + 0.5 * math.cos(math.pi * share))

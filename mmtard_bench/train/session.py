@@ -1,12 +1,15 @@
 """A whole training run: from a recipe to a checkpoint, resumable at any moment."""
 
 import json
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from types import TracebackType
+from typing import Self, cast
 
 import torch
 from accelerate import Accelerator
@@ -42,7 +45,6 @@ from mmtard_bench.train.checkpoint import (
 )
 from mmtard_bench.train.data import Images, Order, learn_by_heart
 from mmtard_bench.train.figures import diagnostics
-from mmtard_bench.train.interruption import Interruption
 from mmtard_bench.train.loop import Trainer
 from mmtard_bench.train.methods import find_method
 from mmtard_bench.train.methods.base import Method, Options
@@ -411,3 +413,39 @@ def _read_memory(path: Path, images: int) -> Tensor:
             f"({why or 'not finite'}); delete it, and the teacher looks at the images again."
         )
     return known
+
+
+class Interruption:
+    """Turns the first SIGINT, or the end of the launcher, into ``asked``.
+
+    A second SIGINT interrupts at once, as ever.
+    """
+
+    def __init__(self, launcher: Launcher) -> None:
+        self._launcher = launcher
+        self._signalled = False
+        # Python lets only the main thread handle signals.
+        self._listens = threading.current_thread() is threading.main_thread()
+
+    @property
+    def asked(self) -> bool:
+        """Whether training is to stop after this step."""
+        return self._signalled or self._launcher.ended
+
+    def __enter__(self) -> Self:
+        if self._listens:
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._listens:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        self._signalled = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import mmtard_bench as mb
 from mmtard_bench.models import weights
-from mmtard_bench.train.text_table import sentence_encoder
+from mmtard_bench.train.make.text_table import sentence_encoder
 from tests.hub import hub
 from tests.models.conftest import trained
 from tests.models.test_transformers import clip_tokenizer, make, rewrite

@@ -17,7 +17,7 @@ from mmtard_bench.models.text_table import (
     load_table_clip,
 )
 from mmtard_bench.tasks.classifier import ZeroShotClassifier
-from mmtard_bench.train.text_table import text_table, write_start
+from mmtard_bench.train.make.text_table import text_table, write_start
 
 PROMPTS = [f"a photo of a {name}." for name in ("cat", "dog", "pine_tree")]
 VISION = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}

@@ -9,10 +9,9 @@ import pytest
 from rich.console import Console
 
 from mmtard_bench.train.checkpoint import read_card
-from mmtard_bench.train.loop import Trainer
+from mmtard_bench.train.loop import Trainer, learning_rate
 from mmtard_bench.train.methods import METHODS, find_method
 from mmtard_bench.train.recipe import list_recipes, load_recipe
-from mmtard_bench.train.schedule import learning_rate
 from mmtard_bench.train.session import Place, train
 from tests.conftest import SHARED_DATA
 

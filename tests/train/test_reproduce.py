@@ -5,7 +5,7 @@ from rich.console import Console
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.records.files import load_records
-from mmtard_bench.train.reproduce import reproduce
+from mmtard_bench.train.study.run import reproduce
 
 QUICK = ["steps=2", "batch=16", "train=digits/validation", "validation.every=1"]
 

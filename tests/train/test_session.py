@@ -23,8 +23,8 @@ from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.models.towers import with_visual
 from mmtard_bench.train import checkpoint, session
 from mmtard_bench.train.checkpoint import Card, read_card
+from mmtard_bench.train.make.ship import ship
 from mmtard_bench.train.methods import METHODS
-from mmtard_bench.train.ship import ship
 from mmtard_bench.train.towers import require_apart
 from tests.conftest import wait_for
 from tests.models.toys import add_toys

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmtard_bench.train.recipe import load_recipe
-from mmtard_bench.train.report import write_report
-from mmtard_bench.train.study import (
+from mmtard_bench.train.study.report import write_report
+from mmtard_bench.train.study.statistics import (
     Difference,
     Score,
     Study,

@@ -22,7 +22,7 @@ from mmtard_bench.data.digits import DIGITS, caption, combinations, digits_train
 from mmtard_bench.tasks.catalogue import DIGIT_TEMPLATE
 from mmtard_bench.train.checkpoint import write_model
 from mmtard_bench.train.data import Order
-from mmtard_bench.train.schedule import learning_rate
+from mmtard_bench.train.loop import learning_rate
 
 
 def _model_config(*, embedding: int, image_width: int, text_width: int) -> dict[str, Any]:

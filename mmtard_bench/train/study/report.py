@@ -12,7 +12,7 @@ from tabulate import tabulate
 from mmtard_bench.files import write_atomically
 from mmtard_bench.train.figures import save
 from mmtard_bench.train.recipe import Recipe
-from mmtard_bench.train.study import (
+from mmtard_bench.train.study.statistics import (
     METRICS,
     Difference,
     Score,

@@ -18,9 +18,9 @@ from mmtard_bench.registry import near_matches
 from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
 from mmtard_bench.train.recipe import Named, load_recipe
-from mmtard_bench.train.report import write_report
 from mmtard_bench.train.session import Place, train
-from mmtard_bench.train.study import Score, Study
+from mmtard_bench.train.study.report import write_report
+from mmtard_bench.train.study.statistics import Score, Study
 from mmtard_bench.train.watch import History
 
 STUDIES = {
