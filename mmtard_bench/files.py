@@ -1,7 +1,9 @@
-"""TODO."""
+"""Text files, atomic writes, and the lock of a directory."""
 
 import os
+import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +60,31 @@ def _unwritable(folder: Path, error: OSError) -> InputError:
     return InputError(
         f"{folder} cannot be written: {error.strerror or error}. Choose another --out."
     )
+
+
+def is_text(name: str) -> bool:
+    """Whether a name from outside is one line that JSON can hold: no control, no broken UTF-8."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
+def lines_in(text: str) -> list[str]:
+    """The lines of a text, without empty ones at its end.
+
+    Not ``splitlines``, which takes more letters for ends of lines: names would be shifted.
+    """
+    text = text.rstrip()
+    return re.split(r"\r\n|\r|\n", text) if text else []
+
+
+def read_text(path: Path) -> str:
+    """A text file, without a mark at its start. Raises OSError, or UnicodeDecodeError."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file")  # a pipe would never end
+    return path.read_text("utf-8-sig")
+
+
+def suite_folder() -> Path:
+    """Where the suites that ship are: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "suite_files"
+    return installed if installed.is_dir() else package.parent / "suites"

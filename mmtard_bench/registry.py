@@ -191,3 +191,21 @@ def register_task(task: "Task") -> None:
     if not isinstance(task, Task):
         raise InputError(f"register_task was given a {type(task).__name__}; expected a Task.")
     tasks.add(task.name, task)
+
+
+def attack_family(name: str) -> str:
+    """The registered name of an attack: "pgd-20" -> "pgd-{steps}". Raises InputError."""
+    if name in attacks and "{" not in name:
+        return name
+    for family in attacks:
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]{1,9})", re.escape(family))
+        match = re.fullmatch(pattern, name)
+        if match is None:
+            continue
+        for what, number in match.groupdict().items():
+            least, most = RANGES[what]
+            if not least <= int(number) <= most:
+                raise InputError(f"The attack '{name}' needs {least} to {most} {what}.")
+        return family
+    hint = near_matches(name, attacks)
+    raise InputError(f"There is no attack '{name}'. {hint}")

@@ -19,10 +19,10 @@ from pydantic import (
 )
 from pydantic.errors import PydanticSchemaGenerationError
 
-from mmtard_bench.data.base import read_text
 from mmtard_bench.errors import (
     InputError,
 )
+from mmtard_bench.files import read_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def explain(error: ValidationError) -> str:
     return "; ".join(said) + "."
 
 
-T = TypeVar("T", bound=BaseModel)
+M = TypeVar("M", bound=BaseModel)
 
 
 def read_table(path: Path, what: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def read_table(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"The {what} {path} cannot be read: {error}.") from error
 
 
-def validate(kind: type[T], table: dict[str, Any], what: str) -> T:
+def validate(kind: type[M], table: dict[str, Any], what: str) -> M:
     """A table as a pydantic model. Raises InputError with what is wrong in it."""
     try:
         return kind.model_validate(table)

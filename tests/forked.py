@@ -9,7 +9,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mmtard_bench.cli", "mmtard_bench.runner", __name__])
+CONTEXT.set_forkserver_preload(["mmtard_bench.cli", "mmtard_bench.evaluation.run", __name__])
 
 
 def run_command(words: list[str], folder: str, env: dict[str, str], said: tuple[str, str]) -> None:

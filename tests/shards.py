@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from tests.cli.test_bad_input import rgb
 from tests.conftest import SHARED_DATA
 from tests.hub import Files
-from tests.test_bad_input import rgb
 
 NAMES = ["cat", "dog", "hen", "cow", "eel"]
 TEMPLATES = ["a photo of a {c}.", "a drawing of a {c}."]

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mmtard_bench import registry
-from mmtard_bench.attacks.catalogue import attack_family
 from mmtard_bench.errors import InputError
-from mmtard_bench.registry import Registry
+from mmtard_bench.registry import Registry, attack_family
 from mmtard_bench.types import Eps, ThreatModel
 
 

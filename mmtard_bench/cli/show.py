@@ -95,12 +95,13 @@ def _why_not(record: "Record", shown: "Sequence[Record]") -> str:
 def _gallery(arguments: argparse.Namespace) -> int:
     records = records_at(arguments.path)
 
-    from mmtard_bench.evaluation import gallery, gallery_page as gallery_files
+    from mmtard_bench.evaluation import gallery, gallery_page
     from mmtard_bench.evaluation.device import find_device
+    from mmtard_bench.evaluation.sources import load_model_of
     from mmtard_bench.leaderboard.entries.folder import require_outside
 
     out: Path = arguments.out or require_outside(Path("gallery.html"))
-    gallery_files.require_format(out)
+    gallery_page.require_format(out)
     record = gallery.choose_record(records, task=arguments.task, threat=arguments.threat)
     chosen = gallery.choose_samples(
         record,
@@ -108,9 +109,9 @@ def _gallery(arguments: argparse.Namespace) -> int:
         count=arguments.random or 8,
         seed=arguments.seed or 0,
     )
-    clip = gallery.load_model_of(record, arguments.weights)
+    clip = load_model_of(record, arguments.weights)
     found = gallery.look(record, chosen, clip, find_device("auto"), suite_file=arguments.suite)
-    gallery_files.write_gallery(found, out)
+    gallery_page.write_gallery(found, out)
     print(printable(f"{gallery.title_of(found)}\n{gallery.summary_of(found)}\n{out}"))
     return 0
 

@@ -1,8 +1,6 @@
-"""What a data set is to the rest of the package, and which of its samples an evaluation uses."""
+"""What a data set is to the rest of the package."""
 
 import os
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import lines_in
 
 OUTSIDE = ("parquet", "imagefolder", "hub", "wds")
 """What the data spec of a task from outside begins with, before a colon."""
@@ -104,31 +103,10 @@ def sample_ids(count: int, names: Iterable[str] | None) -> list[str]:
     return ids
 
 
-def is_text(name: str) -> bool:
-    """Whether a name from outside is one line that JSON can hold: no control, no broken UTF-8."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
-
-
 def few(names: Iterable[str]) -> str:
     """The first of some names, for a message."""
     first = list(islice(names, 6))
     return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
-
-
-def lines_in(text: str) -> list[str]:
-    """The lines of a text, without empty ones at its end.
-
-    Not ``splitlines``, which takes more letters for ends of lines: names would be shifted.
-    """
-    text = text.rstrip()
-    return re.split(r"\r\n|\r|\n", text) if text else []
-
-
-def read_text(path: Path) -> str:
-    """A text file, without a mark at its start. Raises OSError, or UnicodeDecodeError."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a regular file")  # a pipe would never end
-    return path.read_text("utf-8-sig")
 
 
 def split_captions(text: str) -> tuple[str, ...]:

@@ -17,11 +17,12 @@ import datasets
 import pyarrow
 from pyarrow import csv, json, parquet
 
-from mmtard_bench.data.base import few, is_text, local_path
+from mmtard_bench.data.base import few, local_path
 from mmtard_bench.data.decode import FORMATS, IMAGE_EXTENSIONS
 from mmtard_bench.data.manifest import sample_list
 from mmtard_bench.data.table import TableDataset, as_dataset, split_of
 from mmtard_bench.errors import InputError, first_line
+from mmtard_bench.files import is_text
 from mmtard_bench.types import Task
 
 SPLITS = {

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which samples of a data set an evaluation uses."""
 
 import hashlib
 import os
@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmtard_bench.data.base import (
-    Dataset,
-    lines_in,
-    local_path,
-    read_text,
-)
+from mmtard_bench.data.base import Dataset, local_path
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import lines_in, read_text
 
 ROBUSTBENCH_LIST = "ROBUSTBENCH_IMAGENET_LIST"
 """The environment variable that names RobustBench's list of 5,000 ImageNet images."""

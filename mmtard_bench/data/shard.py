@@ -5,9 +5,9 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmtard_bench.data.base import is_text
 from mmtard_bench.data.decode import IMAGE_EXTENSIONS
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import is_text
 
 COMPANIONS = frozenset(("cls", "txt", "json", "npy"))
 """How members beside an image may end that say more of it than is used."""

@@ -15,19 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from mmtard_bench.data.base import (
-    Dataset,
-    LazyLabels,
-    Pixels,
-    captions_in,
-    few,
-    lines_in,
-    local_path,
-    read_text,
-)
+from mmtard_bench.data.base import Dataset, LazyLabels, Pixels, captions_in, few, local_path
 from mmtard_bench.data.decode import decode
 from mmtard_bench.data.shard import Shard, read_shard
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import lines_in, read_text
 from mmtard_bench.hub import download, resolve_commit
 from mmtard_bench.types import Task
 

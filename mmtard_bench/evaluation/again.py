@@ -1,4 +1,4 @@
-"""Attack chosen samples of a record once more, and keep the images that records do not have."""
+"""Re-attack chosen samples of a record, and keep the adversarial images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Engine
-from mmtard_bench.evaluation.checks import Doubt
 from mmtard_bench.evaluation.device import Resources, full_float32
 from mmtard_bench.evaluation.job import FAST, prepare
 from mmtard_bench.evaluation.loop import Evaluation
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.records.schema import Flag
 from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.tasks.scoring import Verdict
 from mmtard_bench.types import ThreatModel
@@ -99,7 +99,7 @@ class Judge:
             found += self.verdicts(self.images(rows), rows)
         return found
 
-    def doubts(self) -> list[Doubt]:
+    def doubts(self) -> list[Flag]:
         """What the checks of the model find, as in an evaluation."""
         with full_float32():
             return self.evaluation.inspect()

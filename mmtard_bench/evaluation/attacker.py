@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmtard_bench.attacks.base import AttackResult, Part, Work, joined
 from mmtard_bench.data.threads import worker_count
 from mmtard_bench.errors import ModelError
-from mmtard_bench.evaluation.checks import Doubt, inspect_model, require_in_ball
+from mmtard_bench.evaluation.checks import inspect_model, require_in_ball
 from mmtard_bench.evaluation.device import (
     Resources,
     available_memory,
@@ -23,6 +23,7 @@ from mmtard_bench.evaluation.job import Job
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.folding import folded, using
 from mmtard_bench.records.edits import NameEdit, names_another_class
+from mmtard_bench.records.schema import Flag
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Aim, Verdict, ZeroShotScorer
 
@@ -96,10 +97,10 @@ class Attacker:
         job = self.job
         return job.data.image(row, surface=job.threat.surface, preprocess=job.clip.preprocess)
 
-    def inspect(self) -> list[Doubt]:
+    def inspect(self) -> list[Flag]:
         """Check the model on the first samples of the manifest."""
 
-        def inspect(count: int) -> list[Doubt]:
+        def inspect(count: int) -> list[Flag]:
             return inspect_model(
                 self.scorer.classifier,
                 self.probes[:count],

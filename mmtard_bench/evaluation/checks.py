@@ -7,7 +7,6 @@ randomised and adaptive defences AutoAttack prints; here they are data.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 from unittest import mock
 
@@ -17,8 +16,8 @@ from scipy.special import bdtrc
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, margin, norm_of
-from mmtard_bench.errors import ModelError, shown
-from mmtard_bench.records.schema import Sample
+from mmtard_bench.errors import ModelError
+from mmtard_bench.records.schema import Flag, Sample
 from mmtard_bench.tasks.watched import require_logits
 from mmtard_bench.types import Norm, ThreatModel
 
@@ -26,8 +25,6 @@ _RANDOM = 1e-4  # of the range of the logits
 _BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
 _FEW_ZERO = 0.05  # share of samples without a gradient that an honest model may have
 _CHANCE_LEVEL = 0.05
-_SAME = 1e-12  # less than 1 is the cosine where embeddings differ by more than float32 rounds
-_CHUNK = 1024  # rows of the head that are compared at once
 _SCALES = (5.0, 1000.0)  # CLIP starts at 14.3 and ends at 100
 
 
@@ -45,14 +42,6 @@ SampleCode = Literal[
     "clean-accuracy-at-chance", "square-beats-gradients", "unconfirmed-adversarials"
 ]
 """What ``check_samples`` may find."""
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """A reason to doubt a robust accuracy: a code, and a sentence with the figures."""
-
-    code: ModelCode | SampleCode
-    detail: str
 
 
 def require_in_ball(found: Tensor, images: Tensor, threat: ThreatModel) -> None:
@@ -83,31 +72,9 @@ def _reach(eps: float) -> float:
     return eps * (1 + 1e-5) + 1e-6
 
 
-def check_head(head: Tensor, names: Sequence[str]) -> list[Doubt]:
-    """Whether different names have one row of text embeddings (C, D)."""
-    rows = F.normalize(head.double().cpu(), dim=1)
-    first = {name: place for place, name in reversed(list(enumerate(names)))}
-    numbers = [first[name] for name in names]
-    pairs = [
-        (start + i, other)
-        for start in range(0, len(rows), _CHUNK)
-        for i, other in (rows[start : start + _CHUNK] @ rows.T > 1 - _SAME).nonzero().tolist()
-        if numbers[start + i] < numbers[other]
-    ]
-    if not pairs:
-        return []
-    one, other = (shown(names[place]) for place in pairs[0])
-    detail = (
-        f"{len(pairs)} pairs of classes have different names and one text embedding, {one} and "
-        f"{other} for one: the text tower does not read what differs, and which of them is "
-        "predicted means nothing"
-    )
-    return [Doubt("equal-class-embeddings", detail)]
-
-
 def inspect_model(
     model: Classifier, images: Tensor, labels: Tensor, *, classes: int, scale: float
-) -> list[Doubt]:
+) -> list[Flag]:
     """Probe a classifier with a few images (N, 3, H, W) before it is attacked.
 
     Raises ModelError for output that is NaN, of the wrong shape, or the same for every image.
@@ -125,7 +92,7 @@ def inspect_model(
             f"The model gives the same logits for {len(images)} different images; it ignores its "
             "input, so its robustness means nothing. Check how it was loaded."
         )
-    found: list[Doubt | None] = [
+    found: list[Flag | None] = [
         _check_random(logits, again, spread),
         _check_batch(model, images, logits, spread),
         _check_inference(model, images),
@@ -138,30 +105,31 @@ def inspect_model(
     return [warning for warning in found if warning is not None]
 
 
-def _check_random(first: Tensor, second: Tensor, spread: float) -> Doubt | None:
+def _check_random(first: Tensor, second: Tensor, spread: float) -> Flag | None:
     difference = float((first - second).abs().max()) / spread
     if difference <= _RANDOM:
         return None
-    return Doubt(
-        "randomised-output",
-        f"two passes over the same images differ by {difference:.1e} of the logits' range; only "
-        "autoattack-rand is meant for such a model",
+    return Flag(
+        code="randomised-output",
+        detail=f"two passes over the same images differ by {difference:.1e} of the logits' range; "
+        "only autoattack-rand is meant for such a model",
     )
 
 
-def _check_batch(model: Classifier, images: Tensor, logits: Tensor, spread: float) -> Doubt | None:
+def _check_batch(model: Classifier, images: Tensor, logits: Tensor, spread: float) -> Flag | None:
     with torch.no_grad():
         alone = torch.cat([model(images[i : i + 1]) for i in range(min(4, len(images)))])
     difference = float((alone - logits[: len(alone)]).abs().max()) / spread
     if difference <= _BATCH:
         return None
-    return Doubt(
-        "batch-dependent-output",
-        f"an image alone and in a batch get logits that differ by {difference:.1e} of their range",
+    return Flag(
+        code="batch-dependent-output",
+        detail="an image alone and in a batch get logits that differ by "
+        f"{difference:.1e} of their range",
     )
 
 
-def _check_inference(model: Classifier, images: Tensor) -> Doubt | None:
+def _check_inference(model: Classifier, images: Tensor) -> Flag | None:
     # torch.autograd.grad and backward, however they are called, both go through this function.
     with (
         mock.patch.object(
@@ -172,30 +140,33 @@ def _check_inference(model: Classifier, images: Tensor) -> Doubt | None:
         model(images[:2])
     if not gradients.called:
         return None
-    return Doubt(
-        "optimises-at-inference",
-        "the model computes gradients to answer; attacks that do not see through that are too weak",
+    return Flag(
+        code="optimises-at-inference",
+        detail="the model computes gradients to answer; attacks that do not see through that are "
+        "too weak",
     )
 
 
-def _check_softmax(logits: Tensor) -> Doubt | None:
+def _check_softmax(logits: Tensor) -> Flag | None:
     one = bool(((logits.sum(1) - 1).abs() < 1e-4).all())
     if not (one and bool((logits >= 0).all()) and bool((logits <= 1).all())):
         return None
-    return Doubt("softmax-output", "the logits are probabilities; losses on them saturate")
+    return Flag(
+        code="softmax-output", detail="the logits are probabilities; losses on them saturate"
+    )
 
 
-def _check_scale(scale: float) -> Doubt | None:
+def _check_scale(scale: float) -> Flag | None:
     if _SCALES[0] <= scale <= _SCALES[1]:
         return None
-    return Doubt(
-        "unusual-logit-scale",
-        f"the logit scale is {scale:.3g}; CLIP's is 100, and outside {_SCALES[0]:g} to "
+    return Flag(
+        code="unusual-logit-scale",
+        detail=f"the logit scale is {scale:.3g}; CLIP's is 100, and outside {_SCALES[0]:g} to "
         f"{_SCALES[1]:g} gradients of the cross-entropy vanish or lose their meaning",
     )
 
 
-def _check_gradients(model: Classifier, images: Tensor, labels: Tensor) -> Doubt | None:
+def _check_gradients(model: Classifier, images: Tensor, labels: Tensor) -> Flag | None:
     losses: dict[str, Callable[[Tensor], Tensor]] = {
         "cross-entropy": lambda logits: F.cross_entropy(logits, labels, reduction="sum"),
         "margin": lambda logits: margin(logits, labels).sum(),
@@ -214,15 +185,15 @@ def _check_gradients(model: Classifier, images: Tensor, labels: Tensor) -> Doubt
             )
             zero, share = int(missing.sum()), float(missing.float().mean())
         if share > _FEW_ZERO:
-            return Doubt(
-                "zero-gradients",
-                f"the gradient of the {name} is zero or NaN for {zero} of {len(points)} correctly "
-                "classified images; gradient-based attacks cannot see past that",
+            return Flag(
+                code="zero-gradients",
+                detail=f"the gradient of the {name} is zero or NaN for {zero} of {len(points)} "
+                "correctly classified images; gradient-based attacks cannot see past that",
             )
     return None
 
 
-def check_samples(samples: Sequence[Sample]) -> list[Doubt]:
+def check_samples(samples: Sequence[Sample]) -> list[Flag]:
     """What the verdicts of a record give reason to doubt."""
     doubts = []
     chance = check_chance(samples)
@@ -237,11 +208,11 @@ def check_samples(samples: Sequence[Sample]) -> list[Doubt]:
             f"{unconfirmed} adversarial images were not misclassified by a fresh pass; they count "
             "as broken. A few come from rounding, many from a randomised model"
         )
-        doubts.append(Doubt("unconfirmed-adversarials", detail))
+        doubts.append(Flag(code="unconfirmed-adversarials", detail=detail))
     return doubts
 
 
-def check_chance(samples: Sequence[Sample]) -> Doubt | None:
+def check_chance(samples: Sequence[Sample]) -> Flag | None:
     """Clean accuracy must be above what the same predictions in another order would have.
 
     So much is right by chance if predictions do not depend on the images (Cohen, 1960), also where
@@ -259,21 +230,21 @@ def check_chance(samples: Sequence[Sample]) -> Doubt | None:
     testable = chance**count < _CHANCE_LEVEL
     if right > chance * count and (p <= _CHANCE_LEVEL or not testable):
         return None
-    return Doubt(
-        "clean-accuracy-at-chance",
-        f"the clean accuracy, {right} of {count}, is not above chance, {chance:.1%} (binomial test "
-        f"at {_CHANCE_LEVEL:.0%}): check that the towers were trained together, and the "
-        "preprocessing, the prompts and the order of the classes",
+    return Flag(
+        code="clean-accuracy-at-chance",
+        detail=f"the clean accuracy, {right} of {count}, is not above chance, {chance:.1%} "
+        f"(binomial test at {_CHANCE_LEVEL:.0%}): check that the towers were trained together, and "
+        "the preprocessing, the prompts and the order of the classes",
     )
 
 
-def check_square(broken_by: list[str | None]) -> Doubt | None:
+def check_square(broken_by: list[str | None]) -> Flag | None:
     """Square, which needs no gradients, should break next to nothing that APGD and FAB left."""
     by_square = sum(name == "square" for name in broken_by)
     if by_square < 2 or by_square <= 0.01 * len(broken_by):
         return None
-    return Doubt(
-        "square-beats-gradients",
-        f"Square broke {by_square} of {len(broken_by)} samples that all gradient-based attacks "
-        "had left standing",
+    return Flag(
+        code="square-beats-gradients",
+        detail=f"Square broke {by_square} of {len(broken_by)} samples that all "
+        "gradient-based attacks had left standing",
     )

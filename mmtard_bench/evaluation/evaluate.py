@@ -11,7 +11,7 @@ from pydantic import Field, InstanceOf, SkipValidation
 
 from mmtard_bench.attacks.base import Engine, EngineName, Precision
 from mmtard_bench.errors import InputError, StorageError, reason
-from mmtard_bench.evaluation.checks import Doubt, check_samples
+from mmtard_bench.evaluation.checks import check_samples
 from mmtard_bench.evaluation.device import Resources, describe, find_device, full_float32
 from mmtard_bench.evaluation.headway import Progress
 from mmtard_bench.evaluation.job import Job, prepare
@@ -51,7 +51,7 @@ def execute(
     used = resources.batch_size or 0
     processes = resources.processes
 
-    def settle() -> tuple[Evaluation, list[Doubt], list[Batch]]:
+    def settle() -> tuple[Evaluation, list[Flag], list[Batch]]:
         nonlocal used
         job.data.require_images(job.threat.surface, workers=resources.workers)
         evaluation = Evaluation(job, resources, known or {})
@@ -157,7 +157,7 @@ def _record(
     model_seconds: float = 0.0,
     samples: list[Sample] | None = None,
     error: str | None = None,
-    doubts: Sequence[Doubt] = (),
+    doubts: Sequence[Flag] = (),
     notes: Sequence[str] = (),
 ) -> Record:
     model, task, threat = job.facts
@@ -174,7 +174,7 @@ def _record(
         precision="float32",
         sample_ids_digest=job.sample_ids_digest,
         results=aggregate(samples) if samples else None,
-        flags=[Flag(code=doubt.code, detail=doubt.detail) for doubt in doubts],
+        flags=list(doubts),
         notes=list(notes),
         environment=describe(resources.device, batch_size, resources.processes.world),
         seconds=seconds,

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The suite, the data, the threat model and the model that a record was made with."""
 
 import re
 from collections.abc import Sequence

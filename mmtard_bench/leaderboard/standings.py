@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmtard_bench.files import suite_folder
 from mmtard_bench.leaderboard.badges import Badge, badges, newest
 from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.entries.breaks import Credit, lowered
@@ -26,7 +27,6 @@ from mmtard_bench.records.recall import Recalls
 from mmtard_bench.records.schema import Record, SuiteFacts, digest_of
 from mmtard_bench.records.statistics import Accuracy, all_pairs, mean_accuracy
 from mmtard_bench.records.worst import WorstCase, is_complete, worst_cases
-from mmtard_bench.tasks.suites import suite_folder
 from mmtard_bench.text import slug
 from mmtard_bench.types import FAST_CODE
 

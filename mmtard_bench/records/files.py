@@ -1,4 +1,4 @@
-"""TODO."""
+"""Read and write records as files."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What is known after one (model, task, threat model): the schema, strict reading and writing.
+"""What is known after one (model, task, threat model): the schema of a record.
 
 A record holds per-sample truth; everything else that could be derived from it is recomputed on
 every read. A file is exactly the canonical text of its record, so no byte of it can change

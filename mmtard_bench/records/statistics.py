@@ -1,4 +1,4 @@
-"""TODO."""
+"""Intervals and tests for accuracies. Imports without torch."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence

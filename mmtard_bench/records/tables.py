@@ -1,4 +1,4 @@
-"""Records side by side: worst cases, and tables for a terminal. Imports without torch."""
+"""Records side by side, as tables for a terminal. Imports without torch."""
 
 from collections.abc import Iterable, Sequence
 

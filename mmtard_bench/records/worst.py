@@ -1,4 +1,4 @@
-"""TODO."""
+"""The worst case over attacks: per sample, over all threat models of one norm and eps."""
 
 import re
 from collections import defaultdict

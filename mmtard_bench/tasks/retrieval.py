@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from mmtard_bench.errors import ModelError
-from mmtard_bench.evaluation.checks import Doubt
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.records.schema import Flag
 from mmtard_bench.tasks.classifier import ZeroShotClassifier
 from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.tasks.scoring import Aim, Verdict
@@ -117,7 +117,7 @@ class RetrievalScorer:
         self.labels = self.classifier.columns[list(data.labels)]
         self.columns = self.classifier.count
 
-    def doubts(self) -> list[Doubt]:
+    def doubts(self) -> list[Flag]:
         """Nothing: captions of one embedding tie, and ties are lost."""
         return []
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmtard_bench.evaluation.checks import Doubt, check_head
+from mmtard_bench.errors import shown
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.records.schema import Flag
 from mmtard_bench.tasks.classifier import ZeroShotClassifier, embed_names
 from mmtard_bench.tasks.prompts import require_distinct
 from mmtard_bench.tasks.samples import TaskData
@@ -64,7 +66,7 @@ class ZeroShotScorer:
         self._classes = torch.tensor(data.labels, device=device)
         self._predicted = torch.tensor([data.classes.index(name) for name in names], device=device)
 
-    def doubts(self) -> list[Doubt]:
+    def doubts(self) -> list[Flag]:
         """What the text side gives reason to doubt."""
         return check_head(self.classifier.head, self.classifier.names)
 
@@ -95,3 +97,31 @@ class ZeroShotScorer:
         predictions = self._predicted[logits.argmax(1)]
         right = (predictions == self._classes[rows]).tolist()
         return [Verdict(*pair) for pair in zip(right, predictions.tolist(), strict=True)]
+
+
+_SAME = 1e-12  # less than 1 is the cosine where embeddings differ by more than float32 rounds
+
+
+_CHUNK = 1024  # rows of the head that are compared at once
+
+
+def check_head(head: Tensor, names: Sequence[str]) -> list[Flag]:
+    """Whether different names have one row of text embeddings (C, D)."""
+    rows = F.normalize(head.double().cpu(), dim=1)
+    first = {name: place for place, name in reversed(list(enumerate(names)))}
+    numbers = [first[name] for name in names]
+    pairs = [
+        (start + i, other)
+        for start in range(0, len(rows), _CHUNK)
+        for i, other in (rows[start : start + _CHUNK] @ rows.T > 1 - _SAME).nonzero().tolist()
+        if numbers[start + i] < numbers[other]
+    ]
+    if not pairs:
+        return []
+    one, other = (shown(names[place]) for place in pairs[0])
+    detail = (
+        f"{len(pairs)} pairs of classes have different names and one text embedding, {one} and "
+        f"{other} for one: the text tower does not read what differs, and which of them is "
+        "predicted means nothing"
+    )
+    return [Flag(code="equal-class-embeddings", detail=detail)]

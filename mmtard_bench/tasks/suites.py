@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import suite_folder
 from mmtard_bench.records.schema import digest_of
 from mmtard_bench.schema import read_table, validate
 from mmtard_bench.tasks.tables import TaskTable, resolve_task
@@ -82,7 +83,7 @@ def with_overrides(suite: Suite, *, n: int | None, seed: int | None) -> Suite:
 
 
 def _assemble(parsed: _SuiteFile) -> Suite:
-    from mmtard_bench.attacks.catalogue import attack_family
+    from mmtard_bench.registry import attack_family
 
     tasks = tuple(resolve_task(t) for t in parsed.tasks)
     threats = tuple(
@@ -196,10 +197,3 @@ def _meaning(task: Task) -> dict[str, Any]:
         if values[key] is None:
             del values[key]
     return values
-
-
-def suite_folder() -> Path:
-    """Where the suites that ship are: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "suite_files"
-    return installed if installed.is_dir() else package.parent / "suites"

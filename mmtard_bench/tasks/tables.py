@@ -1,12 +1,12 @@
-"""TODO."""
+"""Tasks as suites and recipes declare them in TOML."""
 
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from mmtard_bench.data.base import lines_in, read_text
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import lines_in, read_text
 from mmtard_bench.schema import Strict
 from mmtard_bench.tasks.catalogue import imagenet_classes
 from mmtard_bench.tasks.samples import default_templates, find_task
@@ -19,7 +19,7 @@ class TaskTable(Strict):
     name: str = Field(min_length=1)
     data: str = Field(min_length=1)
     templates: list[str] | None = Field(default=None, min_length=1)
-    classes: list[str] | Literal["imagenet-1k"] = []
+    classes: list[str] | Literal["imagenet-1k"] = Field(default_factory=list)
     classes_file: str | None = None
     split: str | None = None
     image_column: str = "image"

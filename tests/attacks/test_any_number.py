@@ -19,7 +19,7 @@ from mmtard_bench.evaluation.loop import Batch
 from mmtard_bench.types import Eps, ThreatModel
 from tests.attacks.toys import KINDS, kind_of, toy_clip, toy_data, toy_job
 from tests.conftest import Linear
-from tests.test_runner import truth
+from tests.evaluation.test_run import truth
 
 CPU = torch.device("cpu")
 ENSEMBLES = {

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 import mmtard_bench as mb
 from mmtard_bench.attacks import charmer
 from mmtard_bench.attacks.base import Engine, Work
-from mmtard_bench.attacks.catalogue import attack_family, build_attack
+from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.attacks.charmer import edits_at, places, worst_names
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.evaluate import execute
@@ -17,6 +17,7 @@ from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.records.edits import levenshtein, names_another_class
 from mmtard_bench.records.files import from_text, to_text
 from mmtard_bench.records.worst import worst_cases
+from mmtard_bench.registry import attack_family
 from mmtard_bench.tasks import classifier as zero_shot
 from mmtard_bench.tasks.classifier import ZeroShotClassifier, embed_names
 from mmtard_bench.tasks.samples import find_task, load_task

@@ -7,7 +7,7 @@ import pytest
 
 import mmtard_bench as mb
 from mmtard_bench.tasks.samples import TaskData, load_task
-from tests.test_bad_input import rgb
+from tests.cli.test_bad_input import rgb
 
 
 def write(folder: Path, *names: str) -> None:

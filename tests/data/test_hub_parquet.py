@@ -23,8 +23,8 @@ from mmtard_bench.tasks.samples import (
     open_data,
 )
 from mmtard_bench.types import Task
+from tests.cli.test_bad_input import rgb
 from tests.hub import COMMIT, Fault, Files, hub
-from tests.test_bad_input import rgb
 
 PER_FILE = 4
 NAMES = ["cat", "dog", "hen"]

@@ -13,10 +13,10 @@ import mmtard_bench as mb
 from mmtard_bench.data.decode import decode
 from mmtard_bench.tasks.samples import find_task, load_manifest, load_task
 from mmtard_bench.types import Task
+from tests.cli.test_bad_input import rgb
 from tests.conftest import assert_sentence
 from tests.hub import COMMIT, Fault, hub
 from tests.shards import NAMES, cifar10, layout, noise, tar, write
-from tests.test_bad_input import rgb
 
 
 def test_a_folder_is_read_as_it_is(tmp_path):

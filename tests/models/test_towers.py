@@ -13,9 +13,9 @@ from mmtard_bench import registry
 from mmtard_bench.models.tiny import WEIGHTS
 from mmtard_bench.models.towers import with_visual
 from mmtard_bench.models.weights import misfits
+from tests.cli.test_bad_input import SUITE
 from tests.conftest import ToyClip, assert_sentence, wrap
 from tests.models.conftest import trained, visual_of
-from tests.test_bad_input import SUITE
 
 
 def prefixed(prefix, state):

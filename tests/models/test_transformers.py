@@ -11,8 +11,8 @@ import torch
 
 import mmtard_bench as mb
 from mmtard_bench.models.towers import with_visual
+from tests.cli.test_bad_input import SUITE
 from tests.hub import COMMIT, hub
-from tests.test_bad_input import SUITE
 
 transformers = pytest.importorskip("transformers")
 

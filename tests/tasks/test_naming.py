@@ -9,7 +9,7 @@ import mmtard_bench as mb
 from mmtard_bench.data.digits import DigitsSplit
 from mmtard_bench.tasks.naming import check_labels, class_names
 from mmtard_bench.tasks.samples import load_task
-from tests.test_bad_input import GOOD, parquet
+from tests.cli.test_bad_input import GOOD, parquet
 
 
 class Named:

@@ -47,7 +47,7 @@ def test_a_study_is_measured_once(study, tmp_path, monkeypatch):
     text = page.read_text()
     # What is there already is used: neither training nor an attack may run again.
     monkeypatch.setattr("mmtard_bench.train.session.Session._steps", None)
-    monkeypatch.setattr("mmtard_bench.runner.execute", None)
+    monkeypatch.setattr("mmtard_bench.evaluation.run.execute", None)
     assert study().read_text() == text
     with pytest.raises(InputError, match="their training curves cannot be compared"):
         study("validation.samples=11")

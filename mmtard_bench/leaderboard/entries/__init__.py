@@ -1,1 +1,4 @@
-"""Leaderboard entries as files that strangers write: cards, packed records, what was checked."""
+"""Entries: model cards and packed records that people submit. Imports without torch.
+
+Read ``folder.py`` first (the files of an entry), then ``card.py`` and ``submit.py``.
+"""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Images by which somebody broke an entry, and how far they lower its robust accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

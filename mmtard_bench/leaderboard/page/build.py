@@ -42,7 +42,7 @@ def build(board: Board, *, beside: str = "README.md") -> str:
 
 def asset(name: str) -> str:
     """A file of ``assets/``."""
-    return (files("mmtard_bench.page") / "assets" / name).read_text("utf-8")
+    return (files("mmtard_bench.leaderboard.page") / "assets" / name).read_text("utf-8")
 
 
 def _source(text: str) -> str:

@@ -1,1 +1,1 @@
-"""Check an entry without trusting it, in levels: see ``mmtard_bench.verify.levels``."""
+"""Verify an entry without trusting it, in four levels. Read ``levels.py`` first."""

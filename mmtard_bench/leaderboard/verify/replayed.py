@@ -6,7 +6,7 @@ from typing import get_args
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.again import Judge
-from mmtard_bench.evaluation.checks import Doubt, ModelCode
+from mmtard_bench.evaluation.checks import ModelCode
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.leaderboard.entries.card import Card
@@ -14,7 +14,7 @@ from mmtard_bench.leaderboard.verify.images import Adversarials, replay_stack
 from mmtard_bench.leaderboard.verify.well_formed import Formed, Place
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.recall import CUTOFFS
-from mmtard_bench.records.schema import Sample
+from mmtard_bench.records.schema import Flag, Sample
 from mmtard_bench.records.worst import balls_of
 from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict
@@ -83,7 +83,7 @@ def _require_identity(place: Place, formed: Formed, clip: Clip) -> None:
     )
 
 
-def _require_flags(place: Place, doubts: Sequence[Doubt]) -> None:
+def _require_flags(place: Place, doubts: Sequence[Flag]) -> None:
     given = {flag.code for flag in place.record.flags if flag.code in get_args(ModelCode)}
     missing = [doubt for doubt in doubts if doubt.code not in given]
     if missing:

@@ -1,0 +1,1 @@
+"""Make the models that ship with the package: pretraining, text tables, rounding to float16."""

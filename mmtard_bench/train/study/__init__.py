@@ -1,0 +1,1 @@
+"""A study: methods x seeds, scored and compared. Read ``run.py`` first."""
