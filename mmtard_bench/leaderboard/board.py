@@ -60,7 +60,7 @@ def read_board(root: Path, reported: Path | None = None) -> Board:
     figures = read_reported(beside) if reported or beside.is_file() else []
     if not holds_entries(root):
         loose = load_records(root)
-        if not loose:
+        if not loose and not figures:
             raise InputError(f"There are no records below {root}; expected entries, or runs.")
         return Board(loose=loose, reported=figures)
     return Board(

@@ -450,7 +450,7 @@ def test_nan_for_an_edited_name_is_an_error():
 LOCKED = """
 from mmtard_bench.data.digits import DIGITS
 from mmtard_bench.models.text_table import TextTable
-from mmtard_bench.tasks.declared import DIGIT_TEMPLATE
+from mmtard_bench.tasks.catalogue import DIGIT_TEMPLATE
 from tests.conftest import ToyClip, wrap
 from dataclasses import replace
 
