@@ -21,7 +21,7 @@ from mmtard_bench.leaderboard.entries.folder import Run
 from mmtard_bench.leaderboard.entries.text import require_plain
 from mmtard_bench.records.curves import follows, known_from_above
 from mmtard_bench.records.edits import names_another_class
-from mmtard_bench.records.schema import Flag, Record
+from mmtard_bench.records.schema import Record
 from mmtard_bench.tasks.retrieval import NOTE
 from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import Suite, ThreatModel
@@ -133,7 +133,7 @@ def _require_said(place: Place) -> None:
     if unknown:
         raise InputError(f"{place.name}: there is no flag '{min(unknown)}'; remove it.")
     derived = [flag for flag in record.flags if flag.code in get_args(SampleCode)]
-    if derived != [Flag(code=d.code, detail=d.detail) for d in check_samples(record.samples)]:
+    if derived != check_samples(record.samples):
         raise InputError(f"{place.name}: its flags do not follow from its samples.")
     due = [*data.notes, *([NOTE] if data.task.metric == "retrieval" else [])]
     if not set(due) <= set(record.notes):
