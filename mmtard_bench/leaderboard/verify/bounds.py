@@ -1,14 +1,16 @@
-"""What a random draw says about the samples that were not drawn: exact, without replacement.
+"""Statistics of re-attacks: exact bounds from a random draw without replacement.
 
-An entry calls N samples robust, of which D are not; k are drawn and F of them are broken, so that F
-is hypergeometric. An honest entry has a few such samples, too: attacks have random starts, and
-another seed broke about 1% of its robust samples (docs/engine.md: 10 and 23 of about 2,400).
+An entry calls N samples robust; D of them are not. A draw of k samples contains F broken samples,
+and F has a hypergeometric distribution. An honest entry has a few broken samples as well: attacks
+start at random points, and another seed broke about 1% of the robust samples of our own models
+(docs/engine.md: 10 and 23 of about 2,400).
 
-An entry has many balls, and a test for each: at 1% a ball, the 26 of zeroshot13-v1 would refuse an
-honest entry with up to 21%. So the 1% is shared by all tests of an entry, as Bonferroni does, which
-needs no independence: one half is for the balls, one for all draws together. That alone would catch
-an overstatement in one ball much more rarely; therefore a ball in which too many samples are broken
-for one ball alone is drawn from again, and its limit is for both draws.
+An entry has a test for each ball. At 1% per ball, the 26 balls of zeroshot13-v1 would refuse an
+honest entry with a probability of up to 21%. Therefore all tests of an entry share the 1%
+(Bonferroni's correction, which needs no independence): one half for the balls, one half for all
+draws together. The stricter limit alone would detect an overstatement in a single ball less often.
+Therefore a ball with too many broken samples for a single test at 1% gets a second, larger draw,
+and its limit applies to both draws together.
 """
 
 from functools import cache
@@ -17,12 +19,12 @@ import numpy as np
 from scipy.stats import binom, hypergeom
 
 HONEST = 0.02
-"""The share of robust samples that another seed may break: twice what was measured."""
+"""The share of an honest entry's robust samples that another seed may break: twice the measured."""
 LEVEL = 0.01
-"""The probability that an entry with that share everywhere is refused, at most."""
+"""The highest probability that an entry with this share in every ball is refused."""
 CONFIDENCE = 0.95
 SECOND = 3
-"""How many times as large as the first draw of a ball the second one is."""
+"""The size of the second draw of a ball, as a multiple of the first."""
 
 
 @cache
@@ -32,31 +34,31 @@ def _limit(drawn: int, level: float) -> int:
 
 
 def unsuspicious(drawn: int) -> int:
-    """How many of a first draw may be broken without a second draw."""
+    """The most broken samples of a first draw that lead to no second draw."""
     return _limit(drawn, LEVEL)
 
 
 def limit_of_ball(drawn: int, balls: int) -> int:
-    """How many of both draws of a ball may be broken, in an entry with so many balls."""
+    """The most broken samples allowed in both draws of a ball, in an entry with ``balls`` balls."""
     return _limit(drawn, LEVEL / 2 / balls)
 
 
 def limit_of_entry(drawn: int) -> int:
-    """How many of all first draws of an entry together may be broken."""
+    """The most broken samples allowed in all first draws of an entry together."""
     return _limit(drawn, LEVEL / 2)
 
 
 def size_of_second(robust: int, drawn: int) -> int:
-    """How many of the ``robust`` samples of a ball a second draw takes."""
+    """The size of a second draw from a ball with ``robust`` robust samples."""
     return min(SECOND * drawn, robust - drawn)
 
 
 @cache
 def most_false(robust: int, drawn: int, broken: int) -> int:
-    """The upper one-sided 95% bound on how many of the ``robust`` samples are not.
+    """The one-sided upper 95% bound on the number of ``robust`` samples that are not robust.
 
-    The largest D for which ``broken`` or fewer of those drawn would be broken with a probability
-    of more than 5%: Clopper and Pearson's bound (1934) for a finite population.
+    This is the largest D for which a draw has ``broken`` or fewer broken samples with a
+    probability above 5%: the bound of Clopper and Pearson (1934) for a finite population.
     """
     low, high = broken, robust - drawn + broken
     while low < high:  # the probability falls with D
@@ -70,9 +72,9 @@ def most_false(robust: int, drawn: int, broken: int) -> int:
 
 @cache
 def caught(robust: int, drawn: int, false: int, balls: int) -> float:
-    """The probability that the draws of a ball refuse an entry with so many balls.
+    """The probability that the draws of one ball refuse an entry with ``balls`` balls.
 
-    ``false`` of the ball's ``robust`` samples are broken where they are drawn.
+    ``false`` is the number of the ball's ``robust`` samples that a re-attack would break.
     """
     false, second = min(false, robust), size_of_second(robust, drawn)
     limit = limit_of_ball(drawn + second, balls)

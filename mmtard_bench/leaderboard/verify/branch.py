@@ -1,6 +1,6 @@
-"""Which entries a branch adds or changes, by git, and what it may not do along with that.
+"""Which entries a git branch adds or changes, and what such a branch must not change.
 
-Names of files come from strangers: they are data here, never part of a command line.
+File names come from strangers. They are data here and never part of a command line.
 """
 
 import os
@@ -14,19 +14,27 @@ from mmtard_bench.leaderboard.entries.folder import require_name
 
 BOARD = "leaderboard"
 _MADE = re.compile(r"README\.md|index\.html|[A-Za-z0-9.+-]+-scatter\.svg")
-"""What ``mmtard-bench leaderboard`` writes, and checks."""
+"""The files that ``mmtard-bench leaderboard`` writes and checks."""
 _ASK = "Leave that to the maintainers, and open an issue if it is wrong."
 
 
 def changed_entries(base: str, folder: Path = Path()) -> dict[str, str]:
-    """What commits since ``base`` do to entries, in the checkout there: "added" or "changed".
+    """The entries that commits since ``base`` add or change.
 
-    Raises InputError for a revision that git does not know; for any other file of the leaderboard
-    but those that follow from entries: breaks and levels a maintainer replays and writes; for an
-    entry that loses a file; and for entries along with other code, which could be what checks them.
+    Args:
+        base: A git revision.
+        folder: The checkout; default: the current directory.
+
+    Returns:
+        "added" or "changed" by the name of the entry.
+
+    Raises:
+        InputError: If git does not know the revision; if the branch removes a file of an entry; if
+            it changes a leaderboard file that only maintainers write (breaks, verified levels); or
+            if it changes entries and code together, since the code could be what checks them.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/@~^-]*", base):
-        raise InputError(f"{base!r} is no revision; expected one such as origin/main.")
+        raise InputError(f"{base!r} is not a git revision; expected one such as origin/main.")
     fork = _git(folder, "merge-base", base, "HEAD").decode().strip()
     found: dict[str, str] = {}
     others = []
@@ -42,8 +50,8 @@ def changed_entries(base: str, folder: Path = Path()) -> dict[str, str]:
             raise InputError(_why_not(status, path, rest))
     if found and others:
         raise InputError(
-            f"The change is to the entry '{min(found)}' and to {others[0]!r}; an entry comes "
-            f"without code, which could be what checks it. Commit {BOARD}/ alone."
+            f"The branch changes the entry '{min(found)}' and also {others[0]!r}. An entry comes "
+            f"without code, since the code could be what checks it. Commit {BOARD}/ alone."
         )
     return dict(sorted(found.items()))
 
@@ -51,8 +59,8 @@ def changed_entries(base: str, folder: Path = Path()) -> dict[str, str]:
 def _why_not(status: str, path: str, rest: list[str]) -> str:
     if rest and rest[0] == "breaks" and status == "A":
         return (
-            f"The change adds {path}. A maintainer replays its images with mmtard-bench break, and "
-            "commits what that writes."
+            f"The change adds {path}. A maintainer replays the images with mmtard-bench break and "
+            "commits the result."
         )
     what = {"A": "adds", "D": "removes"}.get(status, "changes")
     return f"The change {what} {path!r}. {_ASK}"
@@ -60,7 +68,7 @@ def _why_not(status: str, path: str, rest: list[str]) -> str:
 
 def _entry_of(status: str, path: str, rest: list[str]) -> str:
     if len(rest) != 2:
-        raise InputError(f"{path!r} is no file of an entry; expected {BOARD}/entries/NAME/FILE.")
+        raise InputError(f"{path!r} is not a file of an entry; expected {BOARD}/entries/NAME/FILE.")
     name = require_name(rest[0])
     if status == "D":
         raise InputError(f"The change removes {path} of the entry '{name}'. {_ASK}")
@@ -68,7 +76,7 @@ def _entry_of(status: str, path: str, rest: list[str]) -> str:
 
 
 def _changes(folder: Path, fork: str) -> Iterator[tuple[str, str]]:
-    """(status, path) of every file that differs; a rename is two of them."""
+    """(status, path) of every file that differs; a rename gives two."""
     options = ("--name-status", "-z", "--no-renames", "--relative", "--no-ext-diff")
     out = _git(folder, "diff", *options, fork, "HEAD", "--", ".")
     fields = iter(os.fsdecode(out).split("\0")[:-1])
@@ -79,7 +87,9 @@ def _git(folder: Path, *arguments: str) -> bytes:
     try:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False)
     except OSError as error:
-        raise InputError(f"git cannot be run: {error}. It says what a branch changes.") from error
+        raise InputError(
+            f"git cannot be run: {error}. It is needed to find what a branch changes."
+        ) from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
         raise InputError(f"git {arguments[0]} failed in {folder.resolve()}: {said}")

@@ -1,4 +1,4 @@
-"""A stronger attack on an entry: images that break samples which it calls robust, with credit."""
+"""Record a stronger attack: images that break samples which an entry calls robust."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -31,12 +31,27 @@ def break_entry(
     weights: str | None,
     tell: Callable[[str], None],
 ) -> list[Path]:
-    """Replay a file of images and write down, beside the entries, which samples fell to it.
+    """Replay a file of adversarial images and record, beside the entries, the samples they break.
 
-    Those count that the worst case of a ball calls robust, if nobody broke them there before; an
-    image in a ball is in the larger ones, too. Images that are outside or break nothing are left
-    out, and said. ``images`` says where others find the file. Raises InputError if the file is of
-    other weights, or if nothing new fell.
+    A sample counts if the worst case of a ball calls it robust and no earlier break names it. An
+    image in a ball also lies in every larger ball. Images outside their ball, and images that
+    break nothing, are left out with a message.
+
+    Args:
+        entry: The entry under attack.
+        file: The adversarial images.
+        resources: Makes the device and batch size.
+        by: Who found the images.
+        paper: Where the attack is described; None if nowhere.
+        images: Where others find the file; None if nowhere.
+        weights: A model spec to load instead of the card's weights.
+        tell: Receives progress messages.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: If the images were made for other weights, or if no further sample is broken.
     """
     card = entry.card
     require_model(file, card)
@@ -67,7 +82,7 @@ def break_entry(
     if not written:
         raise InputError(
             f"No image of {file.path} breaks a sample that '{card.name}' calls robust and that "
-            "nobody broke before, so there is nothing to write down."
+            "no earlier break names, so nothing is recorded."
         )
     return written
 
@@ -90,7 +105,7 @@ def _fallen(
         seen = replay_stack(file, place, data[stack.task], clip, resources)
         tell(
             f"{stack.name}: {len(seen.broken)} of {len(stack.ids)} images break their sample; "
-            f"{len(seen.outside)} are outside of ball or box, {len(seen.standing)} break nothing"
+            f"{len(seen.outside)} are outside the ball or box, {len(seen.standing)} break nothing"
         )
         for ball in around:
             key = (ball.task, ball.name)
@@ -103,7 +118,7 @@ def _fallen(
         threat = ball.strongest.threat
         assert threat.norm != "levenshtein"
         left = len(standing[ball.task, ball.name])
-        tell(f"{ball.task} {ball.name}: {len(ids)} of {left} robust samples fell")
+        tell(f"{ball.task} {ball.name}: {len(ids)} of {left} robust samples are broken")
         fallen.append(
             Fallen(
                 task=ball.task,
@@ -117,12 +132,12 @@ def _fallen(
 
 
 def _holds(ball: Ball, stack: Stack) -> bool:
-    """Whether the ball of a stack is in a ball."""
+    """Whether the ball of a stack lies inside ``ball``."""
     return not ball.edits and stack.is_in(ball.task, ball.strongest.threat)
 
 
 def _standing(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
-    """The samples of a run that stand, by task and ball, after what fell before."""
+    """The robust samples of a run by task and ball, without those that earlier breaks name."""
     model = run.records[0].model.digest
     mine = [each for each in known if each.model == model and each.suite == run.suite]
     cases, _ = lowered(worst_cases(run.records), mine)
@@ -133,6 +148,6 @@ def _standing(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
 
 
 def _free_name(folder: Path, stem: str) -> Path:
-    """ENTRY--WHO.json, or with a number where there is one."""
+    """The first name of ENTRY--WHO.json, ENTRY--WHO-2.json, ... that is free."""
     names = (f"{stem}{'' if i == 1 else f'-{i}'}.json" for i in count(1))
     return next(folder / name for name in names if not (folder / name).exists())

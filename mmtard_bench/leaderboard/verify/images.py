@@ -1,8 +1,8 @@
-"""A file of adversarial images, quantised so that they still break what they broke.
+"""Files of adversarial images, quantised in such a way that they still break their samples.
 
-It is a safetensors file. Tensor "0", "1", ... is the stack of images of one task and ball, (N, H,
-W, 3), of 8 or 16 bits a channel; the header says what each is (``Contents``). Others may have
-written it: sizes and the header are checked before an image is read.
+The format is safetensors. Tensors "0", "1", ... each hold the images of one task and ball as a
+stack (N, H, W, 3) of 8 or 16 bits per channel. The header describes each stack (``Contents``). A
+stranger may have written the file: sizes and header are checked before an image is read.
 """
 
 import hashlib
@@ -35,17 +35,17 @@ from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import Eps, ThreatModel
 
 LARGEST = 4 * 2**30
-"""Bytes of a file: 13 tasks of 1,000 images at 224x224 in two balls need almost as many."""
+"""The largest file, in bytes: 13 tasks of 1,000 images at 224x224 in two balls nearly fill it."""
 
 _KEY = "mmtard_bench"
 _KINDS: dict[str, int] = {"U8": 255, "U16": 65535}
-"""The types of tensor that there may be, with the value of white."""
+"""The allowed types of tensors, with the value of white."""
 
 Pixels = NDArray[Any]
 
 
 class Stack(PixelBall):
-    """What a tensor holds: an image for each of some samples of a task, in a ball around theirs."""
+    """The adversarial images of one task and ball: one image for each sample in ``ids``."""
 
     suite: SuiteName
     attack: Plain
@@ -59,12 +59,12 @@ class Stack(PixelBall):
 
     @property
     def name(self) -> str:
-        """Its task and ball."""
+        """The task and the ball, for messages."""
         return f"{self.task} {self.norm} {self.eps} {self.surface}"
 
 
 class Contents(Strict):
-    """The header of a file. ``model`` is the digest of the weights that the images are for."""
+    """The header of a file. ``model`` is the digest of the model that the images were made for."""
 
     version: Literal[1]
     model: Name
@@ -86,20 +86,20 @@ class Adversarials:
         return height, width
 
     def images(self, place: int, rows: range) -> Tensor:
-        """Some images of a stack, (N, 3, H, W), float32 in [0, 1]."""
+        """The images of a stack in ``rows``: (N, 3, H, W), float32 in [0, 1]."""
         with safe_open(self.path, "np") as file:
             return as_images(file.get_slice(str(place))[rows.start : rows.stop])
 
 
 def as_images(pixels: Pixels) -> Tensor:
-    """(N, H, W, 3), of 8 or 16 bits -> (N, 3, H, W), float32 in [0, 1]."""
+    """Integers (N, H, W, 3) of 8 or 16 bits as float32 (N, 3, H, W) in [0, 1]."""
     white = np.iinfo(pixels.dtype).max
     flat = torch.from_numpy(pixels.astype(np.float32)) / float(white)
     return flat.permute(0, 3, 1, 2).contiguous()
 
 
 def read_adversarials(path: Path) -> Adversarials:
-    """Read the header of a file of adversarial images. Raises InputError for what is not one."""
+    """Read the header of a file of adversarial images. Raises InputError for any other file."""
     try:
         size = path.stat().st_size
         if size > LARGEST:
@@ -117,13 +117,13 @@ def read_adversarials(path: Path) -> Adversarials:
         why = first_line(error)
     else:
         return Adversarials(path, digest, contents)
-    raise InputError(f"{path} is no file of adversarial images: {why}")
+    raise InputError(f"{path} is not a file of adversarial images: {why}")
 
 
 def _require_shapes(file: Any, contents: Contents) -> None:
     names = [str(place) for place in range(len(contents.stacks))]
     if sorted(file.keys()) != sorted(names):
-        raise ValueError(f"its {len(names)} stacks and its tensors do not go together.")
+        raise ValueError(f"its header has {len(names)} stacks, but its tensors are others.")
     for name, stack in zip(names, contents.stacks, strict=True):
         tensor = file.get_slice(name)
         shape, kind = tensor.get_shape(), tensor.get_dtype()
@@ -137,7 +137,7 @@ def _require_shapes(file: Any, contents: Contents) -> None:
 def write_adversarials(
     path: Path, model: str, stacks: Sequence[tuple[Stack, Pixels]]
 ) -> Adversarials:
-    """Write a file of adversarial images of the model with this digest."""
+    """Write a file of adversarial images for the model with the digest ``model``."""
     contents = Contents(version=1, model=model, stacks=[stack for stack, _ in stacks])
     tensors = {str(i): np.ascontiguousarray(pixels) for i, (_, pixels) in enumerate(stacks)}
     write_atomically(path, save(tensors, {_KEY: contents.model_dump_json()}))
@@ -146,7 +146,7 @@ def write_adversarials(
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a fresh pass says about the images of a stack, by the ids of their samples."""
+    """The ids of a stack's samples, sorted by what a new pass over their images shows."""
 
     outside: list[str]
     standing: list[str]
@@ -156,9 +156,12 @@ class Replayed:
 def replay_stack(
     file: Adversarials, place: int, data: TaskData, clip: Clip, resources: Resources
 ) -> Replayed:
-    """Look at the images of a stack: in ball and box, and misclassified where the clean one is not?
+    """Classify the images of a stack and check that they lie in the ball and the box [0, 1].
 
-    Raises InputError if they are of samples that the task does not have, or of another size.
+    An image breaks its sample if the model classifies the clean image correctly and this one not.
+
+    Raises:
+        InputError: If the task does not have a sample, or if the images have another size.
     """
     stack = file.contents.stacks[place]
     data = chosen(data, stack.ids)
@@ -168,7 +171,7 @@ def replay_stack(
     given, expected = file.size(place), tuple(judge.images([0]).shape[2:])
     if given != expected:
         raise InputError(
-            f"{file.path}, {stack.name}: its images are {given}, those of the task {expected}."
+            f"{file.path}, {stack.name}: its images are {given}; those of the task are {expected}."
         )
     size = judge.evaluation.batch_size
     for first in range(0, len(stack.ids), size):
@@ -190,15 +193,19 @@ def gather(
     seed: int,
     tell: Callable[[str], None],
 ) -> list[tuple[Stack, Pixels]]:
-    """Attack again what records call broken, and keep an image a sample, task and ball.
+    """Re-attack the broken samples of records and keep an image per sample, task and ball.
 
-    Attacks on text have none. ``tell`` hears of what was left out: samples that did not break
-    again, and those whose image no longer breaks once it is quantised. Raises InputError.
+    Attacks on text have no images. ``tell`` receives a message about each ball: how many samples
+    have an image, how many were not broken again, and how many images break nothing after
+    quantisation.
+
+    Raises:
+        InputError: If the suite, the data or the attack of a record is not available.
     """
     stacks: list[tuple[Stack, Pixels]] = []
     for ball in balls_of(records):
         if ball.edits:
-            tell(f"{ball.task} {ball.name}: left out, its attacks change text")
+            tell(f"{ball.task} {ball.name}: left out, because its attacks change text")
         elif ball.broken:
             stacks += _gather(clip, ball, resources, seed=seed, tell=tell)
     return stacks
@@ -230,9 +237,9 @@ def _gather(
     fit = sum(len(stack.ids) for stack, _ in stacks)
     line = f"{ball.task} {ball.name}: images of {fit} of {len(ball.broken)} broken samples"
     if missing := len(ball.broken) - len(images):
-        line += f"; {missing} did not break again"
-    if lost := len(images) - fit:
-        line += f"; {lost} do not break once quantised"
+        line += f"; {missing} were not broken again"
+    if unfit := len(images) - fit:
+        line += f"; {unfit} images break nothing after quantisation"
     tell(line)
     return stacks
 
@@ -240,10 +247,11 @@ def _gather(
 def quantised(
     judge: Judge, threat: ThreatModel, images: dict[str, Tensor]
 ) -> Iterator[tuple[list[str], Pixels]]:
-    """Ids and images (N, H, W, 3) that still break, those of 8 bits and those of 16.
+    """Quantise adversarial images: yields ids and images (N, H, W, 3) of 8 bits, then of 16 bits.
 
-    Tried are the nearest 8-bit values, 8-bit values towards the clean image, and the same with 16
-    bits. What is in the ball and misclassified in none of them is left out.
+    For each image the nearest 8-bit values are tried first, then 8-bit values rounded towards the
+    clean image, then the same with 16 bits. The first form that lies in the ball and breaks the
+    sample is kept. An image with no such form is left out.
     """
     order = {name: row for row, name in enumerate(judge.evaluation.job.data.manifest.ids)}
     left = [name for name in order if name in images]
@@ -272,13 +280,13 @@ def quantised(
 
 
 def _rounded(images: Tensor, clean: Tensor, kind: Any, *, nearest: bool) -> Pixels:
-    """Images (N, 3, H, W) as integers, (N, H, W, 3): the nearest, or the next towards the clean."""
+    """Images (N, 3, H, W) as integers (N, H, W, 3), rounded to nearest or towards ``clean``."""
     white = np.iinfo(kind).max
     scaled = images.double() * float(white)
     if nearest:
         whole = scaled.round()
     else:
-        slack = 1e-7 * white  # what is an integer but for rounding to float32 stays
+        slack = 1e-7 * white  # integers with a float32 rounding error stay as they are
         whole = torch.where(images >= clean, (scaled + slack).floor(), (scaled - slack).ceil())
     values = whole.clamp(0, white).permute(0, 2, 3, 1).numpy()
     return values.astype(kind)

@@ -1,11 +1,12 @@
-"""The levels of verification, each of which includes those before it.
+"""The levels of verification. Each level includes the levels before it.
 
-- *well-formed*: the entry says of itself what this version would say; no model is needed.
-- *replayed*: its weights give its clean predictions, and its stored images break what they should.
-- *re-attacked*: samples that it calls robust, drawn at random, are robust with another seed, too.
-- *reproduced*: the whole suite, run again, says the same.
+- *well-formed*: the records are complete and consistent with this version. No model is needed.
+- *replayed*: the weights give the clean predictions of the records, and stored adversarial images
+  break the samples that they are stored for.
+- *re-attacked*: a random draw of the robust samples is attacked with another seed and stays robust.
+- *reproduced*: a second run of the whole suite gives the same verdicts.
 
-Nothing of an entry is executed.
+No code of an entry is executed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,9 +38,14 @@ from mmtard_bench.models.clip import Clip
 
 @dataclass(frozen=True)
 class Options:
-    """How far to verify, and with what.
+    """The level to verify, and what verification needs.
 
-    ``draws`` of the samples called robust in each ball are attacked again, chosen by ``seed``.
+    Attributes:
+        level: The highest level to verify.
+        draws: The number of robust samples per task and ball that are re-attacked.
+        seed: The seed that draws these samples.
+        adversarials: The entry's file of adversarial images; None if they are not replayed.
+        weights: A model spec to load instead of the card's weights; None for the card's.
     """
 
     level: Level
@@ -49,16 +55,26 @@ class Options:
     weights: str | None = None
 
     def reaches(self, level: Level) -> bool:
-        """Whether a level is asked for."""
+        """Whether verification includes ``level``."""
         return LEVELS.index(self.level) >= LEVELS.index(level)
 
 
 def verify(
     entry: Entry, options: Options, resources: Callable[[], Resources], tell: Callable[[str], None]
 ) -> list[tuple[Run, str]]:
-    """Verify every run of an entry; returns each with the figures of the highest level.
+    """Verify every run of an entry.
 
-    Raises InputError at the first thing that is not as it must be.
+    Args:
+        entry: The entry to verify.
+        options: The level and what it needs.
+        resources: Makes the device and batch size; called only if a level needs the model.
+        tell: Receives a progress message per step.
+
+    Returns:
+        Each run with a summary of the highest level.
+
+    Raises:
+        InputError: At the first check that fails.
     """
     require_data(entry.card.weights)
     formed = [require_formed(run) for run in entry.runs]
@@ -80,7 +96,7 @@ def _with_model(
     resources: Resources,
     tell: Callable[[str], None],
 ) -> list[str]:
-    """The levels that need the model, each for all runs; returns the last one's figures by run."""
+    """Verify the levels that need the model. Returns the summary of the last level, per run."""
     details = [_replayed(entry, run, clip, options, resources, tell) for run in formed]
     if options.reaches("re-attacked"):
         count, seed = options.draws, options.seed
@@ -108,7 +124,7 @@ def _replayed(
         tell(f"replayed: {name}: {images}")
         return f"{detail}; {images}"
     if entry.card.adversarials:
-        tell(f"replayed: {name}: the stored images were not; give --adversarials FILE")
+        tell(f"replayed: {name}: the stored images were not replayed; give --adversarials FILE")
     return detail
 
 
@@ -125,7 +141,7 @@ def _reproduced(
 
 @contextmanager
 def failures_of(entry: Entry) -> Iterator[None]:
-    """Whatever a stranger's model raises is an InputError that names its entry."""
+    """Turn every exception of an entry's model into an InputError that names the entry."""
     try:
         yield
     except InputError:
@@ -135,9 +151,9 @@ def failures_of(entry: Entry) -> Iterator[None]:
 
 
 def record(entry: Entry, found: list[tuple[Run, str]], level: Level, by: str) -> Path:
-    """Write down in ``verification.json``, beside the entries, that a level was verified.
+    """Add a verified level to ``verification.json``, which lies beside the entries.
 
-    Raises InputError if ``by`` is no plain text.
+    Raises InputError if ``by`` is not plain text.
     """
     path = entry.place.resolve().parent.parent / "verification.json"
     new = [
@@ -159,10 +175,10 @@ def record(entry: Entry, found: list[tuple[Run, str]], level: Level, by: str) ->
 
 
 def _key(each: Verification) -> tuple[str, str, int, str, str]:
-    """Of the same level, verified again by the same person, the last counts."""
+    """What makes a verification unique: a repeated verification replaces the earlier one."""
     return each.entry, each.suite, LEVELS.index(each.level), each.records, each.by
 
 
 def today() -> str:
-    """The date, as it is written down."""
+    """Today's date in UTC, in ISO format."""
     return datetime.now(UTC).date().isoformat()

@@ -23,12 +23,12 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.worst import Ball, balls_of
 
 POINTS = 0.10
-"""The overstatement whose chance of being caught is said."""
+"""The overstatement of robust accuracy for which the chance of detection is reported."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What became of samples drawn from the ``robust`` ones of a ball, which has n samples."""
+    """A draw of ``ids`` from the ``robust`` samples, of n, of a ball; ``broken`` are broken."""
 
     where: str
     attack: str
@@ -39,20 +39,21 @@ class Draw:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the ball is drawn from again: more samples are broken than one ball may lose."""
+        """Whether a second draw is made: more samples are broken than one ball may have."""
         return len(self.broken) > unsuspicious(len(self.ids))
 
     @property
     def overstated(self) -> float:
-        """The upper one-sided 95% bound on claimed less true accuracy, in [0, 1]."""
+        """The one-sided upper 95% bound on claimed minus true robust accuracy, in [0, 1]."""
         return most_false(self.robust, len(self.ids), len(self.broken)) / self.n
 
     def line(self, balls: int) -> str:
-        """The first draw of a ball for a person, in an entry with so many balls."""
+        """A message about the first draw of a ball, in an entry with ``balls`` balls."""
         drawn = len(self.ids)
         text = f"{self.where}: {len(self.broken)} of {drawn} broken by {self.attack}"
-        text += f" (of {self.robust} called robust; of up to {unsuspicious(drawn)} there is no "
-        text += f"second draw); overstated by at most {100 * self.overstated:.1f} points (95%)"
+        text += f" (drawn from {self.robust} robust; more than {unsuspicious(drawn)} "
+        text += "lead to a second draw); "
+        text += f"overstated by at most {100 * self.overstated:.1f} points (95%)"
         false = round(POINTS * self.n)
         if false > self.robust:
             return text
@@ -69,10 +70,15 @@ def reattack(
     seed: int,
     tell: Callable[[str], None],
 ) -> list[str]:
-    """Attack draws of ``count`` samples that an entry calls robust in each ball of its runs.
+    """Re-attack ``count`` random robust samples per task and ball of an entry's runs.
 
-    Returns a line for each run. Raises InputError if more are broken than another seed explains,
-    in a ball or in all of them together; an honest entry is refused with 1% at most (``bounds``).
+    Returns:
+        A summary per run.
+
+    Raises:
+        InputError: If more samples are broken than another seed explains, in one ball or in all
+            balls together. An honest entry is refused with a probability of at most 1%; see
+            ``bounds``.
     """
     balls = [(run, *place) for run in runs for place in places_of(run)]
     draws: list[Draw] = []
@@ -107,7 +113,7 @@ def reattack(
 
 
 def draw(ids: list[str], count: int, *, seed: int, where: str) -> list[str]:
-    """So many of the ids, all if there are fewer, by a seed and the ball that they are of."""
+    """At most ``count`` of the ids, drawn by the seed and the ball's name."""
     return random.Random(f"{seed}|{where}").sample(ids, min(count, len(ids)))
 
 
@@ -121,8 +127,8 @@ def _attacked(
     seed: int,
     where: str,
 ) -> Draw:
-    """Attack samples of a ball by its strongest attack, whose place this is, with another seed."""
-    # A seed that the record's author could not look up.
+    """Re-attack samples of a ball with its strongest attack (``place``) and another seed."""
+    # The author of the record cannot know this seed in advance.
     other = random.Random(f"{seed}|attack").randrange(2**32)
     outcomes = (
         attack_again(
@@ -131,7 +137,7 @@ def _attacked(
         if ids
         else ()
     )
-    # One that is wrong on the clean image is not robust either.
+    # A sample whose clean image is misclassified is not robust either.
     broken = tuple(each.id for each in outcomes if each.broken or each.before != each.label)
     return Draw(
         where=where,
@@ -144,32 +150,33 @@ def _attacked(
 
 
 def places_of(formed: Formed) -> list[tuple[Ball, Place]]:
-    """The balls of a run, each with the place of its strongest attack."""
+    """The balls of a run, each with the record of its strongest attack."""
     places = {id(place.record): place for place in formed.places}
     return [(ball, places[id(ball.strongest)]) for ball in balls_of(formed.run.records)]
 
 
 def require_few(draws: Sequence[Draw]) -> None:
-    """Raise InputError if more samples of all first draws are broken than another seed explains."""
+    """Raise InputError if all first draws together have too many broken samples."""
     broken = [(draw.where, name) for draw in draws for name in draw.broken]
     drawn = sum(len(draw.ids) for draw in draws)
     if len(broken) > limit_of_entry(drawn):
         raise InputError(
             f"{len(broken)} of {drawn} samples that the entry calls robust are broken with another "
-            f"seed, '{broken[0][1]}' of {broken[0][0]} for one; at most {limit_of_entry(drawn)} "
-            "may be in all balls together, so the entry overstates its robustness."
+            f"seed, '{broken[0][1]}' of {broken[0][0]} for example; at most "
+            f"{limit_of_entry(drawn)} are allowed in all balls together. The entry overstates its "
+            "robustness."
         )
 
 
 def require_few_in_ball(first: Draw, second: Draw, *, balls: int) -> None:
-    """Raise InputError if more samples of both draws are broken than another seed explains."""
+    """Raise InputError if both draws of a ball together have too many broken samples."""
     broken, drawn = [*first.broken, *second.broken], len(first.ids) + len(second.ids)
     limit = limit_of_ball(drawn, balls)
     if len(broken) > limit:
         raise InputError(
             f"{first.where}: {len(broken)} of {drawn} samples that the entry calls robust are "
-            f"broken by {first.attack} with another seed, '{broken[0]}' for one; at most {limit} "
-            "may be, so the entry overstates its robustness."
+            f"broken by {first.attack} with another seed, '{broken[0]}' for example; at most "
+            f"{limit} are allowed. The entry overstates its robustness."
         )
 
 

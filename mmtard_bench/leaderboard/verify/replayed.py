@@ -1,4 +1,4 @@
-"""Replayed: one clean pass over every sample, the checks of the model, and stored images."""
+"""Level "replayed": a clean pass over every sample, checks of the model, and stored images."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,17 +20,21 @@ from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict
 
 BORDERLINE = 0.005
-"""The share of samples that rounding on another machine may decide otherwise; one may always be."""
+"""The share of samples whose prediction may differ by rounding on another machine; at least one."""
 
 Answer = tuple[object, ...]
-"""What a record and a clean pass must agree on for a sample."""
+"""What is compared for a sample between a record and a clean pass."""
 
 
 def replay(formed: Formed, clip: Clip, resources: Resources) -> str:
-    """Compare every record with a clean pass and the checks of the model; returns a line.
+    """Compare every record with a clean pass and with the checks of the model.
 
-    Raises InputError for a record of another configuration, with other predictions than the
-    model's for more than BORDERLINE of its samples, or without a flag that it must have.
+    Returns:
+        A summary of the comparison.
+
+    Raises:
+        InputError: If a record has another configuration than the model, if the predictions of
+            more than BORDERLINE of its samples differ, or if it lacks a flag.
     """
     groups: dict[tuple[str, str], list[Place]] = defaultdict(list)
     for place in formed.places:
@@ -51,7 +55,7 @@ def replay(formed: Formed, clip: Clip, resources: Resources) -> str:
 
 
 def borderline(n: int) -> int:
-    """How many of n samples may differ."""
+    """The number of samples, of n, whose prediction may differ."""
     return max(1, int(BORDERLINE * n))
 
 
@@ -78,8 +82,8 @@ def _require_identity(place: Place, formed: Formed, clip: Clip) -> None:
     elif model.preprocessing == place.record.model.preprocessing:
         what = "the configuration"
     raise InputError(
-        f"{place.name}: {what} of the record is not what these weights have with this version; run "
-        "the suite again."
+        f"{place.name}: {what} of the record differs from that of these weights in this version. "
+        "Run the suite again."
     )
 
 
@@ -94,9 +98,9 @@ def _require_flags(place: Place, doubts: Sequence[Flag]) -> None:
 
 
 def _answers(judge: Judge, verdicts: Sequence[Verdict]) -> list[Answer]:
-    """For each sample its prediction, or in retrieval which recalls it and its captions count for.
+    """For each sample its prediction; in retrieval, the cutoffs k that its ranks are within.
 
-    Ranks themselves would differ by rounding all too often.
+    Ranks are not compared directly: rounding changes them too often.
     """
     scorer = judge.evaluation.scorer
     if not isinstance(scorer, RetrievalScorer):
@@ -128,15 +132,15 @@ def _differing(place: Place, answers: Sequence[Answer]) -> int:
     wrong = [sample.id for sample, answer in pairs if _answer_of(sample) != answer]
     if len(wrong) > borderline(len(samples)):
         raise InputError(
-            f"{place.name}: the record says of {len(wrong)} of {len(samples)} clean images what "
-            f"the model does not, of '{wrong[0]}' for one; at most {borderline(len(samples))} may "
-            "differ by rounding."
+            f"{place.name}: for {len(wrong)} of {len(samples)} clean images the record has "
+            f"another answer than the model, '{wrong[0]}' for example; at most "
+            f"{borderline(len(samples))} may differ by rounding."
         )
     return len(wrong)
 
 
 def require_model(file: Adversarials, card: Card) -> None:
-    """Raise InputError if a file of images is for other weights than a card's."""
+    """Raise InputError if the images were made for other weights than the card's."""
     if file.contents.model != card.digest:
         raise InputError(
             f"{file.path} has images for the weights {file.contents.model[:16]}, but those of "
@@ -147,11 +151,15 @@ def require_model(file: Adversarials, card: Card) -> None:
 def replay_images(
     formed: Formed, card: Card, file: Adversarials, clip: Clip, resources: Resources
 ) -> str:
-    """Look at every stored image of a run; returns a line.
+    """Classify every stored adversarial image of a run.
 
-    Raises InputError if the file is not the card's, or an image is outside of its ball or the box,
-    or breaks a sample that the entry calls robust, or if more than BORDERLINE of a stack's do not
-    break theirs.
+    Returns:
+        A summary.
+
+    Raises:
+        InputError: If the file is not the one that the card names, if an image is outside its ball
+            or the box [0, 1], if an image breaks a sample that the entry calls robust, or if more
+            than BORDERLINE of the images of a stack do not break their sample.
     """
     require_model(file, card)
     if card.adversarials != file.digest:
@@ -174,18 +182,18 @@ def replay_images(
         where = f"{file.path}, {stack.name}"
         key = (stack.task, stack.norm, stack.eps, stack.surface)
         if key not in balls:
-            raise InputError(f"{where}: {stack.suite} has no such ball.")
+            raise InputError(f"{where}: {stack.suite} has no such task and ball.")
         ball, data = balls[key]
         found = replay_stack(file, place, data, clip, resources)
         robust = set(found.broken) & set(ball.standing)
         if found.outside:
-            raise InputError(f"{where}: the image of '{found.outside[0]}' is outside of the ball.")
+            raise InputError(f"{where}: the image of '{found.outside[0]}' is outside the ball.")
         if robust:
             raise InputError(f"{where}: breaks '{min(robust)}', which the entry calls robust.")
         if len(found.standing) > borderline(len(stack.ids)):
             raise InputError(
                 f"{where}: {len(found.standing)} of {len(stack.ids)} images do not break their "
-                f"sample, that of '{found.standing[0]}' for one."
+                f"sample, '{found.standing[0]}' for example."
             )
         images += len(stack.ids)
         unbroken += len(found.standing)

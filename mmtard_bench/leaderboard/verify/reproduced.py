@@ -1,4 +1,4 @@
-"""Reproduced: the whole suite again, with the engine and the seed of the records."""
+"""Level "reproduced": run the whole suite again, with the engine and seed of the records."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from mmtard_bench.records.schema import Record
 from mmtard_bench.records.tables import percent
 
 SHARE = 0.01
-"""The share of a record's samples that may be robust for the entry alone; two may always be."""
+"""The share of a record's samples that may be robust on one side only; at least two."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Robust samples of a record that are so on one side only."""
+    """How many samples are robust in the entry's record only, and in the new record only."""
 
     place: Place
     entry_only: int
@@ -30,17 +30,21 @@ class Comparison:
 
     @property
     def allowed(self) -> int:
-        """How many may be robust for the entry alone."""
+        """The number of samples that may be robust on one side only."""
         return max(2, int(SHARE * len(self.place.record.samples)))
 
 
 def reproduce(
     formed: Formed, clip: Clip, resources: Resources, *, tell: Callable[[str], None]
 ) -> list[Comparison]:
-    """Run the suite of a run again and compare it sample by sample.
+    """Run the suite again and compare every record sample by sample.
 
-    Raises InputError for an evaluation that fails, for a record in which too many samples are
-    robust on one side alone, and for one whose recalls or flags are better than here.
+    Returns:
+        A comparison per record.
+
+    Raises:
+        InputError: If an evaluation fails, if too many samples are robust on one side only, if the
+            entry claims higher recalls under attack, or if its record lacks a flag.
     """
     done: dict[str, list[Record]] = {}
     found = []
@@ -82,7 +86,7 @@ def _again(
 
 
 def _require_recalls(place: Place, ours: Record) -> None:
-    """Recalls under attack follow from ranks, which no other level looks at."""
+    """Compare recalls under attack. They follow from ranks, which no other level checks."""
     theirs = place.record.results.recalls if place.record.results else None
     here = ours.results.recalls if ours.results else None
     if theirs is None or here is None:
@@ -99,7 +103,7 @@ def _require_recalls(place: Place, ours: Record) -> None:
 
 
 def _require_flags(place: Place, ours: Record) -> None:
-    """What verdicts give reason to doubt can be hidden by naming another stage."""
+    """Require flags that depend on which attack broke a sample: an entry could hide them."""
     given = {flag.code for flag in place.record.flags}
     missing = [f for f in ours.flags if f.code in get_args(SampleCode) and f.code not in given]
     if missing:

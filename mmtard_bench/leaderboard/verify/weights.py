@@ -1,4 +1,4 @@
-"""The model of an entry, loaded as data and never as code."""
+"""Load the model of an entry from files of weights, without running code of the entry."""
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard.entries.card import Card
@@ -7,19 +7,27 @@ from mmtard_bench.models.loading import is_data, load_known
 
 
 def require_data(spec: str) -> None:
-    """Raise InputError for weights that would run code: whoever copies a command would run it."""
+    """Raise InputError for a spec that would run code of its author."""
     if not is_data(spec):
         raise InputError(
-            f"The weights '{spec}' are no architecture or repository that is known here, so they "
-            "would have to be a function of some package, which is not run to verify an entry. "
+            f"The weights '{spec}' name neither a known architecture nor a repository, so they "
+            "could only be a Python function. Verification does not run code of an entry. "
             "Expected weights that are read as data: hf-hub:ORG/REPO, local-dir:PATH or ARCH:FILE."
         )
 
 
 def load_weights(card: Card, weights: str | None = None) -> Clip:
-    """The model that a card is of, from the card's weights or from other ones given.
+    """Load the model of a card.
 
-    Raises InputError if they cannot be had, would run code, or are not those of the card.
+    Args:
+        card: The model card.
+        weights: A model spec to load instead of the card's weights; default: the card's.
+
+    Returns:
+        The model, with the digest that the card names.
+
+    Raises:
+        InputError: If the weights cannot be loaded, would run code, or have another digest.
     """
     spec = weights or card.weights
     require_data(spec)

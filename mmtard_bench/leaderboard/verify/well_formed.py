@@ -1,4 +1,4 @@
-"""Well-formed: what an entry says about itself is what this version would say. Needs no model."""
+"""Level "well-formed": the records agree with this version. No model is needed."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -27,12 +27,12 @@ from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import Suite, ThreatModel
 
 ENGINES = (Engine("fast"), Engine("reference"), Engine("fast", "bfloat16"))
-"""What records may have been made with; where two write the same, the cheaper one first."""
+"""The engines that a record may name. Of two that write the same, the cheaper one comes first."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A record with what it is about, from here and not from the record."""
+    """A record, with the data, threat model and engine that this version has for it."""
 
     record: Record
     data: TaskData
@@ -55,11 +55,14 @@ class Formed:
 
 
 def require_formed(run: Run) -> Formed:
-    """Check a run of an entry as far as that goes without its model.
+    """Check a run of an entry without its model.
 
-    Its suite must ship, with just these tasks and threat models; what a record says about task,
-    data, samples, labels and attack must be what this version says; its flags must follow from its
-    samples, its text must format nothing, and a curve must not rise with eps. Raises InputError.
+    The suite ships with this version, and the run has all of its records and no others. The task,
+    data, samples, labels and attack of each record equal those of this version. The flags follow
+    from the samples. No text contains markup. Robust accuracy does not rise with eps on a curve.
+
+    Raises:
+        InputError: If a check fails.
     """
     suite = suite_of(run.records[0])
     records = {(record.task.name, record.threat.name): record for record in run.records}
@@ -87,15 +90,16 @@ def _require_whole(
             task, threat = min(some)
             raise InputError(
                 f"The run {what} {len(some)} of the {len(expected)} records of {suite.name}: "
-                f"{threat} on {task}, for one. An entry has the whole suite, and nothing else."
+                f"{threat} on {task}, for example. An entry has all records of its suite "
+                "and no others."
             )
 
 
 def _place(record: Record, data: TaskData, threat: ThreatModel, suite: Suite) -> Place:
-    """The record with its engine, once its configuration is what this version would write."""
+    """The record with its engine, after its configuration was compared with this version's."""
     where = f"{data.task.name} {threat.name}"
     if record.status != "ok":
-        raise InputError(f"{where}: the evaluation failed; an entry has finished records only.")
+        raise InputError(f"{where}: the evaluation failed. An entry has finished records only.")
     engines = [
         engine
         for engine in ENGINES
@@ -112,8 +116,8 @@ def _place(record: Record, data: TaskData, threat: ThreatModel, suite: Suite) ->
     for what, (given, right) in expected.items():
         if given != right:
             raise InputError(
-                f"{where}: the record's {what} is not what this version of mmtard-bench has for "
-                f"it in {suite.name}. Run the suite again with this version."
+                f"{where}: the record and this version of mmtard-bench disagree on the {what} "
+                f"of {suite.name}. Run the suite again with this version."
             )
     return Place(record, data, threat, engines[0])
 
@@ -121,17 +125,17 @@ def _place(record: Record, data: TaskData, threat: ThreatModel, suite: Suite) ->
 def _attack(data: TaskData, threat: ThreatModel, suite: Suite, engine: Engine) -> Attack:
     try:
         return attack_on(data, threat, suite=suite, engine=engine)
-    except InputError:  # an attack that has no such precision
+    except InputError:  # the attack does not exist in this precision
         return attack_on(data, threat, suite=suite, engine=REFERENCE)
 
 
 def _require_said(place: Place) -> None:
-    """What a record says beside its verdicts: flags, notes, edits, when and where it was made."""
+    """Check what a record states besides its verdicts: flags, notes, edits, text and date."""
     record, data = place.record, place.data
     codes = {*get_args(ModelCode), *get_args(SampleCode)}
     unknown = {flag.code for flag in record.flags} - codes
     if unknown:
-        raise InputError(f"{place.name}: there is no flag '{min(unknown)}'; remove it.")
+        raise InputError(f"{place.name}: the flag '{min(unknown)}' does not exist; remove it.")
     derived = [flag for flag in record.flags if flag.code in get_args(SampleCode)]
     if derived != check_samples(record.samples):
         raise InputError(f"{place.name}: its flags do not follow from its samples.")
@@ -149,12 +153,14 @@ def _require_said(place: Place) -> None:
         own = names[sample.label]
         another = names_another_class(names, sample.label, edit.adversarial)
         if edit.original != own or (edit.adversarial != own and another):
-            raise InputError(f"{place.name}: the edit of sample '{sample.id}' is not of its class.")
+            raise InputError(
+                f"{place.name}: the edit of sample '{sample.id}' does not belong to its class."
+            )
     _require_date(place)
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Every text in a value of JSON, but for empty ones."""
+    """Every text in a JSON value that is not empty."""
     if isinstance(value, str):
         yield from [value] if value else []
     elif isinstance(value, dict):
@@ -181,7 +187,7 @@ def _require_date(place: Place) -> None:
 
 
 def _require_curve(places: list[Place]) -> None:
-    """Raise InputError if a sample fell in a ball and stands in a larger one, or the like."""
+    """Raise InputError if a sample is broken in a ball and robust in a larger ball around it."""
     by_task: dict[str, list[Place]] = defaultdict(list)
     for place in places:
         by_task[place.data.task.name].append(place)
@@ -190,6 +196,6 @@ def _require_curve(places: list[Place]) -> None:
             known, _ = known_from_above(place.threat, [other.record for other in group[:i]])
             if not follows(place.record, known):
                 raise InputError(
-                    f"{place.name}: its verdicts do not follow from those at larger radii: what "
-                    "stands in a ball stands in each ball inside it."
+                    f"{place.name}: its verdicts contradict those at larger radii: a sample that "
+                    "is robust in a ball is robust in every smaller ball."
                 )

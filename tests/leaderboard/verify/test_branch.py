@@ -89,7 +89,7 @@ def test_code_alone_is_no_entry_and_an_entry_comes_without_code(repository):
     assert repository.changed() == {}
     repository.write("entries/new/card.json", "{}")
     repository.commit()
-    with pytest.raises(InputError, match=r"the entry 'new' and to 'mmtard_bench/x.py'"):
+    with pytest.raises(InputError, match=r"the entry 'new' and also 'mmtard_bench/x.py'"):
         repository.changed()
 
 
@@ -136,7 +136,7 @@ def test_a_break_waits_for_a_maintainer_who_replays_it(repository):
     repository.write("breaks/old--you.json", "{}")
     repository.commit()
     with pytest.raises(
-        InputError, match=r"A maintainer replays its images with mmtard-bench break"
+        InputError, match=r"A maintainer replays the images with mmtard-bench break"
     ):
         repository.changed()
 
@@ -162,7 +162,7 @@ NAMES += ["entries/\x1b[2J/card.json", "entries/\u0430/card.json"]
 def test_what_is_no_entry_is_refused(repository, name):
     repository.write(name, "{}")
     repository.commit()
-    with pytest.raises(InputError, match=r"no file of an entry|cannot be the name of an entry"):
+    with pytest.raises(InputError, match=r"not a file of an entry|cannot be the name of an entry"):
         repository.changed()
 
 
@@ -187,7 +187,7 @@ def test_a_directory_that_became_a_file(repository, what):
 
 @pytest.mark.parametrize("base", ["--output=x", "-h", "", "a b", "$(id)", "x:y"])
 def test_a_base_is_a_revision(repository, base):
-    with pytest.raises(InputError, match="no revision"):
+    with pytest.raises(InputError, match="not a git revision"):
         repository.changed(base)
 
 
@@ -232,4 +232,4 @@ def test_since_through_the_command_line(here: Cli, tmp_path):
     assert_sentence(done, "leaderboard/entries/new is refused", "card.json is not valid")
     assert_sentence(here("verify"), "Name directories of entries, or --since BASE")
     assert_sentence(here("verify", "x", "--since", "main"), "or --since BASE")
-    assert_sentence(here("verify", "--since=--output=x"), "is no revision")
+    assert_sentence(here("verify", "--since=--output=x"), "is not a git revision")

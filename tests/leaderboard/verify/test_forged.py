@@ -122,7 +122,7 @@ def test_a_curve_that_rises(copy):
         return [small, forge.forged(large, samples=samples)]
 
     forge.rewrite(folder, bent, "bent-v1")
-    refused(folder, "do not follow from those at larger radii")
+    refused(folder, "contradict those at larger radii")
 
 
 # -- samples and suite ------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_labels_that_agree_with_the_predictions(copy):
         return [s if s.clean_correct else forge.robust(other) for s, other in pairs]
 
     forge.rewrite(folder, forge.samples(relabelled))
-    refused(folder, "the record's labels is not")
+    refused(folder, "disagree on the labels")
 
 
 def suite_facts(**changes: object) -> SuiteFacts:
@@ -186,8 +186,8 @@ def suite_facts(**changes: object) -> SuiteFacts:
     ("changes", "words"),
     [
         ({"digest": "1" * 64}, "another suite 'small-v1' than the one that ships"),
-        ({"protocol": "robustvlm-v1"}, "the record's suite"),
-        ({"records": 1}, "the record's suite"),
+        ({"protocol": "robustvlm-v1"}, "disagree on the suite"),
+        ({"records": 1}, "disagree on the suite"),
     ],
 )
 def test_a_wrong_suite(copy, changes, words):
@@ -233,7 +233,7 @@ def test_another_task_under_its_name(copy, what, facts):
     folder = copy("weak")
     task = read_entry(folder).records[0].task.model_copy(update=facts)
     forge.rewrite(folder, forge.each(task=task))
-    refused(folder, f"the record's {what}")
+    refused(folder, f"disagree on the {what}")
 
 
 @pytest.mark.parametrize("change", [{"steps": 1}, {"loss": "none"}, {"edits": 0}])
@@ -246,7 +246,7 @@ def test_a_weaker_attack_under_its_name(copy, change):
         return [forge.forged(records[0], threat=threat), *records[1:]]
 
     forge.rewrite(folder, weaker)
-    refused(folder, "the record's attack")
+    refused(folder, "disagree on the attack")
 
 
 def test_an_attack_in_bfloat16_is_one_of_ours(copy):
@@ -267,7 +267,7 @@ def test_an_attack_in_bfloat16_is_one_of_ours(copy):
 def test_a_lucky_seed(copy):
     folder = copy("weak")
     forge.rewrite(folder, forge.each(seed=5))
-    refused(folder, "the record's seed")
+    refused(folder, "disagree on the seed")
 
 
 def test_a_failed_record(copy):
@@ -303,7 +303,7 @@ def test_a_flag_that_the_samples_must_have(copy):
 def test_a_flag_of_ones_own(copy):
     folder = copy("weak")
     forge.rewrite(folder, forge.first(flags=[Flag(code="best-of-all", detail="truly")]))
-    refused(folder, "there is no flag 'best-of-all'")
+    refused(folder, "the flag 'best-of-all' does not exist")
 
 
 @pytest.mark.parametrize("when", ["2199-01-01T00:00:00+00:00", "today", "2026-01-01T00:00:00", ""])
@@ -366,7 +366,7 @@ def test_a_class_name_that_was_edited_into_another_text(tmp_path):
         return records
 
     forge.rewrite(folder, renamed, "text-v1")
-    refused(folder, "is not of its class")
+    refused(folder, "does not belong to its class")
 
 
 # -- names and files --------------------------------------------------------------------------
@@ -470,7 +470,7 @@ def test_weights_that_are_a_function_are_not_called(here, copy, whose):
         (folder / "card.json").write_text(text.replace("student-clean-ft", spec))
         extra = []
     done = here("verify", folder, *extra)
-    assert_sentence(done, "is not run to verify an entry")
+    assert_sentence(done, "does not run code of an entry")
     assert not Path("ran").exists()
 
 

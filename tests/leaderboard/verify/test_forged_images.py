@@ -55,14 +55,14 @@ def test_an_image_outside_of_the_ball(here, stored):
         return [(stack, pixels), *stacks[1:]]
 
     rewrite(stored, outside)
-    assert_sentence(verify(here, stored), "is outside of the ball")
+    assert_sentence(verify(here, stored), "is outside the ball")
 
 
 def test_a_ball_that_the_suite_does_not_have(here, stored):
     rewrite(
         stored, lambda stacks: [(s.model_copy(update={"eps": "255/255"}), p) for s, p in stacks]
     )
-    assert_sentence(verify(here, stored), "small-v1 has no such ball")
+    assert_sentence(verify(here, stored), "small-v1 has no such task and ball")
 
 
 @pytest.mark.parametrize("kind", ["float32", "int16", "uint32"])
@@ -108,12 +108,12 @@ def test_swapped_samples(here, stored):
         return [(stack.model_copy(update={"ids": ids}), pixels), *stacks[1:]]
 
     rewrite(stored, swapped)
-    assert_sentence(verify(here, stored), "is outside of the ball")
+    assert_sentence(verify(here, stored), "is outside the ball")
 
 
 def test_images_of_another_size(here, stored):
     rewrite(stored, lambda stacks: [(s, p[:, ::2, ::2]) for s, p in stacks])
-    assert_sentence(verify(here, stored), "its images are (16, 16), those of the task (32, 32)")
+    assert_sentence(verify(here, stored), "its images are (16, 16); those of the task are (32, 32)")
 
 
 def test_a_file_that_was_changed_after_the_card(here, stored):
@@ -151,21 +151,21 @@ def header(**changes):
 def test_headers_that_are_none(tmp_path, metadata):
     path = tmp_path / "x"
     save_file({"0": np.zeros((1, 2, 2, 3), np.uint8)}, path, metadata)
-    with pytest.raises(InputError, match="no file of adversarial images"):
+    with pytest.raises(InputError, match="not a file of adversarial images"):
         read_adversarials(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"\xff" * 100, b"<html></html>"])
 def test_files_that_are_none(here, stored, content):
     FILE.write_bytes(content)
-    assert_sentence(verify(here, stored), "is no file of adversarial images")
+    assert_sentence(verify(here, stored), "is not a file of adversarial images")
 
 
 def test_tensors_and_stacks_that_do_not_go_together(tmp_path):
     path = tmp_path / "x"
     images = np.zeros((1, 2, 2, 3), np.uint8)
     save_file({"0": images, "1": images}, path, {"mmtard_bench": header()})
-    with pytest.raises(InputError, match="do not go together"):
+    with pytest.raises(InputError, match="but its tensors are others"):
         read_adversarials(path)
 
 
@@ -194,7 +194,7 @@ def test_a_break_counts_only_images_in_the_ball(here, stored):
     rewrite(stored, outside)
     done = here("break", stored, "--adversarials", FILE, "--by", "me")
     assert done.returncode == 0, done.stderr
-    assert "1 are outside of ball or box" in done.stdout
+    assert "1 are outside the ball or box" in done.stdout
     (path,) = (stored.parent.parent / "breaks").iterdir()
     assert json.loads(path.read_text())["fallen"][0]["ids"] == robust[1:]
 
