@@ -1,6 +1,6 @@
-"""Batch normalisation over the global batch, whatever the number of processes.
+"""Batch normalisation over the global batch, for any number of processes.
 
-torch.nn.SyncBatchNorm does the same on GPUs only, and a run must not depend on where it runs.
+torch.nn.SyncBatchNorm does this on GPUs only. Here the result does not depend on the device.
 """
 
 import torch
@@ -11,15 +11,16 @@ from mmtard_bench.errors import InputError
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
-    """As ``nn.BatchNorm2d``, with the statistics of all processes' (N, C, H, W), N equal on each.
+    """``nn.BatchNorm2d`` with statistics over the inputs (N, C, H, W) of all processes.
 
-    Gradients flow through the sums, so that their mean over processes is that of one process.
+    N is the same in every process. Gradients flow through the sums, so that the mean of the
+    processes' gradients equals the gradient of a single process.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        # Statistics in full precision, as every implementation of it keeps them.
+        # Statistics are computed in float32, as in other implementations.
         images = input.float()
         mean = _mean_over_processes(images.mean((0, 2, 3)))
         centred = images - mean[:, None, None]
@@ -46,20 +47,23 @@ def _mean_over_processes(values: Tensor) -> Tensor:
 
 
 def normalises_over_batch(module: nn.Module) -> bool:
-    """Whether there is batch normalisation of any kind in a module."""
+    """Whether a module contains batch normalisation of any kind."""
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
 def synchronise(module: nn.Module) -> None:
-    """Replace every ``nn.BatchNorm2d`` below a module, sharing parameters and statistics.
+    """Replace every ``nn.BatchNorm2d`` inside a module by ``GlobalBatchNorm``, in place.
 
-    Raises InputError for batch normalisation of another kind, which may do more than normalise.
+    The new layers share the parameters and running statistics of the old ones.
+
+    Raises:
+        InputError: For batch normalisation of another class, which may do more than normalise.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and type(child) is not nn.BatchNorm2d:
             raise InputError(
                 f"The student's layer {type(child).__name__} cannot be trained by several "
-                "processes: its statistics would be of each one's images. Use one process."
+                "processes: each process would normalise by its own images. Use one process."
             )
         if isinstance(child, nn.BatchNorm2d):
             norm = GlobalBatchNorm(child.num_features, child.eps, child.momentum)

@@ -1,4 +1,4 @@
-"""Training images: which samples a step sees, and how they get there."""
+"""Training images: the order of the samples, and how images are loaded."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,15 +17,15 @@ from mmtard_bench.train.towers import Teacher
 from mmtard_bench.types import Surface
 
 IN_MEMORY = 2 * 1024**3
-"""Bytes of pixels up to which a data set of one image size is decoded once and kept."""
+"""A data set of at most so many bytes of pixels is decoded once and kept in memory."""
 
 
 BLOCK = 256
-"""Images that a teacher sees at a time when it looks at all of them."""
+"""The batch size with which a teacher embeds the whole data set."""
 
 
 class Order:
-    """Which samples each step sees: reshuffled epochs, a function of (seed, step) alone."""
+    """The samples of each step: epochs in a new random order, determined by (seed, step) alone."""
 
     def __init__(self, count: int, batch: int, seed: int) -> None:
         self.count = count
@@ -34,7 +34,7 @@ class Order:
         self._epochs: dict[int, Tensor] = {}
 
     def __call__(self, step: int) -> Tensor:
-        """Positions in the data set of the global batch of a step, (batch,)."""
+        """The positions (batch,) in the data set of the global batch of a step."""
         places = torch.arange(step * self.batch, (step + 1) * self.batch)
         epochs = places // self.count
         parts = []
@@ -51,11 +51,14 @@ class Order:
 
 
 class Images(Dataset[Tensor]):
-    """The images of a task by position, 8-bit, at one size.
+    """The 8-bit images of a task by position, all of one size.
 
-    With the surface "native" that is their own, with "model" the student's input size. Where they
-    fit they are decoded once and stay in memory, else the loader's workers decode them each time.
-    Raises InputError for images of several sizes on the native surface.
+    With the surface "native" the images keep their own size; with "model" they have the student's
+    input size. A data set of at most ``IN_MEMORY`` bytes is decoded once and stays in memory;
+    otherwise the worker processes of the loader decode each image when it is needed.
+
+    Raises:
+        InputError: If the surface is "native" and the images have several sizes.
     """
 
     def __init__(self, data: TaskData, preprocess: Preprocess, surface: Surface) -> None:
@@ -76,7 +79,7 @@ class Images(Dataset[Tensor]):
         return len(self.data.manifest.indices)
 
     def __getitem__(self, position: int) -> Tensor:
-        """One image, (3, H, W), uint8. Raises InputError, naming the sample, if it is unusable."""
+        """One image (3, H, W), uint8. Raises InputError for a damaged image, with its sample."""
         return self._decode(position) if self._kept is None else self._kept[position]
 
     def _decode(self, position: int) -> Tensor:
@@ -87,33 +90,33 @@ class Images(Dataset[Tensor]):
             image = (resized * 255).round().to(torch.uint8)
         if self._shape is not None and image.shape != self._shape:
             raise InputError(
-                f"{self.data.task.data} mixes image sizes (sample "
-                f"'{self.data.manifest.ids[position]}'); the surface 'native' needs one. Set "
-                'surface = "model" in the recipe to have every image resized first.'
+                f"{self.data.task.data} has images of several sizes (sample "
+                f"'{self.data.manifest.ids[position]}'). The surface 'native' needs one size. Set "
+                'surface = "model" in the recipe to resize every image.'
             )
         return image
 
     def __getitems__(self, positions: list[int]) -> Tensor:
-        """Several at once, (N, 3, H, W): how the loader asks for a batch."""
+        """Several images (N, 3, H, W), uint8. The loader calls this for each batch."""
         if self._kept is not None:
             return self._kept[positions]
         return torch.stack([self[position] for position in positions])
 
     def batches(self, positions: list[list[int]], workers: int) -> Iterator[Tensor]:
-        """Batches of images (N, 3, H, W), uint8, decoded ahead by so many worker processes."""
+        """Batches of images (N, 3, H, W), uint8, decoded in advance by ``workers`` processes."""
         loader: DataLoader[Tensor] = DataLoader(
             self,
             batch_sampler=positions,
             num_workers=0 if self._kept is not None else workers,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
-            # Its own stream: an iterator more or less must not shift that of dropout.
+            # A generator of its own, so that iterators do not change the random numbers of dropout.
             generator=torch.Generator(),
         )
         try:
             yield from loader
         except InputError as error:
-            # A worker's error arrives with the worker's traceback around it.
+            # The error of a worker arrives wrapped in the traceback of the worker.
             last = str(error).strip().splitlines()[-1]
             raise InputError(
                 last.removeprefix(f"{InputError.__module__}.{type(error).__name__}: ")
@@ -123,10 +126,10 @@ class Images(Dataset[Tensor]):
 def learn_by_heart(
     teacher: Teacher, images: Images, workers: int, accelerator: Accelerator
 ) -> Tensor:
-    """A teacher's embeddings of all clean images, (N, D), on the CPU, shared by all processes.
+    """A teacher's embeddings (N, D) of all clean images, on the CPU, gathered over all processes.
 
-    In the order of the data set and in fixed blocks: on which step of which run a sample is seen
-    first must not change a bit of it.
+    Images are embedded in the order of the data set and in fixed blocks, so that the embeddings are
+    identical in every run, whichever step sees a sample first.
     """
     count = len(images)
     blocks = [list(range(i, min(i + BLOCK, count))) for i in range(0, count, BLOCK)]
@@ -149,9 +152,9 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def spread_over_classes(labels: tuple[int, ...], count: int) -> list[int]:
-    """Positions of at most ``count`` samples, as evenly over the classes as they allow.
+    """Positions of at most ``count`` samples, spread over the classes as evenly as possible.
 
-    The first of every class, in order, then the second of every class, and so on.
+    The first sample of every class comes first, then the second sample of every class, and so on.
     """
     seen: dict[int, int] = {}
     turns = []

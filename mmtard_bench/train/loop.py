@@ -1,4 +1,4 @@
-"""One training step: attack the student, compare it with its teachers, update it."""
+"""One training step: attack the student, compare it with the teachers, update its weights."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,16 @@ from mmtard_bench.types import Eps
 
 
 class NotFiniteError(InputError):
-    """A part of the loss, or the gradient, became NaN or infinite; nothing was updated."""
+    """A term of the loss, or the gradient, became NaN or infinite. No weight was updated."""
 
 
 def uniform_start(
     shape: Sequence[int], attack: InnerAttack, *, key: tuple[object, ...], device: torch.device
 ) -> Tensor:
-    """Perturbations for a global batch, uniform in [-eps, eps], from the key alone.
+    """Random starting perturbations for a global batch, uniform in [-eps, eps].
 
-    For the norm l2 they may lie outside the ball; PGD projects its start into it.
+    They depend on ``key`` and ``shape`` alone. For the norm "l2" they may lie outside the ball;
+    PGD projects its start into the ball.
     """
     seed = sample_generator(*key).initial_seed()
     generator = torch.Generator(device).manual_seed(seed)
@@ -37,7 +38,7 @@ def uniform_start(
 
 @dataclass
 class StudentBatch:
-    """What methods see of a batch; implements ``methods.base.Batch``."""
+    """The batch that a method receives; implements ``methods.base.Batch``."""
 
     images: Mapping[View, Tensor]
     positions: Tensor
@@ -68,7 +69,7 @@ class StudentBatch:
 
 
 class Trainer:
-    """A student with its optimiser and its teachers, on this process's share of every batch."""
+    """A student, its optimiser and its teachers, for one process's share of every batch."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class Trainer:
         self.recipe = recipe
         self.method = method
         self.options = options
-        # All of it: a tower around a model that was loaded is in another mode than its layers.
+        # Set every layer: the tower wraps a loaded model, whose layers are in another mode.
         self.tower = tower.train()
         self.head = head
         self.teachers = teachers
@@ -99,9 +100,10 @@ class Trainer:
         self.model, self.optimiser = accelerator.prepare(tower, optimiser)
 
     def step(self, step: int, images: Tensor, positions: Tensor, labels: Tensor) -> "Learned":
-        """Make step number ``step`` on this process's images (N, 3, H, W), uint8.
+        """Run step number ``step`` on this process's images (N, 3, H, W), uint8.
 
-        Raises NotFiniteError before anything is updated.
+        Raises:
+            NotFiniteError: If the loss or the gradient is not finite; no weight is updated then.
         """
         device = self.accelerator.device
         clean = images.to(device, non_blocking=True).float() / 255
@@ -113,7 +115,9 @@ class Trainer:
             if guide is not None:
                 adversarial = self._attack(step, batch, guide)
                 batch.images = {"clean": clean, "adv": adversarial}
-            if not self.tower.training:  # it visits every layer, and clean-ft never leaves the mode
+            if (
+                not self.tower.training
+            ):  # train() visits every layer; clean-ft never leaves training mode
                 self.tower.train()
             views = self.method.views
             embeddings = self.model(torch.cat([batch.images[view] for view in views]))
@@ -124,7 +128,7 @@ class Trainer:
         return Learned(batch, loss)
 
     def _attack(self, step: int, batch: StudentBatch, guide: Guide) -> Tensor:
-        """The adversarial images of the batch; the student is in evaluation mode."""
+        """The adversarial images of the batch, made with the student in evaluation mode."""
         clean = batch.images["clean"]
         target = batch.teacher(guide.role, "clean") if guide.role else None
         whole = (len(clean) * batch.processes, *clean.shape[1:])
@@ -145,7 +149,7 @@ class Trainer:
         guide: Guide,
         target: Output | None = None,
     ) -> Tensor:
-        """PGD on the student as the recipe says, from ``start``, (N, 3, H, W) like the images."""
+        """Run the recipe's PGD on the student. ``start`` is (N, 3, H, W) like the images."""
         attack = self.recipe.attack
         self.tower.eval()
         points, _ = pgd(
@@ -176,7 +180,7 @@ class Trainer:
             names = [f"the loss term '{name}'" for name in loss.terms] + ["the gradient"]
             raise NotFiniteError(
                 f"At step {step}, {names[finite.index(False)]} became NaN or infinite. Training "
-                "stopped before the update. Lower learning_rate, or look at the data and teachers."
+                "stopped before the update. Lower learning_rate, or check the data and teachers."
             )
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -184,21 +188,27 @@ class Trainer:
 
 @dataclass
 class Learned:
-    """What a step saw, for whoever wants to look closer."""
+    """The batch and the loss of a step, for monitoring."""
 
     batch: StudentBatch
     loss: Loss
 
 
 def accuracy(output: Output, labels: Tensor) -> Tensor:
-    """The share of N images whose largest logit is the label's, a scalar."""
+    """The accuracy on N images: the share whose largest logit is that of the label, a scalar."""
     return (output.logits.argmax(1) == labels).float().mean()
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share ``warmup`` of the steps, then half a cosine to zero.
+    """The learning rate of a step: linear warm-up, then half a cosine to zero.
 
-    Nothing to save or restore: it follows from the step, counted from 0.
+    It depends on ``step`` (counted from 0) alone, so that resuming needs no saved state.
+
+    Args:
+        step: The step.
+        steps: The number of steps of the run.
+        peak: The learning rate at the end of the warm-up.
+        warmup: The share of the steps that the warm-up takes.
     """
     warm = round(warmup * steps)
     if step < warm:

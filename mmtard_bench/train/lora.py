@@ -1,8 +1,8 @@
 """Low-rank adapters (Hu et al., 2022, arXiv:2106.09685) on the attention of a ViT image tower.
 
-peft adapts ``nn.MultiheadAttention`` too, but merges the weights in every forward pass and has no
-dropout there. So while it trains, the tower's attention is made of plain linear layers, which peft
-adapts as usual; ``merged`` gives the weights back under open_clip's names.
+peft can adapt ``nn.MultiheadAttention``, but it then merges the weights in every forward pass and
+applies no dropout. Therefore, during training, the attention of the tower consists of plain linear
+layers, which peft adapts as usual. ``merged`` returns the weights under open_clip's names.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ from mmtard_bench.models.adapters import PREFIX
 
 
 class Attention(nn.Module):
-    """What ``nn.MultiheadAttention`` computes for open_clip's blocks, with the same parameters.
+    """Self-attention of open_clip's blocks, with the parameters of ``nn.MultiheadAttention``.
 
-    Tokens (N, L, D) -> (N, L, D) and, in the place of the attention weights, None.
+    Maps tokens (N, L, D) to (N, L, D). Returns None in place of the attention weights.
     """
 
     def __init__(self, original: nn.MultiheadAttention) -> None:
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        # One layer gives q, k and v, so it must be self-attention.
+        # One linear layer gives q, k and v, which is correct for self-attention only.
         assert query is key is value
         assert not need_weights
         q, k, v = self.qkv(query).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -49,15 +49,24 @@ class Attention(nn.Module):
 
 
 TARGETS = r".*\.attn\.(qkv|proj)"
-"""The layers that are adapted, as peft's ``target_modules``."""
+"""The adapted layers, as a regular expression for peft's ``target_modules``."""
 
 
 def add_lora(visual: nn.Module, *, rank: int, alpha: float, dropout: float) -> None:
-    """Put adapters on qkv and proj of every attention block, in place; nothing else learns.
+    """Add adapters to qkv and proj of every attention block, in place, and freeze the rest.
 
-    The output stays what it was, as the adapters begin at zero; they scale by alpha / rank. A
-    pooling by attention (CoCa) is no block and stays frozen. Raises InputError for a tower without
-    such blocks and where peft is not installed, and then leaves the tower as it was.
+    Adapters start at zero, so that the output does not change, and are scaled by alpha / rank.
+    Attention pooling (CoCa) stays frozen.
+
+    Args:
+        visual: An image tower of open_clip with residual attention blocks.
+        rank: The rank of the adapters.
+        alpha: The scale of the adapters is alpha / rank.
+        dropout: The probability of dropout before the adapters, in [0, 1).
+
+    Raises:
+        InputError: If the tower has no such blocks, or if peft is not installed. The tower is
+            unchanged then.
     """
     blocks = [module for module in visual.modules() if isinstance(module, ResidualAttentionBlock)]
     if not blocks:
@@ -81,16 +90,16 @@ def add_lora(visual: nn.Module, *, rank: int, alpha: float, dropout: float) -> N
         target_modules=TARGETS,
     )
     inject_adapter_in_model(config, visual)
-    # New modules begin in training mode, in which dropout acts.
+    # New modules start in training mode, in which dropout is active.
     visual.train(visual.training)
 
 
 @torch.no_grad()
 def merged(visual: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the tower as it was before ``add_lora``, with the adapters added in.
+    """The state dict of the tower with its adapters merged, under open_clip's names.
 
-    W + alpha / rank * B A under open_clip's names; the tower itself does not change. As in any
-    state dict, the other tensors share their memory with the tower.
+    Adapted weights are W + alpha / rank * B A. The tower does not change. As in any state dict, the
+    other tensors share memory with the tower.
     """
     state = visual.state_dict()
     base = ".base_layer.weight"
@@ -110,9 +119,9 @@ def _live(visual: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter(visual: nn.Module) -> dict[str, Tensor]:
-    """A copy of the adapters alone: A (rank, in), B (out, rank) of every adapted layer.
+    """A copy of the adapters: A (rank, in) and B (out, rank) of every adapted layer.
 
-    Names are those of the tower: "transformer.resblocks.0.attn.qkv.lora_A.weight".
+    Names are those of the tower, such as "transformer.resblocks.0.attn.qkv.lora_A.weight".
     """
     return {name: weight.clone() for name, weight in _live(visual).items()}
 
@@ -120,7 +129,7 @@ def adapter(visual: nn.Module) -> dict[str, Tensor]:
 def adapter_files(
     visual: nn.Module, *, rank: int, alpha: float, dropout: float
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and configuration of the adapters in the layout of a ``peft`` directory."""
+    """The weights and the configuration of the adapters, in the layout of a peft directory."""
     weights = {PREFIX + name: weight for name, weight in adapter(visual).items()}
     config = {
         "peft_type": "LORA",
@@ -128,7 +137,7 @@ def adapter_files(
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "target_modules": TARGETS,
-        # As peft writes it: the names alone could be those of a text tower.
+        # peft writes this as well. Names alone do not tell an image tower from a text tower.
         "auto_mapping": {
             "base_model_class": type(visual).__name__,
             "parent_library": type(visual).__module__,
@@ -138,9 +147,10 @@ def adapter_files(
 
 
 def load_adapter(visual: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put what ``adapter`` gave into a tower after ``add_lora``.
+    """Load adapters that ``adapter`` returned into a tower after ``add_lora``.
 
-    Raises InputError unless names and shapes are the tower's, and then changes nothing.
+    Raises:
+        InputError: If names or shapes differ from those of the tower, which is unchanged then.
     """
     live = _live(visual)
     expected = {(name, tuple(weight.shape)) for name, weight in live.items()}

@@ -1,4 +1,4 @@
-"""What training says while it works: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress of training: a live bar on a terminal, otherwise a line from time to time."""
 
 import time
 
@@ -10,7 +10,7 @@ from mmtard_bench.train.watch import Figures
 
 
 class TrainProgress(Live):
-    """Steps done, loss terms, teacher weights, accuracies and time left."""
+    """Shows finished steps, loss terms, teacher weights, accuracies and remaining time."""
 
     def __init__(self, console: Console, steps: int, begin: int, *, quiet: bool) -> None:
         super().__init__(
@@ -29,7 +29,7 @@ class TrainProgress(Live):
         self._bar = self.bars.add_task("", total=steps, completed=begin)
 
     def show(self, figures: Figures, weights: dict[str, float]) -> None:
-        """Take in the figures of a step, and the mean weights of the teachers."""
+        """Show the figures of a step and the mean weights of the teachers."""
         terms = [f"{k[5:]} {v:.3g}" for k, v in figures.items() if k.startswith("loss/")]
         if terms:
             self._text["loss"] = " ".join(terms)
@@ -43,7 +43,7 @@ class TrainProgress(Live):
                 self._text[kind] = f"{'val' if kind == 'validation' else kind} {'/'.join(shares)}"
 
     def advance(self, step: int) -> None:
-        """Say that so many steps are done."""
+        """Show that ``step`` steps are finished."""
         text = ", ".join(self._text.values())
         self.bars.update(self._bar, completed=step, description=text)
         if not self.due():

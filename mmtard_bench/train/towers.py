@@ -1,4 +1,4 @@
-"""Image towers with their class embeddings: the student that learns, the teachers that do not."""
+"""Image towers with their class embeddings: the student, which learns, and frozen teachers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from mmtard_bench.tasks.classifier import class_embeddings
 
 View = Literal["clean", "adv"]
 Role = Literal["clean", "robust", "original"]
-"""Teachers: two of other weights, and the student's own starting weights."""
+"""The roles of teachers. "original" is the student with its starting weights."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """Frozen text side of one model for one set of prompts: (C, D) unit rows, and the scale."""
+    """The frozen text side of a model for one set of prompts: unit rows (C, D) and logit scale."""
 
     embeddings: Tensor
     scale: Tensor
@@ -28,33 +28,33 @@ class Head:
 
 @dataclass(frozen=True)
 class Output:
-    """What a model says of N images: the embedding (N, D) as its tower gives it, and its head."""
+    """A model's output for N images: the unnormalised embedding (N, D), and the head."""
 
     embedding: Tensor
     head: Head
 
     @cached_property
     def cosine(self) -> Tensor:
-        """Cosine similarity with every class, (N, C), float32 under autocast too."""
+        """Cosine similarity with every class, (N, C), in float32 even under autocast."""
         with torch.autocast(self.embedding.device.type, enabled=False):
             return F.normalize(self.embedding.float(), dim=-1) @ self.head.embeddings.T
 
     @cached_property
     def logits(self) -> Tensor:
-        """scale * cosine, (N, C), float32."""
+        """The logits, scale * cosine, (N, C), float32."""
         return self.head.scale * self.cosine
 
 
 class Tower(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] -> embeddings (N, D), through a model's own preprocessing."""
+    """Maps images (N, 3, H, W) in [0, 1] to embeddings (N, D), with the model's preprocessing."""
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
         visual = getattr(clip.module, "visual", None)
         if not isinstance(visual, nn.Module):
             raise InputError(
-                f"The model '{clip.name}' has no image tower 'visual', so it can neither learn nor "
-                "teach here; expected a model in open_clip's layout."
+                f"The model '{clip.name}' has no image tower 'visual', so it can be neither "
+                "student nor teacher; expected a model in open_clip's layout."
             )
         self.visual = visual
         self._preprocess = clip.preprocess
@@ -71,22 +71,22 @@ class Tower(nn.Module):
 
 
 def require_apart(student: Clip, teacher: Clip, who: str) -> None:
-    """Raise InputError if a model and its teacher share memory: one would learn with the other.
+    """Raise InputError if student and teacher share memory: the teacher would change in training.
 
-    ``who`` is what the teacher is called. Parameters and buffers count, views of each other too.
+    Parameters, buffers and views of them count. ``who`` names the teacher in the message.
     """
     ours, theirs = (_storages(clip) for clip in (student, teacher))
     shared = sorted(ours[place] for place in ours.keys() & theirs.keys())
     if shared:
         raise InputError(
             f"The {who} '{teacher.name}' shares {len(shared)} tensors with the student, "
-            f"'{shared[-1]}' for one, so it would learn along with it. Expected a model of its "
-            "own: a function that makes one must make it anew, or copy it, each time."
+            f"'{shared[-1]}' for example, so training would change the teacher. Expected a "
+            "separate model: a function that makes a model must return a new one on each call."
         )
 
 
 def _storages(clip: Clip) -> dict[int, str]:
-    """The memory that a model's parameters and buffers lie in, each with the name of one."""
+    """The addresses of a model's parameters and buffers, each with the name of one of them."""
     module = clip.module if isinstance(clip.module, nn.Module) else clip.module.visual  # type: ignore[attr-defined]
     tensors = [*module.named_parameters(), *module.named_buffers()]
     places = {t.untyped_storage().data_ptr(): name for name, t in tensors}
@@ -96,9 +96,9 @@ def _storages(clip: Clip) -> dict[int, str]:
 def head_of(
     clip: Clip, classes: tuple[str, ...], templates: tuple[str, ...], device: torch.device
 ) -> Head:
-    """The head of a model for a task's prompts, computed once; the text tower stays frozen.
+    """The head of a model for a task's prompts, computed once, since the text tower is frozen.
 
-    Without classes it is empty: methods that compare embeddings need none.
+    Without classes the head is empty: methods that compare embeddings need none.
     """
     if not classes:
         return Head(torch.zeros(0, 1, device=device), clip.scale().to(device))
@@ -106,7 +106,7 @@ def head_of(
 
 
 class Teacher:
-    """A frozen model. Outputs on clean images may be ``known``: index -> row of embeddings."""
+    """A frozen model. ``known`` may hold its embeddings of all clean training images, by index."""
 
     def __init__(self, tower: Tower, head: Head) -> None:
         self.tower = tower.eval().requires_grad_(False)
@@ -118,7 +118,7 @@ class Teacher:
         return Output(self.tower(images).float(), self.head)
 
     def recall(self, indices: Tensor) -> Output | None:
-        """The outputs on clean samples of the training set, if they were computed before."""
+        """The outputs on clean training samples; None if they were not computed in advance."""
         if self.known is None:
             return None
         rows = self.known[indices]

@@ -1,4 +1,4 @@
-"""Pre-train the tiny CLIPs: ``python -m mmtard_bench.train.pretrain tiny-clip --out DIR``.
+"""Pre-train the tiny CLIPs: ``python -m mmtard_bench.train.make.pretrain tiny-clip --out DIR``.
 
 What the recipes of ``digits/`` start from, as the paper's start from OpenAI's weights: contrastive
 training on the training part of the digits world, on captions and digit names together.

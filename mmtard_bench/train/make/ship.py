@@ -1,4 +1,4 @@
-"""Take a checkpoint into the package: ``python -m mmtard_bench.train.ship CHECKPOINT NAME``.
+"""Take a checkpoint into the package: ``python -m mmtard_bench.train.make.ship CHECKPOINT NAME``.
 
 Only the image tower learns, so only it is kept, as float16, with the card beside it; the text
 tower is that of the model that the recipe starts from, which must be one that ships. The card

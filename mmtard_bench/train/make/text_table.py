@@ -1,4 +1,4 @@
-"""Make the start of a CLIP with a text table: ``python -m mmtard_bench.train.text_table``.
+"""Make the start of a CLIP with a text table: ``python -m mmtard_bench.train.make.text_table``.
 
 What the recipes of ``cifar/`` start from: an image tower of random weights, and for every class
 name of the given data sets the embedding of "a photo of a NAME." by a pretrained sentence encoder

@@ -1,4 +1,4 @@
-"""Training methods by name, one module each."""
+"""Training methods by name, one module per method. Read ``base.py`` first."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ METHODS = {
 
 
 def find_method(name: str, options: dict[str, Any]) -> tuple[Method, Options]:
-    """A method and its options, checked. Raises InputError."""
+    """The method of a name with its checked options. Raises InputError for unknown ones."""
     if name not in METHODS:
         raise InputError(f"There is no method '{name}'. {near_matches(name, METHODS)}")
     method = METHODS[name]

@@ -1,7 +1,7 @@
 """``ard``: adversarial robust distillation from one robust teacher.
 
-The single-teacher baseline of MMT-ARD: what the ``_origin`` script of its authors computes, which
-has no temperature.
+This is the single-teacher baseline of MMT-ARD, as in the ``_origin`` script of its authors. That
+script has no temperature (T = 1).
 """
 
 from mmtard_bench.train.losses import kl
@@ -9,7 +9,7 @@ from mmtard_bench.train.methods.base import Batch, Loss, Method, Softened, away_
 
 
 def loss(batch: Batch, options: Softened) -> Loss:
-    """T^2 KL(z_R(x) / T || z_S(x') / T), logits (N, C). Label-free.
+    """T^2 KL(z_R(x) / T || z_S(x') / T), logits (N, C). Needs no labels.
 
     The inner attack maximises KL(z_R(x) || z_S(x')).
     """

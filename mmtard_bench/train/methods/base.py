@@ -1,4 +1,4 @@
-"""What a training method is to the loop."""
+"""The interface of training methods."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from mmtard_bench.train.towers import Output, Role, View
 
 
 class Options(BaseModel):
-    """A method's own switches, set in a recipe's ``[options]``; most methods have none."""
+    """The options of a method, from the ``[options]`` of a recipe. Most methods have none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -21,8 +21,9 @@ class Options(BaseModel):
 class Softened(Options):
     """Distillation at a temperature (Hinton et al., 2015, arXiv 1503.02531, section 2).
 
-    It divides every logit before a softmax: teachers that are certain of their training images
-    say more than the label again. Its square scales the loss, which keeps the gradients' size.
+    The temperature divides every logit before a softmax, so that a teacher that is certain of its
+    training images passes on more than the label. Its square multiplies the loss, which keeps the
+    size of the gradients.
     """
 
     temperature: float = Field(default=1.0, gt=0)
@@ -30,10 +31,10 @@ class Softened(Options):
 
 @dataclass(frozen=True)
 class Loss:
-    """What a method computes on a batch.
+    """The result of a method on a batch.
 
-    ``terms`` are the parts of the loss, scalars that are summed and minimised. ``weights`` are
-    per-sample figures worth looking at, (N,) each, such as the weights of the teachers.
+    ``terms`` are the scalar terms of the loss; their sum is minimised. ``weights`` are figures per
+    sample, (N,) each, such as the weights of the teachers. They are reported, not minimised.
     """
 
     terms: dict[str, Tensor]
@@ -41,11 +42,12 @@ class Loss:
 
 
 class Batch(Interface):
-    """What a method may ask for on a batch of N training images.
+    """A batch of N training images, as a method receives it.
 
-    ``student`` holds the outputs on the views that the method declares. ``teacher`` gives those of
-    a frozen model. ``gather`` joins (N, ...) tensors of all processes to those of the global
-    batch; only this process's rows carry gradients, and ``processes`` is how many there are.
+    ``student`` has the student's outputs on the views that the method declares. ``teacher`` returns
+    the outputs of a frozen model. ``gather`` concatenates the tensors (N, ...) of all processes to
+    those of the global batch; only the rows of this process carry gradients. ``processes`` is the
+    number of processes.
     """
 
     @property
@@ -60,7 +62,7 @@ class Batch(Interface):
 
 @dataclass(frozen=True)
 class Guide:
-    """What the inner attack maximises: (student, guiding teacher on x, labels) -> (N,)."""
+    """The objective of the inner attack: (student, teacher on x, labels) -> values (N,)."""
 
     role: Role | None
     objective: Callable[[Output, Output | None, Tensor], Tensor]
@@ -85,17 +87,24 @@ AWAY_FROM_ORIGINAL = Guide("original", _away_in_embedding)
 
 
 def away_from(role: Role) -> Guide:
-    """Maximise KL(softmax z_role(x) || softmax z_S(x')): label-free."""
+    """Maximise KL(softmax z_role(x) || softmax z_S(x')). Needs no labels."""
     return Guide(role, _away_in_prediction)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train a student. ``views`` are the images that the student learns from.
+    """A training method.
 
-    ``targets`` and ``guide`` say, for given options, which outputs of frozen models the loss asks
-    for and what the inner attack maximises (None: there is no attack). ``labels`` and ``classes``
-    say whether labels and class names are needed.
+    Attributes:
+        name: The name in recipes.
+        summary: One line for ``mmtard-bench list methods``.
+        views: The images that the student learns from.
+        loss: The loss of a batch, for given options.
+        targets: The teacher outputs that the loss needs, for given options.
+        guide: The objective of the inner attack, for given options; None means no attack.
+        labels: Whether the method needs labels.
+        classes: Whether the method needs class names.
+        options: The model of the method's options in recipes.
     """
 
     name: str
@@ -110,20 +119,20 @@ class Method:
 
 
 def mean_terms(**terms: Tensor) -> Loss:
-    """A loss whose terms are means over the batch of (N,) tensors."""
+    """A loss whose terms are the batch means of tensors (N,)."""
     return Loss({name: values.mean() for name, values in terms.items()})
 
 
 def global_term(value: Tensor, processes: int) -> Tensor:
-    """A scalar computed by every process on the gathered batch, with the gradient it must have.
+    """A scalar that every process computes on the gathered batch, with the correct gradient.
 
-    The processes' gradients are averaged, and each holds only its own rows' share: it is scaled
-    by the number of processes, the value is not.
+    Each process has the gradient of its own rows only, and gradients are averaged over processes.
+    Therefore the gradient is multiplied by the number of processes; the value is unchanged.
     """
     return value.detach() + processes * (value - value.detach())
 
 
 def rows_of_mean_one(weights: Tensor, batch: Batch) -> Tensor:
-    """Weights (N,) scaled to a mean of one over the global batch; no gradient."""
+    """Weights (N,) scaled to a mean of one over the global batch, without gradient."""
     weights = weights.detach()
     return weights / batch.gather(weights).mean().clamp_min(torch.finfo(weights.dtype).tiny)

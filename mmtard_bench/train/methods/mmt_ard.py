@@ -1,8 +1,9 @@
 """``mmt-ard``: MMT-ARD (arXiv 2511.17448) as we read its abstract.
 
-The paper's formulas were not available to us. It names a clean and a robust teacher, weights from
-teacher confidence that focus on hard samples, a sigmoid that balances the teachers, and
-consistency across modalities; every formula below is our reading, has a switch, and is ablated.
+We had no access to the paper's formulas. Its abstract names a clean and a robust teacher, weights
+from teacher confidence that focus on hard samples, a sigmoid that balances the teachers, and
+consistency across modalities. Every formula below is our interpretation. Each has a switch, and
+the study of the digits recipes ablates it.
 """
 
 import torch
@@ -23,11 +24,11 @@ from mmtard_bench.train.methods.base import (
 from mmtard_bench.train.towers import Role, View
 
 LEARNS_ON: dict[Role, View] = {"robust": "adv", "clean": "clean"}
-"""The student's images that each teacher, looking at clean ones, guides."""
+"""The student's view of the images that each teacher guides. Teachers see clean images."""
 
 
 class Switches(Softened):
-    """Each term on or off; ``alignment`` is the consistency's factor."""
+    """Switches for each term; ``alignment`` is the factor of the consistency term."""
 
     robust_teacher: bool = True
     clean_teacher: bool = True
@@ -44,10 +45,11 @@ class Switches(Softened):
 
 
 def confidence_weights(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
-    """p_T[y] * (2 - p_S[y]), (N,), from logits (N, C), before the batch mean is scaled to one.
+    """Weights p_T[y] * (2 - p_S[y]), (N,), from logits (N, C), before scaling to a mean of one.
 
-    A teacher is followed as far as it is confident in the truth, and up to twice as closely where
-    the student is not there yet: hard samples count more, unless they are hard for the teacher.
+    A sample counts in proportion to the teacher's confidence in the true class, and up to twice as
+    much if the student is not confident: hard samples count more, unless the teacher finds them
+    hard as well.
     """
     return probability(teacher, labels) * (2 - probability(student, labels))
 
@@ -55,19 +57,19 @@ def confidence_weights(teacher: Tensor, student: Tensor, labels: Tensor) -> Tens
 def sigmoid_gate(robust: Tensor, clean: Tensor) -> Tensor:
     """The robust teacher's share of each sample, (N,), from both divergences (N,).
 
-    sigmoid(2 (d_R - d_C) / (d_R + d_C)): the teacher that the student is further from gets more,
-    at most 88%, so that neither dominates. No gradient passes.
+    The share is sigmoid(2 (d_R - d_C) / (d_R + d_C)). The teacher with the larger divergence from
+    the student gets more, at most 88%, so that no teacher dominates. No gradient flows through it.
     """
     robust, clean = robust.detach(), clean.detach()
     return torch.sigmoid(2 * (robust - clean) / (robust + clean).clamp_min(1e-12))
 
 
 def text_to_image(teacher: Tensor, student: Tensor, batch: Batch) -> Tensor:
-    """Cross-modal consistency, a scalar: ARD in the other direction of CLIP's similarity matrix.
+    """Cross-modal consistency, a scalar: distillation along the other axis of CLIP's similarities.
 
-    Image-to-text is a softmax over C classes for each image; this is the mean over classes of
-    KL(z_T[:, c] || z_S[:, c]) with softmax over the images of the global batch, so that a text
-    ranks images for the student as it does for the teacher.
+    ARD compares softmax distributions over the C classes, per image. This term compares softmax
+    distributions over the images of the global batch, per class: the mean over classes of
+    KL(z_T[:, c] || z_S[:, c]). A text then ranks images for the student as for the teacher.
     """
     target, logits = batch.gather(teacher), batch.gather(student)
     return global_term(kl(target.T, logits.T).mean(), batch.processes)
@@ -76,8 +78,9 @@ def text_to_image(teacher: Tensor, student: Tensor, batch: Batch) -> Tensor:
 def loss(batch: Batch, switches: Switches) -> Loss:
     """T^2 (2 g w_R KL(z_R(x) || z_S(x')) + 2 (1 - g) w_C KL(z_C(x) || z_S(x)) + consistency).
 
-    Means over the batch; z are logits (N, C) over the temperature T. Without gate g = 1/2, without
-    weights w = 1; with the robust teacher alone and no other term this is ``ard``.
+    All terms are means over the batch. z are logits (N, C) divided by the temperature T. Without
+    the gate, g = 1/2; without the weights, w = 1. With the robust teacher alone and no other term,
+    this is the loss of ``ard``.
     """
     heat = switches.temperature
     on = {role for role, _ in targets(switches)}
@@ -105,7 +108,7 @@ def loss(batch: Batch, switches: Switches) -> Loss:
 
 
 def targets(switches: Switches) -> tuple[tuple[Role, View], ...]:
-    """The teachers that are switched on, on clean images."""
+    """The teachers that are switched on. Each sees clean images."""
     on: list[tuple[Role, View]] = []
     if switches.clean_teacher:
         on.append(("clean", "clean"))
@@ -115,7 +118,7 @@ def targets(switches: Switches) -> tuple[tuple[Role, View], ...]:
 
 
 def guide(switches: Switches) -> Guide:
-    """The attack leads away from the clean teacher, or from the robust one if that is alone."""
+    """The attack maximises the divergence from the clean teacher, or from the robust one alone."""
     return away_from("clean" if switches.clean_teacher else "robust")
 
 

@@ -1,4 +1,4 @@
-"""``mmt-ard-shipped``: what the published code of MMT-ARD's authors computes."""
+"""``mmt-ard-shipped``: the loss in the published code of the authors of MMT-ARD."""
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ def weighted_kl(weights: Tensor, teacher: Output, student: Output) -> Tensor:
 
 
 def loss(batch: Batch, _: Options) -> Loss:
-    """The mean over batch and classes of two weighted divergences, scalars:
+    """The mean over batch and classes of two weighted divergences:
 
     50 * cos_R(x')[y] * kl(z_R(x') || z_S(x')) + 5 * cos_C(x)[y] * kl(z_C(x) || z_S(x)).
     """

@@ -12,7 +12,7 @@ from mmtard_bench.train.methods.base import (
 
 
 def loss(batch: Batch, _: Options) -> Loss:
-    """CE(z_S(x'), y): both embeddings normalised, text frozen, section 3.2 of the paper, (N, C)."""
+    """CE(z_S(x'), y) with logits (N, C) of normalised embeddings and frozen text (section 3.2)."""
     return mean_terms(cross_entropy=cross_entropy(batch.student["adv"].logits, batch.labels))
 
 

@@ -1,4 +1,4 @@
-"""Methods x seeds: train every student, score it under AutoAttack, compare with the baseline."""
+"""Run a study: train a student per method and seed, score it, compare it with the baseline."""
 
 import shlex
 from collections.abc import Sequence
@@ -44,11 +44,15 @@ def reproduce(
     device: str,
     console: Console,
 ) -> Path:
-    """Run a study and write its report; whatever is there already is used, not made again.
+    """Run a study and write its report. Finished students and records are reused.
 
-    Students are trained and scored seed by seed, so that an interrupted study holds whole seeds.
-    Returns the report's path. Raises InputError for unknown names, and what training and scoring
-    raise.
+    Students are trained and scored seed by seed, so that an interrupted study has complete seeds.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: For unknown names, and for errors in training or scoring.
     """
     if name not in STUDIES:
         raise InputError(f"There is no study '{name}'. {near_matches(name, STUDIES)}")
@@ -84,7 +88,7 @@ def reproduce(
 
 
 def _require_same_validation(card: Card, named: Named, folder: Path) -> None:
-    """A student that was there already may have been looked at otherwise while it learned."""
+    """Raise InputError if a finished student was validated with other settings."""
     before, now = card.recipe["validation"], named.recipe.model_dump()["validation"]
     if digest_of(before) != digest_of(now):
         raise InputError(
@@ -94,7 +98,7 @@ def _require_same_validation(card: Card, named: Named, folder: Path) -> None:
 
 
 def _score(study: Study, folder: Path, out: Path, device: torch.device, console: Console) -> Score:
-    # Records are found by name: it must not follow from how the path was typed.
+    # Records are found by name, which must not depend on the form of the path.
     clip = replace(load_model(f"local-dir:{folder}"), name=folder.name)
     records: dict[str, Record] = {}
     with RunProgress(console) as progress:

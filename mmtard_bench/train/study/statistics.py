@@ -1,4 +1,4 @@
-"""Statistics of a study, methods x seeds: paired differences, steps to the baseline. No files."""
+"""Statistics of a study: paired differences, and training steps to reach the baseline."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Study:
-    """A family of recipes to compare: its methods, the baseline, the suites that score."""
+    """A family of recipes: the methods, the baseline, and the suites that score the students."""
 
     family: str
     methods: tuple[str, ...]
@@ -24,10 +24,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Score:
-    """One student: verdicts on the same samples for every student, and its training curve.
+    """The verdicts of one student, on the same samples for every student, and its training curve.
 
-    ``clean``, ``robust`` and ``unseen`` are 0 or 1 a sample. ``curve`` holds (step, seconds,
-    robust validation accuracy).
+    ``clean``, ``robust`` and ``unseen`` have a truth value per sample. ``curve`` has points (step,
+    seconds, robust validation accuracy).
     """
 
     clean: Sequence[bool]
@@ -40,13 +40,13 @@ METRICS = ("clean", "robust", "unseen")
 
 
 def verdicts(scores: Sequence[Score], metric: str) -> Matrix:
-    """Verdicts of one method, (seeds, samples)."""
+    """The verdicts of one method as 0 or 1, (seeds, samples)."""
     return np.array([getattr(score, metric) for score in scores], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of a paired difference, and its 95% interval."""
+    """A mean paired difference with its 95% confidence interval."""
 
     mean: float
     low: float
@@ -56,10 +56,10 @@ class Difference:
 def paired_difference(ours: Matrix, baseline: Matrix) -> Difference:
     """The mean difference of two methods, (seeds, samples) each, paired by seed and sample.
 
-    The interval covers other seeds and other samples: the variance of the mean is the sum of
-    that over seeds and that over samples, which for crossed effects is conservative (Owen, 2007,
-    "The pigeonhole bootstrap"); t with the degrees of freedom of that sum (Satterthwaite, 1946).
-    One seed gives no interval over seeds: it is infinite.
+    The interval accounts for other seeds and other samples. The variance of the mean is the sum of
+    the variance over seeds and the variance over samples, which is conservative for crossed effects
+    (Owen, 2007, "The pigeonhole bootstrap"). The t quantile has the degrees of freedom of that sum
+    (Satterthwaite, 1946). With one seed the interval is infinite.
     """
     gap = ours - baseline
     seeds, samples = gap.shape
@@ -76,15 +76,15 @@ def paired_difference(ours: Matrix, baseline: Matrix) -> Difference:
 
 
 def mean_curve(scores: Sequence[Score]) -> Matrix:
-    """(points, 3): step, mean seconds, mean robust validation accuracy over the seeds."""
+    """The mean curve over seeds, (points, 3): step, seconds, robust validation accuracy."""
     mean: Matrix = np.array([score.curve for score in scores], dtype=np.float64).mean(0)
     return mean
 
 
 def cost_of(curve: Matrix, target: float) -> tuple[float, float]:
-    """(steps, seconds) until a curve is first at ``target``, by interpolation; infinite if never.
+    """The (steps, seconds) after which a curve first reaches ``target``, linearly interpolated.
 
-    Before the first point nothing is known, so that point is the least answer.
+    Both are infinite if it never does. The smallest possible answer is the curve's first point.
     """
     robust = curve[:, 2]
     above = np.flatnonzero(robust >= target)
@@ -99,7 +99,7 @@ def cost_of(curve: Matrix, target: float) -> tuple[float, float]:
 
 
 def times_cheaper(ours: Matrix, baseline: Matrix) -> tuple[float, float]:
-    """How many times fewer (steps, seconds) a curve takes to the baseline's end; 0 if never."""
+    """How many times fewer (steps, seconds) reach the baseline's final accuracy; 0 if never."""
     target = float(baseline[-1, 2])
     steps, seconds = cost_of(ours, target)
     base_steps, base_seconds = cost_of(baseline, target)
