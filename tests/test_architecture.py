@@ -21,7 +21,7 @@ LAYERS = [
     {"tasks"},
     {"attacks"},
     {"evaluation"},
-    {"leaderboard", "train"},
+    {"api", "leaderboard", "train"},
     {"cli"},
     {"__main__"},
 ]
@@ -94,19 +94,30 @@ def test_the_leaderboard_imports_without_torch():
 
 def test_the_public_names_are_pinned():
     assert mmtard_bench.__all__ == [
+        "Attacked",
         "Clip",
         "InputError",
         "Preprocess",
         "Record",
         "Task",
         "ThreatModel",
+        "attack",
+        "compare",
         "evaluate",
+        "frame",
+        "list_attacks",
+        "list_datasets",
+        "list_models",
+        "list_suites",
+        "list_tasks",
         "load_model",
         "read_record",
+        "records",
         "register_attack",
         "register_dataset",
         "register_model",
         "register_task",
+        "run",
     ]
     for name in mmtard_bench.__all__:
         assert getattr(mmtard_bench, name).__doc__

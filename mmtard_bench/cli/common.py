@@ -63,22 +63,9 @@ def output(text: str) -> Path:
 
 def records_at(path: Path) -> "list[Record]":
     """The records of a file, an entry or a directory. Raises InputError if there are none."""
-    from mmtard_bench.leaderboard.entries.folder import (
-        holds_entries,
-        is_entry,
-        read_entries,
-        read_entry,
-    )
-    from mmtard_bench.records.files import load_records, read_record
+    from mmtard_bench.leaderboard.entries.folder import records
 
-    if is_entry(path):
-        return read_entry(path).records
-    if holds_entries(path):
-        return [record for entry in read_entries(path) for record in entry.records]
-    records = [read_record(path)] if path.is_file() else load_records(path)
-    if not records:
-        raise InputError(f"There are no records below {path}.")
-    return records
+    return records(path)
 
 
 def file_of(record: "Record", path: Path) -> Path:

@@ -104,31 +104,55 @@ def evaluate(
     device: str | InstanceOf[torch.device] = "auto",
     engine: EngineName = "fast",
     precision: Precision = "float32",
+    progress: SkipValidation[Callable[[Progress], None]] = lambda _: None,
 ) -> Record:
     """Score a model on a task under a threat model.
 
-    ``model`` is a ``Clip`` or anything ``load_model`` takes; ``task`` a registered task, a data
-    spec (``parquet:``, ``imagefolder:``, ``wds:``, ``hub:``) or a ``Task``; ``threat`` an attack,
-    or a ``ThreatModel`` that has the next three; ``eps`` an exact fraction such as "8/255";
-    ``norm`` is "linf" unless given ("l2" for cw-l2, "levenshtein" for attacks on text alone, whose
-    eps is "1/1" for one edit); ``surface`` is "native" unless given; ``n`` samples are drawn with
-    ``seed``, all if None; ``engine`` and ``precision`` are as in ``Engine``.
-    Raises InputError for bad input; a model that fails under evaluation, and images that cannot be
-    used, give a record with ``status == "error"``.
+    Args:
+        model: A ``Clip`` or anything that ``load_model`` takes.
+        task: A registered task, a data spec (``parquet:``, ``imagefolder:``, ``wds:``, ``hub:``)
+            or a ``Task``.
+        threat: The name of an attack, or a ``ThreatModel``, which has the next three arguments.
+        eps: The radius as an exact fraction such as "8/255"; "1/1" is one edit of a class name.
+        norm: "linf", "l2" or "levenshtein"; default: "l2" for cw-l2, "levenshtein" for attacks on
+            text, otherwise "linf".
+        surface: "native" (default): the pixels of the data set; "model": those of the model's
+            input size.
+        n: The number of samples, drawn with ``seed``; default: all.
+        seed: The seed of the samples and of random starts.
+        batch_size: The most images per pass; default: what fits in memory. It changes no verdict.
+        device: "auto" (a GPU if there is one), or a device of torch.
+        engine: "fast" (our attacks) or "reference" (the reference libraries).
+        precision: The precision of the fast attacks' passes, "float32" or "bfloat16".
+        progress: Is called with a ``Progress`` several times per second.
+
+    Returns:
+        The record. A model that fails under evaluation, and images that cannot be used, give a
+        record with the status "error".
+
+    Raises:
+        InputError: For bad input.
+
+    Example:
+        >>> record = mb.evaluate(
+        ...     "tiny-clip", task="digits/digit", threat="pgd-5", eps="2/255", n=8
+        ... )
+        >>> record.results.n
+        8
     """
-    attacker = _threat(threat, eps, norm, surface)
+    attacker = threat_model(threat, eps, norm, surface)
     on = find_device(device)
     clip = load_model(model) if isinstance(model, str | Path) else require_clip(model, "the model")
     chosen = find_task(task) if isinstance(task, str) else task
     data = load_task(chosen, n=n, seed=seed)
     job = prepare(clip, data, attacker, seed=seed, engine=Engine(engine, precision))
-    return execute(job, Resources(on, batch_size))
+    return execute(job, Resources(on, batch_size), report=progress)
 
 
-def _threat(
+def threat_model(
     threat: str | ThreatModel, eps: str | None, norm: ThreatNorm | None, surface: Surface | None
 ) -> ThreatModel:
-    """The threat model that the arguments of ``evaluate`` describe. Raises InputError."""
+    """The threat model that such arguments of ``evaluate`` describe. Raises InputError."""
     if isinstance(threat, ThreatModel):
         own = (str(threat.eps), threat.norm, threat.surface)
         for given, has in zip((eps, norm, surface), own, strict=True):

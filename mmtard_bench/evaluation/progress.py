@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -54,9 +55,16 @@ class Live:
 
 
 class RunProgress(Live):
-    """Progress of one record at a time: samples settled, robust accuracy so far, what is left."""
+    """Shows the progress of one record at a time; ``also`` is called with every update."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        quiet: bool = False,
+        also: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._also = also
         super().__init__(
             console,
             # At most 80 columns, with "autoattack-standard linf 8/255" and 9,999 samples.
@@ -116,6 +124,8 @@ class RunProgress(Live):
     def update(self, progress: Progress) -> None:
         """Show how far the record is."""
         assert self._bar is not None
+        if self._also is not None:
+            self._also(progress)
         robust = f"{progress.robust / progress.seen:.1%}" if progress.seen else "-"
         stage, time_left, passes = _stage(progress), _time_left(progress), _passes_left(progress)
         self.bars.update(

@@ -13,6 +13,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard.entries.card import Card, card_from_text
 from mmtard_bench.leaderboard.entries.pack import unpack
 from mmtard_bench.leaderboard.entries.text import EntryName, SuiteName, skeleton
+from mmtard_bench.records.files import load_records, read_record
 from mmtard_bench.records.schema import Record
 
 LARGEST = 16 * 2**20
@@ -230,3 +231,26 @@ def _read_run(path: Path, card: Card) -> Run:
                 f"{path} has a record of another model than its card: {', '.join(map(str, facts))}."
             )
     return Run(suite, file_digest(text.encode()), tuple(records))
+
+
+def records(path: str | Path) -> list[Record]:
+    """Read records.
+
+    Args:
+        path: A record's file, a directory of records, an entry, or a directory of entries.
+
+    Returns:
+        The records, in the order of their files.
+
+    Raises:
+        InputError: If there are none, or if one was edited or cut short.
+    """
+    path = Path(path)
+    if is_entry(path):
+        return read_entry(path).records
+    if holds_entries(path):
+        return [record for entry in read_entries(path) for record in entry.records]
+    found = [read_record(path)] if path.is_file() else load_records(path)
+    if not found:
+        raise InputError(f"There are no records below {path}.")
+    return found
