@@ -77,7 +77,7 @@ def test_a_model_that_raises_leaves_the_others_their_turn(own, here):
     def model():
         raise RuntimeError("weights not there")
 
-    done = here("run", "quick-v1", "--limit", "2", "--model", "raises", "--model", "tiny-clip")
+    done = here("run", "quick-v1", "--n", "2", "--model", "raises", "--model", "tiny-clip")
     assert done.returncode == 2
     assert "weights not there" in done.stderr
     assert "tiny-clip digits/digit" in done.stdout

@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtard_bench.cli.common import (
@@ -28,52 +29,215 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add run, fetch and manifest."""
-    command = commands.add_parser("run", help="evaluate models on a suite")
-    command.add_argument("suite", help="a suite's name, or the path of a .toml file")
-    command.add_argument("--model", action="append", required=True, help="may be repeated")
-    command.add_argument("--visual", metavar="FILE", help="with the image tower of a checkpoint")
-    command.add_argument("--out", type=output, default="runs", help="default: runs")
-    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    """Add run, eval, fetch and manifest."""
+    command = commands.add_parser("run", help="score models on a suite, resumable")
+    command.add_argument("suite", help="the name of a suite, or the path of a .toml file")
+    _add_models(command)
+    command.add_argument(
+        "--out", type=output, default="runs", help="directory for records (default: runs)"
+    )
+    _add_engine(command)
+    _add_samples(command)
+    command.set_defaults(run=_run, kept=KEPT)
+
+    command = commands.add_parser(
+        "eval", help="score models on one task, without a suite", description=_EVAL
+    )
+    _add_models(command)
+    command.add_argument("--task", required=True, help="the name of a task, or a data spec")
+    command.add_argument(
+        "--threat",
+        action="append",
+        required=True,
+        metavar="ATTACK",
+        help="an attack, such as apgd-pair (see: list threats); may be repeated",
+    )
+    command.add_argument(
+        "--eps",
+        action="append",
+        required=True,
+        help="the radius as a fraction, such as 4/255; may be repeated",
+    )
+    command.add_argument(
+        "--norm",
+        choices=("linf", "l2", "levenshtein"),
+        help="default: l2 for cw-l2, levenshtein for attacks on text, otherwise linf",
+    )
+    command.add_argument(
+        "--surface",
+        choices=("native", "model"),
+        default="native",
+        help="attack the pixels of the data set (native, the default) or of the model's input size",
+    )
+    command.add_argument("--out", type=output, help="directory for records (default: not written)")
+    _add_engine(command)
+    _add_samples(command)
+    command.add_argument("--json", action="store_true", help="print one JSON object per record")
+    command.set_defaults(run=_eval)
+
+    command = commands.add_parser(
+        "fetch", help="download what a suite needs; HF_HUB_OFFLINE=1 run works afterwards"
+    )
+    command.add_argument("suite", help="the name of a suite, or the path of a .toml file")
+    command.add_argument(
+        "--model", action="append", default=[], help="a model to download; may be repeated"
+    )
+    _add_samples(command)
+    command.set_defaults(run=_fetch, kept=KEPT)
+
+    command = commands.add_parser("manifest", help="print the samples that a task is scored on")
+    command.add_argument("task", help="the name of a task, or a data spec")
+    command.add_argument("--n", type=positive, help="number of samples (default: all)")
+    command.add_argument("--seed", type=seed, default=0, help="seed of the draw (default: 0)")
+    command.add_argument("--json", action="store_true", help="print a JSON list")
+    command.set_defaults(run=_manifest)
+
+
+_EVAL = (
+    "Score models on one task under one or more threat models: every --threat with every --eps. "
+    "The table is the one that run prints."
+)
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="a registered model, ARCHITECTURE:WEIGHTS, hf-hub:ORG/NAME, local-dir:PATH or "
+        "module:function; may be repeated",
+    )
+    command.add_argument(
+        "--models-from",
+        type=Path,
+        metavar="FILE",
+        help="a text file with a model per line; # begins a comment",
+    )
+    command.add_argument(
+        "--visual",
+        metavar="FILE",
+        help="replace the model's image tower by that of a checkpoint; for a single --model",
+    )
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1"
+    )
     command.add_argument(
         "--batch-size",
         type=positive,
-        help="default: what fits in memory, at most 64 (cpu) or 512 (cuda); changes no verdict",
+        help="images per pass (default: what fits in memory, at most 64 on the CPU, 512 on a "
+        "GPU); changes no verdict",
     )
     command.add_argument(
         "--engine",
         choices=("fast", "reference"),
         default="fast",
-        help="our own attacks (default), or the reference libraries' code",
+        help="our attacks (fast, the default), or the code of the reference libraries",
     )
     command.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the fast attacks' passes; float32 confirms what bfloat16 finds",
+        help="precision of the fast attacks (default: float32); float32 confirms every break",
     )
-    command.add_argument("--limit", type=positive, help="this many samples a task instead")
-    command.add_argument("--seed", type=seed, help="another seed than the suite's")
     command.add_argument(
-        "--workers", type=count, help="threads that decode images; never changes verdicts"
+        "--workers",
+        type=count,
+        help="threads that decode images (default: chosen automatically); changes no verdict",
     )
-    command.set_defaults(run=_run, kept=KEPT)
 
-    command = commands.add_parser(
-        "fetch", help="download what a suite needs; then HF_HUB_OFFLINE=1 run works"
+
+def _add_samples(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--n", type=positive, help="samples per task (default: the suite's; in eval: all)"
     )
-    command.add_argument("suite", help="a suite's name, or the path of a .toml file")
-    command.add_argument("--model", action="append", default=[], help="may be repeated")
-    command.add_argument("--limit", type=positive, help="for runs with this --limit")
-    command.add_argument("--seed", type=seed, help="for runs with this --seed")
-    command.set_defaults(run=_fetch, kept=KEPT)
+    command.add_argument("--limit", dest="n", type=positive, help=argparse.SUPPRESS)
+    command.add_argument("--seed", type=seed, help="seed (default: the suite's; in eval: 0)")
 
-    command = commands.add_parser("manifest", help="print the samples that a task is scored on")
-    command.add_argument("task", help="a task's name, or a data spec")
-    command.add_argument("--n", type=positive, help="how many (default: all)")
-    command.add_argument("--seed", type=seed, default=0)
-    command.add_argument("--json", action="store_true")
-    command.set_defaults(run=_manifest)
+
+def _specs(arguments: argparse.Namespace) -> list[str]:
+    """The models that the arguments name. Raises InputError if there are none."""
+    specs: list[str] = list(arguments.model)
+    if arguments.models_from is not None:
+        try:
+            text = arguments.models_from.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"The list of models {arguments.models_from} cannot be read: {error}."
+            ) from error
+        lines = (line.partition("#")[0].strip() for line in text.splitlines())
+        specs += [line for line in lines if line]
+    if not specs:
+        raise InputError("No model is given; add --model SPEC, or --models-from FILE.")
+    if arguments.visual is not None:
+        if len(specs) > 1:
+            raise InputError(
+                f"--visual {arguments.visual} goes with one --model, but there are {len(specs)}; "
+                "write MODEL+visual:FILE for the one that it belongs to."
+            )
+        specs = [f"{specs[0]}+visual:{arguments.visual}"]
+    return specs
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    specs = _specs(arguments)
+
+    from rich.console import Console
+
+    from mmtard_bench.attacks.base import Engine
+    from mmtard_bench.evaluation.device import Resources, find_device
+    from mmtard_bench.evaluation.evaluate import execute, threat_model
+    from mmtard_bench.evaluation.job import prepare
+    from mmtard_bench.evaluation.progress import RunProgress
+    from mmtard_bench.evaluation.run import file_name
+    from mmtard_bench.models.loading import load_model
+    from mmtard_bench.records.files import to_text, write_record
+    from mmtard_bench.records.tables import table_of
+    from mmtard_bench.tasks.samples import find_task, load_task
+
+    threats = [
+        threat_model(attack, eps, arguments.norm, arguments.surface)
+        for attack in arguments.threat
+        for eps in arguments.eps
+    ]
+    seed = arguments.seed or 0
+    data = load_task(find_task(arguments.task), n=arguments.n, seed=seed)
+    resources = Resources(
+        find_device(arguments.device), batch_size=arguments.batch_size, workers=arguments.workers
+    )
+    engine = Engine(arguments.engine, arguments.precision)
+    status = 0
+    with RunProgress(Console(stderr=arguments.json, highlight=False)) as progress:
+        for spec in specs:
+            # A model that cannot be scored does not stop the others.
+            records: list[Record] = []
+            try:
+                clip = load_model(spec)
+                for threat in threats:
+                    job = prepare(clip, data, threat, seed=seed, engine=engine)
+                    name = f"{clip.name} {data.task.name} {threat.name}"
+                    progress.start(name, threat.name, total=len(data.labels), settled=0)
+                    records.append(execute(job, resources, report=progress.update))
+                    progress.stop()
+                    if arguments.out is not None:
+                        file = file_name(f"{clip.name}--{data.task.name}", threat, job.identity)
+                        write_record(arguments.out / file, records[-1])
+            except InputError as error:
+                say_error(str(error))
+                status = STATUS_INPUT
+            if arguments.json:
+                for record in records:
+                    print(json.dumps(json.loads(to_text(record))), flush=True)
+            elif records:
+                progress.say(f"{clip.name} on {data.task.name}\n\n{table_of(records)}\n")
+            for record in records:
+                if record.error is not None:
+                    say_error(record.error)
+                    status = STATUS_INPUT
+    return status
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -113,14 +277,7 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
 
     # Before the slow imports: a slip in the suite's name should not take seconds to hear of.
     suite = processes.agree(lambda: load_suite(arguments.suite))
-    specs: list[str] = arguments.model
-    if arguments.visual is not None:
-        if len(specs) > 1:
-            raise InputError(
-                f"--visual {arguments.visual} goes with one --model, but there are {len(specs)}; "
-                "write MODEL+visual:FILE for the one that it belongs to."
-            )
-        specs = [f"{specs[0]}+visual:{arguments.visual}"]
+    specs = processes.agree(lambda: _specs(arguments))
 
     from rich.console import Console
 
@@ -133,7 +290,7 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
     from mmtard_bench.models.loading import load_model
     from mmtard_bench.records.tables import table_of
 
-    suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
+    suite = with_overrides(suite, n=arguments.n, seed=arguments.seed)
     place = local_rank() if processes.world > 1 else None
     resources = Resources(
         processes.agree(lambda: find_device(arguments.device, place)),
@@ -177,7 +334,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
     from mmtard_bench.evaluation.fetch import fetch
 
-    suite = with_overrides(suite, n=arguments.limit, seed=arguments.seed)
+    suite = with_overrides(suite, n=arguments.n, seed=arguments.seed)
     problems = fetch(suite, arguments.model, lambda line: print(printable(line), flush=True))
     for problem in problems:
         say_error(problem)

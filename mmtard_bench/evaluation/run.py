@@ -112,7 +112,7 @@ def _run_record(
             f"The processes of this run do not see the same model, or not the same data, for "
             f"{job.clip.name} on {job.data.task.name}; all machines need the same files."
         )
-    path = folder / _file_name(job.data.task.name, job.threat, identity)
+    path = folder / file_name(job.data.task.name, job.threat, identity)
     name = f"{job.clip.name} {job.data.task.name} {job.threat.name}"
     known, notes = known_from_above(job.threat, above)
     finished = processes.lead(lambda: _finished(path, identity, known), Record)
@@ -222,5 +222,6 @@ def _claimed(folder: Path, processes: Processes) -> Iterator[None]:
     yield
 
 
-def _file_name(task: str, threat: ThreatModel, identity: str) -> str:
+def file_name(task: str, threat: ThreatModel, identity: str) -> str:
+    """The name of a record's file: task, threat model and the start of the identity."""
     return f"{slug(task)}--{slug(threat.name)}--{identity[:8]}.json"

@@ -16,7 +16,7 @@ from mmtard_bench.types import Eps, Suite, ThreatModel
 def suite_of(record: Record, file: Path | None = None) -> Suite:
     """The suite that a record is of, as it ships, or as a TOML file has it.
 
-    That of a run with --limit or --seed is the suite with them. Raises InputError if the record is
+    That of a run with --n or --seed is the suite with them. Raises InputError if the record is
     of another one.
     """
     if record.suite is None:

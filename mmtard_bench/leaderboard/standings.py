@@ -403,7 +403,7 @@ def _command(records: Sequence[Record], engine: str) -> str:
     ships = (suite_folder() / f"{name}.toml").is_file()
     words = ["mmtard-bench", "run", name if ships else f"{name}.toml", "--model", source]
     for option in filter(None, overrides.split("+")):
-        words += [f"--{'limit' if option[0] == 'n' else 'seed'}", re.sub("[a-z]", "", option)]
+        words += [f"--{'n' if option[0] == 'n' else 'seed'}", re.sub("[a-z]", "", option)]
     words += ["--engine", engine] if engine == "reference" else []
     lower = any("attack_precision" in record.threat.parameters for record in records)
     words += ["--precision", "bfloat16"] if lower else []

@@ -86,7 +86,7 @@ def compare(a: Sequence[Record], b: Sequence[Record]) -> list[Comparison]:
         raise InputError(
             "The two share no finished record of one suite, task and threat model on the same "
             "samples, so there is nothing to compare; run the same suite on both, with the same "
-            "--limit and --seed."
+            "--n and --seed."
         )
     first = _verdicts({place: mine[place] for place in shared})
     second = _verdicts({place: other[place] for place in shared})

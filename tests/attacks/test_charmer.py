@@ -461,7 +461,7 @@ def locked():
 
 def test_a_locked_text_table_is_refused(here, tmp_path):
     (tmp_path / "lockedtoy.py").write_text(LOCKED)
-    done = here("run", "text-v1", "--model", "lockedtoy:locked", "--limit", "4")
+    done = here("run", "text-v1", "--model", "lockedtoy:locked", "--n", "4")
     assert_sentence(done, "locked", "text-charmer-k0", "whole text tower")
 
 
@@ -505,7 +505,7 @@ def test_zero_is_a_budget_of_edits_and_no_radius():
 
 
 def test_the_command_line_runs_text_attacks(here):
-    done = here("run", "text-v1", "--model", "tiny-clip", "--limit", "6")
+    done = here("run", "text-v1", "--model", "tiny-clip", "--n", "6")
     assert done.returncode == 0, done.stderr
     assert "text-charmer-k2 levenshtein 2/1" in done.stdout
     assert "worst case" not in done.stdout

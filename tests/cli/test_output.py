@@ -48,7 +48,7 @@ LOST = [
 
 @pytest.mark.parametrize(("lost", "status", "why"), LOST)
 def test_a_run_keeps_what_is_finished_and_says_so(lost, status, why, here, tmp_path):
-    command = ("run", "quick-v1", "--model", "tiny-clip", "--limit", "2", "--batch-size", "2")
+    command = ("run", "quick-v1", "--model", "tiny-clip", "--n", "2", "--batch-size", "2")
     with standard("stdout", lost()):
         done = here(*command)
     assert done.returncode == status
@@ -64,7 +64,7 @@ def test_a_line_that_is_lost_during_an_attack_is_no_failure_of_the_attack(
 ):
     monkeypatch.setattr(RunProgress, "update", lambda self, _: self.say("so far"))
     with standard("stdout", lost()):
-        done = here("run", "quick-v1", "--model", "tiny-clip", "--limit", "2", "--batch-size", "2")
+        done = here("run", "quick-v1", "--model", "tiny-clip", "--n", "2", "--batch-size", "2")
     assert (done.returncode, why in done.stderr) == (status, True)
     assert load_records(tmp_path / "runs") == []
 

@@ -162,7 +162,7 @@ def test_one_data_set_that_fails_does_not_cost_the_others(here, online, reposito
 def test_a_damaged_table_or_model_is_found(here, online, repositories, file):
     with hub(repositories, faults=[Fault("wrong", path=file, times=1, whole=True)]) as endpoint:
         online(endpoint)
-        command = ("fetch", "mine-v1.toml", "--limit", "2", "--model", "hf-hub:me/tiny")
+        command = ("fetch", "mine-v1.toml", "--n", "2", "--model", "hf-hub:me/tiny")
         assert_sentence(here(*command), "me/t", "checksum")
         again = here(*command)
         assert again.returncode == 0, again.stderr

@@ -257,7 +257,7 @@ def test_an_entry_through_the_command_line(here: Cli, tmp_path):
 
 def test_a_run_of_a_suite_of_ones_own(here: Cli, tmp_path):
     (tmp_path / "tiny-v1.toml").write_text(SUITE)
-    done = here("run", "tiny-v1.toml", "--model", "tiny-clip", "--limit", "2", "--batch-size", "2")
+    done = here("run", "tiny-v1.toml", "--model", "tiny-clip", "--n", "2", "--batch-size", "2")
     assert done.returncode == 0, done.stderr
     assert_sentence(here("show", "runs", "--gallery"), "'tiny-v1', which does not ship")
     done = here("show", "runs", "--gallery", "--suite", "tiny-v1.toml")

@@ -457,7 +457,7 @@ def test_two_processes_may_not_work_in_one_run_directory(cli, tmp_path):
     suite = with_overrides(load_suite("quick-v1"), n=3, seed=None)
     folder = run_folder(tmp_path / "runs", suite, mb.load_model("tiny-clip"))
     folder.mkdir(parents=True)
-    command = ["run", "quick-v1", "--model", "tiny-clip", "--limit", "3"]
+    command = ["run", "quick-v1", "--model", "tiny-clip", "--n", "3"]
     with FileLock(folder / ".lock"):
         assert_sentence(cli(*command), "Another process is working in", "--out")
     # A lock file that a dead process left behind does not matter.
@@ -478,7 +478,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
 
 
 def test_show_and_leaderboard_read_a_run(cli, tmp_path):
-    assert cli("run", "quick-v1", "--model", "tiny-clip", "--limit", "3").returncode == 0
+    assert cli("run", "quick-v1", "--model", "tiny-clip", "--n", "3").returncode == 0
     shown = cli("show", "runs")
     assert shown.returncode == 0
     assert "worst case linf 8/255" in shown.stdout
@@ -487,7 +487,7 @@ def test_show_and_leaderboard_read_a_run(cli, tmp_path):
     leaderboard = ("leaderboard", "--records", "runs", "--output", "board/README.md")
     assert cli(*leaderboard).returncode == 0
     text = (tmp_path / "board" / "README.md").read_text()
-    assert "mmtard-bench run quick-v1 --model tiny-clip --limit 3" in text
+    assert "mmtard-bench run quick-v1 --model tiny-clip --n 3" in text
     assert cli(*leaderboard, "--check").returncode == 0
     (tmp_path / "board" / "README.md").write_text(text.replace("3 samples", "30 samples"))
     stale = cli(*leaderboard, "--check")

@@ -199,7 +199,7 @@ def test_a_command_that_makes_a_row_again_is_printed_if_it_runs():
     own = suite.model_copy(update={"name": "my-suite-v1+n2"})
     assert line(made("rb", suite=own)) == (
         "# with the suite's file, which does not ship: mmtard-bench run my-suite-v1.toml --model m "
-        "--limit 2    # weights d"
+        "--n 2    # weights d"
     )
 
 

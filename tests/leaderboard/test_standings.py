@@ -278,7 +278,7 @@ def test_facts_of_a_row():
     assert row.reproduce == "mmtard-bench run quick-v1 --model m"
     changed = made("rb", suite=suite_facts(None, "quick-v1+n2+s7"))
     assert only(Board(loose=[changed]))[1].reproduce == (
-        "mmtard-bench run quick-v1 --model m --limit 2 --seed 7"
+        "mmtard-bench run quick-v1 --model m --n 2 --seed 7"
     )
 
 

@@ -302,7 +302,7 @@ def test_a_run_that_was_cut_short_goes_on(here, tmp_path, monkeypatch):
     """Through the files of a run: what is read back is what was written."""
     from mmtard_bench.evaluation import run as runner
 
-    command = ["run", "retrieval-v1", "--model", "tiny-clip", "--limit", "12", "--batch-size", "4"]
+    command = ["run", "retrieval-v1", "--model", "tiny-clip", "--n", "12", "--batch-size", "4"]
     assert here(*command, "--out", "whole").returncode == 0
     written = runner.Partial.append
 

@@ -132,7 +132,7 @@ def newest(records: Sequence[Record]) -> dict[str, list[Record]]:
         suite = record.suite.name if record.suite else ""
         if not suite or "+" in suite:
             raise InputError(
-                f"A record is of {suite or 'no suite'}; an entry has whole suites, without --limit "
+                f"A record is of {suite or 'no suite'}; an entry has whole suites, without --n "
                 "and --seed."
             )
         runs[suite].append(record)

@@ -29,7 +29,7 @@ PLACES = [f"{ENTRY}/figures", f"{ENTRY}/a/b", ENTRY, "leaderboard/entries", f"{E
 COMMANDS = [
     ["plot", "runs", "--out"],
     ["show", ENTRY, "--gallery", "--out"],
-    ["run", "quick-v1", "--model", "tiny-clip", "--limit", "1", "--out"],
+    ["run", "quick-v1", "--model", "tiny-clip", "--n", "1", "--out"],
     ["train", "digits/tecoa", "--out"],
     ["reproduce", "digits", "--out"],
     ["leaderboard", "--records", "runs", "--output"],

@@ -62,9 +62,9 @@ def test_a_run_is_submitted_and_its_card_stays(here: Cli, tmp_path):
 
 def test_a_limited_run_is_refused(here: Cli, tmp_path):
     (tmp_path / "tiny-v1.toml").write_text(SUITE)
-    limited = ("--limit", "1", "--batch-size", "1")
+    limited = ("--n", "1", "--batch-size", "1")
     assert here("run", "tiny-v1.toml", "--model", "tiny-clip", *limited).returncode == 0
-    assert_sentence(here("submit", "runs", "--name", "x"), "of tiny-v1+n1", "without --limit")
+    assert_sentence(here("submit", "runs", "--name", "x"), "of tiny-v1+n1", "without --n")
     assert not (tmp_path / "leaderboard").exists()
 
 
