@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from mmtard_bench import __version__
 from mmtard_bench.cli import board, compare, evaluate, listing, show, training, verify
-from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, STATUS_PIPE, say_error
+from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, STATUS_PIPE, Commands, say_error
 from mmtard_bench.cli.output import OutputLost, guarded_errors, guarded_output
 from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable
@@ -55,13 +55,35 @@ def _output_lost(lost: OutputLost, *, kept: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mmtard-bench", description="How robust is a CLIP-like model, really?"
+        prog="mmtard-bench",
+        description="Measure how robust CLIP-like vision-language models are.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mmtard-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (evaluate, training, listing, show, compare, board, verify):
         module.add(commands)
+    parser.epilog = _by_group(commands)
     return parser
+
+
+_GROUPS = {
+    "Score models": ("run", "eval", "fetch", "list", "manifest", "doctor"),
+    "Train students": ("train", "reproduce"),
+    "Inspect records": ("show", "compare", "plot"),
+    "Leaderboard": ("submit", "verify", "break", "leaderboard"),
+}
+
+
+def _by_group(commands: Commands) -> str:
+    """The commands in groups, for the help; argparse itself lists them in one row."""
+    helps = {action.dest: action.help for action in commands._choices_actions}
+    commands._choices_actions.clear()
+    rows = []
+    for title, names in _GROUPS.items():
+        rows += ["", f"{title}:", *(f"  {name:<12} {helps.pop(name)}" for name in names)]
+    assert not helps, f"commands without a group: {sorted(helps)}"
+    return "\n".join([*rows, "", "mmtard-bench COMMAND --help says more about one."]).lstrip()
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -20,7 +20,7 @@ README = Path("leaderboard/README.md")
 
 def add(commands: Commands) -> None:
     """Add submit and leaderboard."""
-    command = commands.add_parser("submit", help="make a leaderboard entry of a run")
+    command = commands.add_parser("submit", help="make a leaderboard entry from a run")
     command.add_argument("path", type=Path, help="a run directory")
     command.add_argument("--name", required=True, help="of the entry: my-clip")
     command.add_argument(
@@ -44,7 +44,9 @@ def add(commands: Commands) -> None:
     command.add_argument("--device", default="auto", help="for --adversarials: auto, cpu, cuda")
     command.set_defaults(run=_submit, kept=AGAIN)
 
-    command = commands.add_parser("leaderboard", help="write the leaderboard from its entries")
+    command = commands.add_parser(
+        "leaderboard", help="write the leaderboard from entries or records"
+    )
     command.add_argument(
         "--records", type=Path, default=ENTRIES, help="where entries, or records of runs, are"
     )

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add compare."""
-    command = commands.add_parser("compare", help="which of two models is better, and how surely")
+    command = commands.add_parser(
+        "compare", help="compare two models on the same samples, with a test"
+    )
     for name in ("a", "b"):
         command.add_argument(
             name, type=Path, metavar=name.upper(), help="a run directory, an entry, or one record"

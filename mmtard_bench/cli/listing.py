@@ -11,12 +11,12 @@ KINDS = ("models", "datasets", "tasks", "threats", "protocols", "suites", "recip
 
 def add(commands: Commands) -> None:
     """Add list and doctor."""
-    command = commands.add_parser("list", help="list what is registered")
+    command = commands.add_parser("list", help="list models, tasks, threats, suites, recipes ...")
     command.add_argument("kind", choices=KINDS)
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_list)
 
-    command = commands.add_parser("doctor", help="check the installation")
+    command = commands.add_parser("doctor", help="check the installation and its versions")
     command.set_defaults(run=_doctor)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add show and plot."""
-    command = commands.add_parser("show", help="show the records of a run")
+    command = commands.add_parser("show", help="print the records of a run, or a gallery of images")
     command.add_argument("path", type=Path, help="a run directory, or one record")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     _add_gallery(command)
     command.set_defaults(run=_show)
 
-    command = commands.add_parser("plot", help="draw accuracy against eps and against passes")
+    command = commands.add_parser("plot", help="plot accuracy against eps and against passes")
     command.add_argument("path", type=Path, help="a run directory, or one record")
     command.add_argument(
         "--out",

@@ -21,7 +21,7 @@ DRAWS = 64
 
 def add(commands: Commands) -> None:
     """Add verify and break."""
-    command = commands.add_parser("verify", help="check entries without trusting them")
+    command = commands.add_parser("verify", help="verify leaderboard entries, in four levels")
     command.add_argument("entries", nargs="*", type=Path, help="directories of entries")
     command.add_argument(
         "--since", metavar="BASE", help="instead: what this branch adds or changes, by git"
@@ -47,7 +47,9 @@ def add(commands: Commands) -> None:
     command.add_argument("--by", metavar="NAME", help="who verified, for --record")
     command.set_defaults(run=_verify, kept=AGAIN)
 
-    command = commands.add_parser("break", help="submit images that break what an entry defends")
+    command = commands.add_parser(
+        "break", help="record images that break robust samples of an entry"
+    )
     command.add_argument("entry", type=Path, help="an entry's directory")
     command.add_argument("--adversarials", type=Path, metavar="FILE", required=True)
     command.add_argument("--by", metavar="NAME", required=True, help="who gets the credit")

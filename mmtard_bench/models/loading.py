@@ -29,6 +29,9 @@ _FORMS = (
 )
 
 
+_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
+
+
 @checked
 def load_model(spec: Text | Path) -> Clip:
     """Load a model by registered name or by where it is.
@@ -94,8 +97,17 @@ def _load_base(spec: str) -> Clip:
                 f"'{spec}' is an architecture without weights; write {spec}:PRETRAINED, for "
                 f"example {spec}:{tags[0]}, or {spec}:random for untrained weights."
             )
+        if Path(spec).suffix in _WEIGHTS:
+            raise InputError(
+                f"'{spec}' is a file of weights, which does not say of which architecture; write "
+                f"ARCHITECTURE:{spec}, such as ViT-B-32:{spec}."
+            )
         hint = registry.near_matches(spec, [*registry.models, *open_clip.list_models()])
-        raise InputError(f"There is no model '{spec}'. {hint} A model is {_FORMS}.")
+        raise InputError(
+            f"There is no model '{spec}'. {hint} A model is {_FORMS}. A model that a script "
+            "registers with @register_model exists inside that script only; give its function as "
+            "module:function, or declare an entry point (CONTRIBUTING.md)."
+        )
     if scheme == "transformers":
         return load_transformers(spec, rest)
     if scheme in _SCHEMES:

@@ -104,6 +104,8 @@ def table(name: str, data: str, **keys: object) -> str:
             ["run", "quick-v1", "--model", "teacher-robsut"],
             ["no model 'teacher-robsut'", "teacher-robust"],
         ),
+        (["run", "quick-v1", "--model", "w.pt"], ["'w.pt' is a file", "ViT-B-32:w.pt"]),
+        (["run", "quick-v1", "--model", "my-clip"], ["@register_model", "module:function"]),
         (["run", "quik-v1", "--model", "tiny-clip"], ["no suite 'quik-v1'", "quick-v1"]),
         (["run", "quick-v1", "--model", "RN50"], ["without weights", "RN50:random"]),
         (["run", "quick-v1", "--model", "RN50:opnai"], ["opnai", "openai"]),

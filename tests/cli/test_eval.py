@@ -53,3 +53,10 @@ def test_slips(here, arguments, words):
 def test_limit_is_another_name_for_n_that_no_help_shows(here):
     assert here(*EVAL[:-2], "--limit", "2", "--model", "tiny-clip").returncode == 0
     assert "--limit" not in here("run", "--help").stdout
+
+
+def test_the_help_has_every_command_in_a_group(here):
+    text = here("--help").stdout
+    for command in ("run", "eval", "train", "compare", "submit", "break", "leaderboard"):
+        assert f"\n  {command} " in text
+    assert text.index("Score models:") < text.index("Train students:") < text.index("Leaderboard:")
