@@ -127,7 +127,7 @@ class Cache:
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clip:
     """A model to score: ``module`` meets ``ClipModel``; ``source`` says where it was loaded from.
 
@@ -174,6 +174,58 @@ class Clip:
         require_log_scale(self.module.logit_scale, self.name)
         if isinstance(self.module, nn.Module):
             self.module.eval().requires_grad_(False)
+
+    @classmethod
+    def from_open_clip(
+        cls, model: nn.Module, tokenizer: Any, preprocess: Any, *, name: str
+    ) -> "Clip":
+        """Wrap a model of open_clip that is in memory.
+
+        A wrapper of ``torch.compile`` or of parallel training is removed. A model in half precision
+        is copied and cast to float32, and a note of every record says so.
+
+        Args:
+            model: The model, such as the first value of ``open_clip.create_model_and_transforms``.
+            tokenizer: A function of a list of texts that returns tokens (N, L).
+            preprocess: The transform for evaluation (the last value of that function), or a
+                ``Preprocess``. The transform for training is refused.
+            name: The model's name in records.
+
+        Raises:
+            InputError: If the transform does anything that a ``Preprocess`` cannot do, if its size
+                is not the model's, or if tokenizer and text tower do not belong together.
+
+        Example:
+            >>> model, _, transform = open_clip.create_model_and_transforms("RN50-quickgelu")
+            >>> tokenizer = open_clip.get_tokenizer("RN50-quickgelu")
+            >>> mb.Clip.from_open_clip(model, tokenizer, transform, name="mine").preprocess.size
+            (224, 224)
+        """
+        from mmtard_bench.models.memory import from_open_clip
+
+        return from_open_clip(model, tokenizer, preprocess, name=name)
+
+    @classmethod
+    def from_transformers(cls, model: Any, processor: Any, *, name: str) -> "Clip":
+        """Wrap a ``CLIPModel`` or ``SiglipModel`` of transformers that is in memory.
+
+        Wrappers and half precision are treated as in ``from_open_clip``.
+
+        Args:
+            model: The model, with both towers.
+            processor: Its ``CLIPProcessor`` or ``SiglipProcessor``: tokenizer and image processor.
+            name: The model's name in records.
+
+        Raises:
+            InputError: If the model is of another kind, if the image processor does anything that
+                a ``Preprocess`` cannot do, or if the tokenizer does not belong to the text tower.
+        """
+        from mmtard_bench.models.memory import from_transformers
+
+        return from_transformers(model, processor, name=name)
+
+    def __repr__(self) -> str:
+        return f"Clip({self.name!r}, {self.parameters or 0:,} parameters, {self.source})"
 
     def refresh(self) -> Cache:
         """The cache, emptied if the module changed since it was filled.

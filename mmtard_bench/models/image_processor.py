@@ -1,9 +1,11 @@
 """The image processors of ``transformers`` as a ``Preprocess``."""
 
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Preprocess
@@ -20,7 +22,12 @@ def preprocess_of(spec: str, processor: Any) -> Preprocess:
     The shortest edge and a cut from the centre, or a squash. Raises InputError for others.
     """
     preprocess = _preprocess(spec, processor)
-    _compare(spec, preprocess, processor)
+
+    def pixels(image: Tensor) -> Tensor:
+        found = processor(images=image, return_tensors="pt")["pixel_values"]
+        return cast("Tensor", found[0])
+
+    require_pixels(spec, preprocess, pixels, f"the image processor {type(processor).__name__}")
     return preprocess
 
 
@@ -51,25 +58,34 @@ def _preprocess(spec: str, processor: Any) -> Preprocess:
         raise InputError(f"'{spec}': {error}") from error
 
 
-def _compare(spec: str, preprocess: Preprocess, processor: Any) -> None:
-    """Refuse an image processor that does anything else than ``preprocess``, on two pictures."""
+def require_pixels(
+    spec: str, preprocess: Preprocess, pixels: Callable[[Tensor], Tensor], what: str
+) -> None:
+    """Raise InputError if a transform gives other pixels than ``preprocess`` on two images.
+
+    Args:
+        spec: The model, for the message.
+        preprocess: What the transform should do.
+        pixels: The transform: an image (3, H, W), uint8, to the tower's input (3, *size).
+        what: The transform, for the message.
+    """
     height, width = preprocess.size
     generator = torch.Generator().manual_seed(0)
     for shape in ((height + 3, width), (height * 3 // 2, width * 2)):
         # Of little contrast, so that no kernel overshoots: where to saturate is a matter of taste.
         coarse = 0.3 + 0.4 * torch.rand((1, 3, *(s // 4 for s in shape)), generator=generator)
         images = (F.interpolate(coarse, shape, mode="bilinear") * 255).round()
-        theirs = processor(images=images[0].byte(), return_tensors="pt")["pixel_values"]
+        theirs = pixels(images[0].byte())[None]
         ours = preprocess.normalise(preprocess.resize(images / 255))
         off = torch.tensor(255.0)
         if ours.shape == theirs.shape:
             off = ((ours - theirs) * ours.new_tensor(preprocess.std).view(1, 3, 1, 1)).abs().max()
         if not off * 255 < _ROUNDING:
             raise InputError(
-                f"'{spec}': the image processor {type(processor).__name__} gives other pixels for "
-                f"an image of {shape[0]} x {shape[1]} than its size, filter, cut, mean and "
-                "deviation say (it may pad, crop or scale by options of its own), so the model "
-                "would not see what it was trained on. Expected what CLIP's and SigLIP's do."
+                f"'{spec}': {what} gives other pixels for an image of {shape[0]} x {shape[1]} than "
+                "its size, filter, cut, mean and deviation say (it may pad, crop or scale by "
+                "options of its own), so the model would not see what it was trained on. Expected "
+                "what CLIP's and SigLIP's do."
             )
 
 

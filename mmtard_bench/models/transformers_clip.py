@@ -78,7 +78,7 @@ class TransformersClip(nn.Module):
         return cast("Tensor", self.text(tokens))
 
 
-class _Tokenizer:
+class TransformersTokenizer:
     """Texts -> (N, L), int64, cut or padded on the right to the length that the tower knows."""
 
     def __init__(self, tokenizer: Any, length: int) -> None:
@@ -142,12 +142,12 @@ def load_transformers(spec: str, where: str) -> Clip:
         preprocess,
         name=spec,
         source=spec,
-        architecture=_decides(config),
+        architecture=decides(config),
         notes=notes,
     )
 
 
-def _decides(config: Any) -> str:
+def decides(config: Any) -> str:
     """What of a configuration decides the answers: the towers', whatever else stands there."""
     towers = [config.vision_config.to_dict(), config.text_config.to_dict()]
     ignored = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
@@ -265,11 +265,13 @@ def _model(
     return model
 
 
-def _tokenizer(spec: str, library: "ModuleType", folder: Path, config: Any) -> _Tokenizer:
+def _tokenizer(
+    spec: str, library: "ModuleType", folder: Path, config: Any
+) -> TransformersTokenizer:
     """The tokenizer, tried on a text: without its files the library would make up an empty one."""
     text = config.text_config
     own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = _Tokenizer(own, int(text.max_position_embeddings))
+    tokenizer = TransformersTokenizer(own, int(text.max_position_embeddings))
     tokens = tokenizer(["a photo"])
     known = any((folder / name).is_file() for name in VOCABULARIES)
     if not known or tokens.max() >= text.vocab_size:
