@@ -19,7 +19,7 @@ from mmtard_bench.models.weights import assume, misfits, named, read_weights
 OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}
 """What OpenAI's own state dicts hold beside the weights."""
 TECOA = "vision_encoder_state_dict"
-_WRAPPERS = (TECOA, "state_dict", "model")
+_WRAPPERS = (TECOA, "state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.", PREFIX)
 HALF = 2**-10
 """The relative rounding of float16: so far may weights that were saved in it be off."""

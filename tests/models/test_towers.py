@@ -40,6 +40,7 @@ LAYOUTS = {
     "within visual": lambda s: prefixed("visual.", visual_of(s)),
     "whole model": lambda s: s,
     "state_dict": lambda s: {"state_dict": s, "epoch": 1},
+    "model_state_dict, compiled": lambda s: {"model_state_dict": prefixed("_orig_mod.", s)},
     "model": lambda s: {"model": visual_of(s), "best": 0.5},
     "DataParallel": lambda s: prefixed("module.", visual_of(s)),
     "wrapped": lambda s: prefixed("module.model.", visual_of(s)),
