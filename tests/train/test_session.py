@@ -555,7 +555,7 @@ def test_a_teacher_that_shares_memory_with_the_student_is_refused(share, run_sma
     student = load_model("tiny-clip-small")
     found = iter([student, share(student)])
     monkeypatch.setattr(session, "load_model", lambda spec: next(found))
-    with pytest.raises(InputError, match=r"The original teacher .* shares .* 'visual.*would change the teacher"):
+    with pytest.raises(InputError, match=r"The original teacher .* shares .* 'visual"):
         run_small("run", "method=fare", "teachers={}")
 
 
