@@ -27,7 +27,7 @@ KEPT = (
     "Finished records and samples are kept. To resume, run the same command, with any number of "
     "processes."
 )
-_MEET = timedelta(minutes=10)
+_MEETING = timedelta(minutes=10)
 _WAIT = timedelta(days=30)
 """For the others: one process may attack for days while another has finished its share."""
 
@@ -147,11 +147,25 @@ def joined() -> Iterator[Processes]:
     Raises InputError if the environment says nothing sensible of them, ProcessLost if they do not
     find each other.
     """
-    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     end_with_launcher()
+    try:
+        processes = _meet()
+        yield processes
+        processes.gather(None, None)  # the first one holds the store: it ends last
+    except KeyboardInterrupt:
+        if "RANK" in os.environ:  # a terminal and a launcher both pass Ctrl-C on: once is enough
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
+    if processes.world > 1:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+def _meet() -> Processes:
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if "RANK" not in os.environ or world == 1:
-        yield ALONE
-        return
+        return ALONE
     if rank >= world:
         raise InputError(f"RANK is {rank}, but WORLD_SIZE is {world}; a launcher sets both.")
     if "MASTER_ADDR" not in os.environ:
@@ -163,23 +177,15 @@ def joined() -> Iterator[Processes]:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, _, _ = next(rendezvous("env://", rank, world, timeout=_MEET))
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=_MEETING))
         store.set(f"here/{rank}", "")
-        store.wait([f"here/{other}" for other in range(world)], _MEET)
+        store.wait([f"here/{other}" for other in range(world)], _MEETING)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_WAIT)
     except (OSError, RuntimeError, ValueError) as error:
         raise ProcessLost(
             f"Process {rank + 1} of {world} did not find the others: {reason(error)}."
         ) from error
-    processes = Processes(rank, world, store)
-    try:
-        yield processes
-        processes.gather(None, None)  # the first one holds the store: it ends last
-    except KeyboardInterrupt:
-        # Terminal and launcher both send the signal; the second one must not disturb the end.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise
-    dist.destroy_process_group()
+    return Processes(rank, world, store)
 
 
 def end_with_launcher() -> None:

@@ -416,18 +416,23 @@ def _read_memory(path: Path, images: int) -> Tensor:
 
 @contextmanager
 def interruption() -> Iterator[Callable[[], bool]]:
-    """Whether there was a SIGINT: the first one lets the step finish, a second one does not."""
-    asked = threading.Event()
+    """Whether Ctrl-C (SIGINT) was pressed: training then stops after the step.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. What comes within a second is the first one,
+    since a terminal and a launcher both pass it on.
+    """
+    pressed: list[float] = []
 
     def ask(*_: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        pressed.append(time.monotonic())
+        if pressed[-1] - pressed[0] > 1:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # which alone handles signals
-        yield asked.is_set
+        yield lambda: False
         return
     before = signal.signal(signal.SIGINT, ask)
     try:
-        yield asked.is_set
+        yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
