@@ -1,10 +1,10 @@
-"""What a reader should know about a row at a glance. Imports without torch."""
+"""Badges: what a reader should know about a row at a glance. Imports without torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from mmtard_bench import registry
-from mmtard_bench.leaderboard.entries.verifications import Verification
+from mmtard_bench.leaderboard.entries.verifications import Level, Verification
 from mmtard_bench.records.files import made_at
 from mmtard_bench.records.schema import Record
 
@@ -19,15 +19,50 @@ MASKING = frozenset(
         "zero-gradients",
     }
 )
-"""Flags of ``attacks.checks``: signs that gradients mislead attacks (Athalye et al., 2018)."""
+"""Flags of ``evaluation.checks``: signs that gradients mislead attacks (Athalye et al., 2018)."""
+
+Kind = Literal[
+    "incomplete", "masking", "flag", "protocol", "broken", "verified", "unverified", "fact"
+]
 
 
 class Badge(NamedTuple):
-    """``text`` is a few words, ``detail`` what they mean."""
+    """A badge: ``text`` is a few words, ``detail`` explains them in a sentence."""
 
-    kind: Literal["incomplete", "masking", "flag", "protocol", "lowered", "verified", "age"]
+    kind: Kind
     text: str
     detail: str
+
+
+LEVELS_MEAN: Mapping[Level, str] = {
+    "reproduced": "a second run of the whole suite gave the same verdicts",
+    "re-attacked": "a random draw of the robust samples stayed robust under another seed",
+    "replayed": "the published weights give the recorded predictions on the clean images",
+    "well-formed": "the records are complete and consistent; the model was not run",
+}
+"""What each level of verification means, from the strongest to the weakest."""
+_INCOMPLETE = "a record of the suite is missing or failed, so the row has no place"
+_MASKING = "gradients may mislead the attacks, so the true robust accuracy may be lower"
+_BROKEN = "a stronger attack broke these samples later; the worst case counts them as broken"
+_UNVERIFIED = "nobody has verified these records yet"
+_DAY = "the day of the newest record"
+_ENGINES = {
+    "fast": "attacks with two implementations ran in this project's own code",
+    "reference": "attacks with two implementations ran in the reference library",
+}
+
+LEGEND = (
+    Badge("incomplete", "incomplete", _INCOMPLETE),
+    Badge("masking", "gradient masking: …", _MASKING),
+    Badge("flag", "clean-accuracy-at-chance, …", "another warning of the evaluation"),
+    Badge("protocol", "no protocol, fewer samples, …", "the run departs from the published rules"),
+    Badge("broken", "9 samples broken since", _BROKEN),
+    *(Badge("verified", level, meaning) for level, meaning in LEVELS_MEAN.items()),
+    Badge("unverified", "not verified", _UNVERIFIED),
+    Badge("fact", "made 2026-11-25", _DAY),
+    *(Badge("fact", f"{engine} engine", meaning) for engine, meaning in _ENGINES.items()),
+)
+"""An example of every badge with its meaning, in the order in which a row shows them."""
 
 
 def badges(
@@ -35,30 +70,37 @@ def badges(
     *,
     complete: bool,
     verified: Verification | None,
-    lowered: Sequence[int],
+    broken: int,
+    engine: str,
     samples: Mapping[str, int],
 ) -> tuple[Badge, ...]:
-    """The badges of a row, from what speaks most against it to what is only good to know.
+    """The badges of a row, in the order of ``LEGEND``.
 
-    ``lowered`` counts the samples that each stronger attack broke; ``samples`` is how many each
-    task has in other rows.
+    Args:
+        records: The records of the row.
+        complete: Whether the row has every record of its suite.
+        verified: The highest verified level of the row, if any.
+        broken: The number of samples that stronger attacks have broken since.
+        engine: "fast" or "reference"; "" if no attack of the row exists in both.
+        samples: The largest number of samples that any row has, by task.
     """
     return (
         *_doubts(records, complete),
         *_deviations(records, samples),
-        *_lowered(lowered),
+        *_broken(broken),
         _level(verified),
-        _age(records),
+        Badge("fact", f"made {newest(records)}", _DAY),
+        *([Badge("fact", f"{engine} engine", _ENGINES[engine])] if engine else []),
     )
 
 
 def _doubts(records: Sequence[Record], complete: bool) -> Iterable[Badge]:
     if not complete:
-        yield Badge("incomplete", "incomplete", "a record of the suite is missing or failed")
+        yield Badge("incomplete", "incomplete", _INCOMPLETE)
     details = {flag.code: flag.detail for record in records for flag in record.flags}
     for code in sorted(details, key=lambda code: (code not in MASKING, code)):
         if code in MASKING:
-            yield Badge("masking", f"gradient masking: {code}", details[code])
+            yield Badge("masking", f"gradient masking: {code}", f"{details[code]}; {_MASKING}")
         else:
             yield Badge("flag", code, details[code])
 
@@ -67,18 +109,18 @@ def _deviations(records: Sequence[Record], samples: Mapping[str, int]) -> Iterab
     suite = records[0].suite
     name = suite.protocol if suite else None
     if name is None:
-        yield Badge("protocol", "no protocol", "the suite follows rules of its own")
+        yield Badge("protocol", "no protocol", "the suite follows no published protocol")
     elif name not in registry.protocols:
-        yield Badge("protocol", "unknown protocol", f"no protocol {name} is registered")
+        yield Badge("protocol", "unknown protocol", f"no protocol is registered as {name}")
     else:
         known = {threat.name for threat in registry.protocols.get(name).threats}
         foreign = sorted({record.threat.name for record in records} - known)
         if foreign:
-            detail = f"{name} does not have {', '.join(foreign)}"
+            detail = f"{name} does not contain {', '.join(foreign)}"
             yield Badge("protocol", "foreign threat models", detail)
     changes = suite.name.split("+")[1:] if suite else []
     if changes:
-        detail = f"not as the suite has it: {', '.join(changes)} (n: samples)"
+        detail = f"options replaced values of the suite: {', '.join(changes)} (n: samples)"
         yield Badge("protocol", "suite changed", detail)
     for task, n in {r.task.name: len(r.samples) for r in records if r.results}.items():
         if n < samples[task]:
@@ -86,21 +128,17 @@ def _deviations(records: Sequence[Record], samples: Mapping[str, int]) -> Iterab
             yield Badge("protocol", "fewer samples", detail)
 
 
-def _lowered(counts: Sequence[int]) -> Iterable[Badge]:
-    if counts:
-        text = f"lowered by {sum(counts)} sample{'s' * (sum(counts) > 1)}"
-        yield Badge("lowered", text, "broken since by a stronger attack, in the worst case alone")
+def _broken(count: int) -> Iterable[Badge]:
+    if count:
+        yield Badge("broken", f"{count} sample{'s' * (count > 1)} broken since", _BROKEN)
 
 
 def _level(verified: Verification | None) -> Badge:
     if verified is None:
-        return Badge("verified", "not verified", "nobody else has checked these records yet")
-    detail = f"by {verified.by} with version {verified.version}: {verified.detail}"
+        return Badge("unverified", "not verified", _UNVERIFIED)
+    meaning = LEVELS_MEAN[verified.level]
+    detail = f"{meaning} (by {verified.by} with version {verified.version}: {verified.detail})"
     return Badge("verified", f"{verified.level} {verified.date}", detail)
-
-
-def _age(records: Sequence[Record]) -> Badge:
-    return Badge("age", f"made {newest(records)}", "the day of the newest record")
 
 
 def newest(records: Iterable[Record]) -> str:

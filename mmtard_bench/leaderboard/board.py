@@ -1,4 +1,4 @@
-"""All that a leaderboard is made of, as it lies in its directory."""
+"""The contents of a leaderboard, read from its directory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from mmtard_bench.records.schema import Record
 
 @dataclass(frozen=True)
 class Board:
-    """Entries with what was found out about them, records of runs, figures of others.
+    """Entries with their verifications and breaks, records of runs, figures of others.
 
-    ``loose`` are records that belong to no entry: a leaderboard of one's own runs has only those.
+    ``loose`` are records that belong to no entry; a leaderboard of one's own runs has only those.
     """
 
     entries: Sequence[Entry] = ()
@@ -36,23 +36,24 @@ class Board:
         return [*(record for entry in self.entries for record in entry.records), *self.loose]
 
     def verified(self, entry: Entry, run: Run) -> Verification | None:
-        """The highest level of a run's very file that somebody verified, the newest of that."""
+        """The highest verified level of a run's records file, the newest if there are several."""
         found = [
             v for v in self.verifications if v.entry == entry.card.name and v.records == run.digest
         ]
         return max(found, key=lambda v: (LEVELS.index(v.level), v.date), default=None)
 
     def breaks_of(self, entry: Entry, run: Run) -> list[Break]:
-        """The stronger attacks on an entry's weights that are about a run's suite."""
+        """The stronger attacks on an entry's weights in the suite of a run."""
         model = entry.card.digest
         return [b for b in self.breaks if b.model == model and b.suite == run.suite]
 
 
 def read_board(root: Path, reported: Path | None = None) -> Board:
-    """Read the leaderboard whose entries lie in ``root``, or records of runs below it.
+    """Read the entries in ``root``, or the records of runs below it.
 
-    Beside ``root`` lie ``verification.json``, ``breaks/`` and, unless ``reported`` names another
-    file, ``reported.csv``. Raises InputError for anything that is not as it must be.
+    The parent of ``root`` holds ``verification.json`` and ``breaks/``. ``reported`` is the CSV file
+    of published figures; default: ``reported.csv`` in the same parent, if it exists. Raises
+    InputError if a file is missing or invalid.
     """
     if not root.is_dir():
         raise InputError(f"There is no directory {root}; expected entries, or records of runs.")

@@ -1,7 +1,7 @@
 """Figures that others published, as facts with sources. Imports without torch.
 
-They were not made here and cannot be checked here: the leaderboard shows them in tables of their
-own, a protocol at a time, marked "reported", and never ranks them among records.
+Nothing here can check them. The leaderboard shows them in tables of their own, one per protocol and
+metric, marked "reported", and never ranks them among records.
 """
 
 import csv
@@ -24,10 +24,11 @@ Radius = Annotated[str, Field(pattern=r"^([1-9]\d*/[1-9]\d*)?$")]
 
 
 class Reported(BaseModel):
-    """One published accuracy, in percent. ``threat`` is "clean", or an attack within ``eps``.
+    """One published accuracy, in percent. ``threat`` is "clean", or the name of an attack.
 
-    ``hub`` names the model's repository and may be empty; ``train_eps`` is the radius that the
-    model was trained for, empty if it was not trained to be robust.
+    ``eps`` is the attack's radius, empty for "clean". ``hub`` is the model's repository, or empty.
+    ``train_eps`` is the radius that the model was trained for, empty if it was not trained to be
+    robust.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -59,8 +60,8 @@ class Reported(BaseModel):
 def read_reported(path: Path) -> list[Reported]:
     """Read a CSV file whose columns are the fields of ``Reported``.
 
-    Raises InputError if it cannot be read, names a protocol that is not registered, or gives two
-    figures for one place.
+    Raises InputError if the file cannot be read, names a protocol that is not registered, or
+    contains a figure twice.
     """
     try:
         text = path.read_text("utf-8")
@@ -77,15 +78,17 @@ def read_reported(path: Path) -> list[Reported]:
         registry.protocols.get(row.protocol)
         place = (row.protocol, row.model, row.metric, row.column)
         if place in rows:
-            raise InputError(f"{path}, line {number}: there is a figure for {', '.join(place)}.")
+            raise InputError(
+                f"{path}, line {number}: an earlier line has the figure for {', '.join(place)}."
+            )
         rows[place] = row
     return list(rows.values())
 
 
 def reported_tables(rows: Sequence[Reported]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """The published figures as (title, headers, rows), a table a protocol and metric.
+    """The published figures as (title, headers, rows), one table per protocol and metric.
 
-    Models are ordered as the file has them, not by their figures: they are not ranked.
+    Models keep the order of the file; they are not ranked by their figures.
     """
     tables: dict[tuple[str, str], list[Reported]] = defaultdict(list)
     for row in rows:
@@ -96,14 +99,14 @@ def reported_tables(rows: Sequence[Reported]) -> list[tuple[str, list[str], list
 
 
 def reported_section(rows: Sequence[Reported]) -> str:
-    """The published figures as markdown, nothing if there are none."""
+    """The published figures as markdown; "" if there are none."""
     if not rows:
         return ""
     parts = [
         "## Reported by others",
-        "Accuracies in percent as their authors published them, **not made or checked here**: "
-        "without samples, seeds or intervals. They are not ranked among the records above, and "
-        "figures of different protocols do not compare.",
+        "Accuracies in percent, as their authors published them: without samples, seeds or "
+        "intervals. **Nobody checked them here**, so they are not ranked among the records above. "
+        "Do not compare figures of different protocols.",
     ]
     for title, headers, lines in reported_tables(rows):
         cells = [[escape(cell) for cell in line] for line in lines]

@@ -1,7 +1,7 @@
 """What a leaderboard shows, as facts; markdown and pages only format them. Imports without torch.
 
-What a stronger attack broke since lowers worst cases (``lowered``), and never the columns of single
-records.
+Samples that a stronger attack broke later count as broken in the worst cases only; the columns of
+single records stay as they are.
 """
 
 import re
@@ -33,6 +33,21 @@ from mmtard_bench.types import FAST_CODE
 PYTHON_OBJECT = "python object"
 """The source of a model that no text can load."""
 
+SUITES = (
+    "zeroshot13-v1",
+    "mmtard-imagenet-v1",
+    "rb-standard-v1",
+    "tecoa-v1",
+    "digits-v1",
+    "retrieval-v1",
+    "text-v1",
+    "curve-v1",
+    "quick-v1",
+    "reproduce-digits-v1",
+    "reproduce-unseen-v1",
+)
+"""The order of suites, the most important one first. Other suites follow by name."""
+
 
 class Remark(NamedTuple):
     """A flag of a record, or "failed" with its error; ``where`` is the task and threat model."""
@@ -62,9 +77,9 @@ class Cells:
 class Row:
     """One model on one suite. ``card`` and ``verified`` are those of its entry, if it has one.
 
-    ``clean`` and ``worst`` (by ball) are averages over the tasks, None where one is missing;
-    passes are per sample and, as ``seconds``, summed over the records; ``created`` is the day of
-    the newest.
+    ``clean`` and ``worst`` (by ball) are averages over the tasks, None if a task is missing.
+    ``forward`` and ``backward`` are passes per sample; these and ``seconds`` are summed over the
+    records.
     """
 
     model: str
@@ -78,11 +93,9 @@ class Row:
     tasks: Mapping[str, Cells]
     remarks: tuple[Remark, ...]
     badges: tuple[Badge, ...]
-    engine: str
     forward: float
     backward: float
     seconds: float
-    created: str
     verified: Verification | None
     credits: tuple[Credit, ...]
     reproduce: str
@@ -161,9 +174,10 @@ class _Raw:
 
 
 def standings(board: Board) -> list[SuiteStandings]:
-    """Every suite of a leaderboard, by name; of two digests of one name each is a suite.
+    """The standings of every suite of a leaderboard, in the order of ``SUITES``.
 
-    Models that were scored on different data are in different standings.
+    Two digests of one name are two suites. Models that were scored on different data are in
+    different standings.
     """
     suites: dict[tuple[str, str], list[_Raw]] = defaultdict(list)
     for entry in board.entries:
@@ -177,8 +191,12 @@ def standings(board: Board) -> list[SuiteStandings]:
                 suites[suite.name, suite.digest].append(found)
     for suite, raw in _grouped(board.loose):
         suites[suite.name, suite.digest].append(raw)
-    ordered = sorted(suites.items(), key=lambda item: item[0])
-    return [suite for _, rows in ordered for suite in _by_data(rows)]
+    ordered = sorted(suites, key=lambda suite: (_rank(suite[0]), suite))
+    return [suite for of in ordered for suite in _by_data(suites[of])]
+
+
+def _rank(suite: str) -> int:
+    return SUITES.index(suite) if suite in SUITES else len(SUITES)
 
 
 def _grouped(records: Iterable[Record]) -> Iterable[tuple[SuiteFacts, _Raw]]:
@@ -333,14 +351,13 @@ def _row(raw: _Raw, samples: Mapping[str, int], balls: Sequence[str]) -> Row:
             raw.records,
             complete=raw.complete,
             verified=raw.verified,
-            lowered=[credit.samples for credit in raw.credits],
+            broken=sum(credit.samples for credit in raw.credits),
+            engine=engine,
             samples=samples,
         ),
-        engine=engine,
         forward=sum(results.forward_per_sample for results in done),
         backward=sum(results.backward_per_sample for results in done),
         seconds=sum(record.seconds for record in raw.records),
-        created=newest(raw.records),
         verified=raw.verified,
         credits=tuple(raw.credits),
         reproduce=_command(raw.records, engine),

@@ -57,8 +57,7 @@ def test_an_entry_that_leaves_out_a_threat_model_has_no_worst_case():
     """Alone in its suite, too: what is complete follows from the suite, not from the others."""
     alone = made("rrrr", "alone", records=2)
     text = render(Board(loose=[alone]))
-    assert "| -       | alone" in text
-    assert "incomplete" in text
+    assert "incomplete" in next(x for x in text.splitlines() if x.startswith("| -       | alone"))
     assert "100.0 [" in text
     assert "worst case" not in table_of([alone])
 
@@ -84,7 +83,7 @@ def test_a_failed_record_is_shown_and_never_counts():
     good = made("rrrb", "good")
     failed = made("rrrb", "bad", status="error", error="it broke | badly", results=None, samples=[])
     text = render(Board(loose=[good, failed]))
-    assert "failed" in text
+    assert any("failed" in line for line in text.splitlines() if line.startswith("| bad "))
     assert "it broke \\| badly" in text
     assert text.index("| good ") < text.index("| bad ")
     assert "FAILED" in table_of([failed])

@@ -58,7 +58,7 @@ def test_the_shipped_figures_are_read_as_they_were_published():
         (CLEAN.replace("a paper", ""), "source"),
         (ROBUST.replace("pgd,1/255", "pgd,"), "an attack needs an eps"),
         (ROBUST.replace("1/255,38", "0.004,38"), "eps"),
-        (CLEAN + CLEAN, "there is a figure"),
+        (CLEAN + CLEAN, "an earlier line has the figure"),
         (CLEAN.strip() + ",more\n", "line 2"),
         ("tecoa-v1,m\n", "line 2"),
     ],

@@ -8,18 +8,20 @@ import pytest
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError
-from mmtard_bench.leaderboard.badges import MASKING
+from mmtard_bench.files import suite_folder
+from mmtard_bench.leaderboard.badges import LEGEND, MASKING
 from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.entries.breaks import Break, Fallen
 from mmtard_bench.leaderboard.entries.card import Card
 from mmtard_bench.leaderboard.entries.folder import Entry, Run
-from mmtard_bench.leaderboard.entries.verifications import Verification
+from mmtard_bench.leaderboard.entries.verifications import LEVELS, Verification
 from mmtard_bench.leaderboard.markdown import render
-from mmtard_bench.leaderboard.standings import Row, SuiteStandings, standings
+from mmtard_bench.leaderboard.standings import SUITES, Row, SuiteStandings, standings
 from mmtard_bench.records.compare import compare
 from mmtard_bench.records.schema import Flag, Record, SuiteFacts, digest_of
 from mmtard_bench.records.statistics import mean_accuracy, wilson
 from mmtard_bench.records.worst import worst_cases
+from mmtard_bench.types import FAST_CODE
 from tests.conftest import REPOSITORY
 from tests.leaderboard.test_leaderboard import in_suite, made, on
 from tests.records.test_records import retrieval_record
@@ -75,8 +77,8 @@ def test_what_a_stronger_attack_broke_counts_in_every_ball_that_holds_it():
     # Sample 4 stood in the smaller ball only.
     assert [(c.by, c.samples) for c in row.credits] == [("who 1", 3)]
     page = render(board)
-    assert "- m: lowered by 3 samples: who 1, 2026-12-01" in page
-    assert "lowered by 3 samples" in next(x for x in page.splitlines() if x.startswith("| 1 "))
+    assert "- m: 3 samples by who 1, 2026-12-01" in page
+    assert "3 samples broken since" in next(x for x in page.splitlines() if x.startswith("| 1 "))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,35 @@ def test_badges_say_what_speaks_against_a_row():
     ]
 
 
+def test_the_legend_explains_every_badge():
+    """Of rows of all kinds, in the order in which a row shows them."""
+    known = [badge.kind for badge in LEGEND]
+    assert {badge.text for badge in LEGEND if badge.kind == "verified"} == set(LEVELS)
+    flags = [Flag(code=code, detail="x") for code in ("unconfirmed-adversarials", "zero-gradients")]
+    parameters = {"code": f"{FAST_CODE} 1"}
+    threat = made("rb").threat.model_copy(update={"parameters": parameters})
+    record = made("rrb", records=2, flags=flags, threat=threat)
+    cases = [Board(loose=[record]), Board(entries=[entry_of(made("rrb"))], breaks=[a_break("s/0")])]
+    shown = [only(board)[1].badges for board in cases]
+    for row in shown:
+        assert {badge.kind for badge in row} <= set(known)
+        assert [badge.kind for badge in row] == sorted((b.kind for b in row), key=known.index)
+        assert all(badge.detail for badge in row)
+    texts = {badge.text: badge.detail for row in shown for badge in row}
+    assert "fast engine" in texts
+    meanings = {badge.text: badge.detail for badge in LEGEND}
+    assert texts["1 sample broken since"] == meanings["9 samples broken since"]
+
+
+def test_suites_stand_in_the_declared_order_and_others_follow_by_name():
+    shipped = {path.stem for path in suite_folder().glob("*.toml")}
+    assert set(SUITES) == shipped
+    names = ["a-v1", "curve-v1", "digits-v1", "digits-v1+n4", "zeroshot13-v1"]
+    records = [made("rb", suite=suite_facts(None, name)) for name in names]
+    found = [suite.name for suite in standings(Board(loose=records))]
+    assert found == ["zeroshot13-v1", "digits-v1", "curve-v1", "a-v1", "digits-v1+n4"]
+
+
 def suite_facts(protocol: str | None, name: str = "quick-v1") -> SuiteFacts:
     return SuiteFacts(name=name, protocol=protocol, digest="1" * 64, records=1)
 
@@ -261,7 +292,7 @@ def test_the_verified_level_is_a_badge_with_its_date_and_stands_below_in_full():
     assert "re-attacked 2026-11-25" in badge_texts(made("rb"), verifications=found)
     page = render(Board(entries=[entry_of(made("rb"))], verifications=found))
     assert "- m: re-attacked by me on 2026-11-25 with version 0.2: 64 stood" in page
-    assert "not verified" not in page
+    assert "not verified" not in next(x for x in page.splitlines() if x.startswith("| 1 "))
     assert "reproduced by" not in page
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from mmtard_bench.leaderboard.badges import LEGEND
 from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.entries.folder import Entry
 from mmtard_bench.leaderboard.entries.verifications import LEVELS
@@ -41,6 +42,7 @@ def page_facts(board: Board) -> Facts:
     names = [f"{s.title} {s.digest[:8]}" if named[s.title] > 1 else s.title for s in suites]
     return {
         "shapes": SHAPES,
+        "legend": LEGEND,
         "recall_headers": ["task", "threat model", *RECALL_HEADERS],
         "suites": [_suite(suite, name) for suite, name in zip(suites, names, strict=True)],
         "models": {entry.card.name: _model(entry, board) for entry in board.entries},
@@ -81,11 +83,9 @@ def _row(row: Row, number: int) -> Facts:
         "worst": _figures(row.worst),
         "level": LEVELS.index(row.verified.level) if row.verified else None,
         "badges": row.badges,
-        "engine": row.engine,
         "forward": round(row.forward),
         "backward": round(row.backward),
         "seconds": round(row.seconds),
-        "created": row.created,
         "reproduce": row.reproduce,
         "remarks": row.remarks,
         "credits": [credit.__dict__ for credit in row.credits],

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mmtard_bench.leaderboard.badges import LEGEND
 from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.page.build import build
+from tests.conftest import REPOSITORY
 from tests.leaderboard.page.boards import board, entry, records, verification
 
 CHROMIUM = shutil.which("chromium")
@@ -101,7 +103,7 @@ def test_tab_leads_everywhere_beginning_with_the_way_past_the_header(opened):
         outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == ("none" if tag == "a" else "solid")
         page.keyboard.press("Tab")
-    assert seen == {"A", "BUTTON", "INPUT", "SELECT", "DIV", "a"}  # the last one of SVG
+    assert seen == {"A", "BUTTON", "INPUT", "SELECT", "DIV", "SUMMARY", "a"}  # the last one of SVG
     page.locator(".point").first.focus()
     assert page.locator("figcaption").first.inner_text().startswith("strong: zero-shot average 100")
 
@@ -123,7 +125,8 @@ def test_a_point_leads_to_its_model_and_back(opened):
     assert opened.models()[0] == "strong"
     opened.go("#/model/weak")
     assert (
-        "stronger attack by B. Breaker, 2026-11-21: 4 samples" in page.locator("main").inner_text()
+        "stronger attack by B. Breaker, 2026-11-21: broke 4 samples"
+        in page.locator("main").inner_text()
     )
     opened.go("#/model/nobody")
     assert heading.inner_text() == "Not here"
@@ -164,23 +167,71 @@ def test_nothing_sticks_out_on_a_phone(opened):
     assert 0 <= name["x"] <= 20
 
 
-@pytest.mark.parametrize(
-    ("opened", "first", "second"),
-    [
-        (LIGHT, "rgb(255, 255, 255)", "rgb(22, 24, 27)"),
-        (DARK, "rgb(22, 24, 27)", "rgb(255, 255, 255)"),
-    ],
-    indirect=["opened"],
-)
-def test_the_theme_follows_the_system_until_the_button_is_pressed(opened, first, second):
-    def ground() -> str:
-        return opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+@pytest.mark.parametrize("width", [1280, 1265])  # without and with a scroll bar
+def test_the_page_that_ships_has_no_column_cut_off_at_1280_pixels(browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    url = (REPOSITORY / "leaderboard" / "index.html").as_uri()
+    page.goto(url)
+    models = page.locator("tbody th a").first.get_attribute("href")
+    links = page.locator("nav a").evaluate_all("links => links.map(a => a.getAttribute('href'))")
+    assert len(links) > 3
+    for path in [*links, models]:
+        page.goto(url + path)
+        page.reload()
+        sizes = page.locator(".scroll").evaluate_all(
+            "boxes => boxes.map(box => [box.ariaLabel, box.scrollWidth - box.clientWidth])"
+        )
+        assert len(sizes) > 0
+        assert [label for label, beyond in sizes if beyond > 0] == [], path
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
 
-    assert ground() == first
-    button = opened.page.get_by_role("button", name="Dark theme")
+
+def test_the_drop_down_shows_the_ball_of_the_plot(opened):
+    """At the start that is the ball that decides, here the last one of three."""
+    page = opened.page
+    axis = page.locator("figure svg text").filter(has_text="worst case").first
+    assert page.locator("#ball").input_value() == "linf 16/255"
+    assert axis.text_content() == "worst case linf 16/255, %"
+    page.locator("#ball").select_option("linf 2/255")
+    assert axis.text_content() == "worst case linf 2/255, %"
+
+
+def test_badges_are_explained(opened):
+    badge = opened.page.locator("td .badge", has_text="replayed").first
+    assert badge.get_attribute("title").startswith("the published weights give the recorded")
+    assert "good" in badge.get_attribute("class").split()
+    legend = opened.page.locator("details")
+    assert not legend.locator("dl").is_visible()
+    legend.locator("summary").click()
+    assert legend.locator("dt").count() == legend.locator("dd").count() == len(LEGEND)
+    assert "a stronger attack broke these samples later" in legend.inner_text()
+    about = opened.page.locator("#about")
+    assert about.is_visible()
+    opened.go("#/model/strong")
+    assert not about.is_visible()
+
+
+@pytest.mark.parametrize(("opened", "dark"), [(LIGHT, False), (DARK, True)], indirect=["opened"])
+def test_the_theme_follows_the_system_until_the_button_is_pressed(opened, dark):
+    """The button always names the other theme."""
+
+    def require(dark: bool) -> None:
+        name = "Light theme" if dark else "Dark theme"
+        playwright.expect(button).to_have_text(name)
+        ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == ("rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)")
+
+    button = opened.page.locator("#theme")
+    require(dark)
+    opened.page.emulate_media(color_scheme="light" if dark else "dark")
+    require(not dark)
     button.click()
-    assert ground() == second
-    assert button.get_attribute("aria-pressed") == str(second == "rgb(22, 24, 27)").lower()
+    require(dark)
+    opened.page.emulate_media(color_scheme="dark" if dark else "light")
+    require(dark)
+    button.click()
+    require(not dark)
 
 
 def test_text_of_strangers_runs_nothing(browser, tmp_path):

@@ -1,9 +1,9 @@
-/* Clean against robust, and robust accuracy against eps. */
+/* Charts: robust against clean accuracy, and robust accuracy against eps. */
 
 const COLOURS = 6;
 const MARGIN = {left: 36, right: 26, top: 30, bottom: 46};
 
-/* A shape and whether it is filled tell rows apart without their colour. */
+/* Each row has its own shape, filled or hollow, so that colour is not needed to tell rows apart. */
 function mark(number, x, y) {
   const shapes = data.shapes;
   const hollow = number % (2 * shapes.length) >= shapes.length;
@@ -22,7 +22,7 @@ function legend(rows) {
   )));
 }
 
-/* The tens around figures, at least twenty points apart. */
+/* An axis from ten to ten around the intervals, at least twenty points long. */
 function tens(figures) {
   let low = Math.max(0, Math.floor(Math.min(...figures.map((f) => f[1])) / 10) * 10);
   let high = Math.min(100, Math.ceil(Math.max(...figures.map((f) => f[2])) / 10) * 10);
@@ -33,7 +33,7 @@ function tens(figures) {
   return {low, high, ticks};
 }
 
-/* A drawing with axes; `at.x` and `at.y` place a value in it. */
+/* An empty drawing with axes; `at.x` and `at.y` turn a value into a position. */
 function axes(width, x, y, label) {
   const height = Math.round(Math.max(250, Math.min(400, width * 0.65)));
   const [right, bottom] = [width - MARGIN.right, height - MARGIN.bottom];
@@ -67,7 +67,8 @@ function whisker(number, at, horizontal, along, across) {
   return svg("line", {class: `whisker series-${number % COLOURS}`, ...ends});
 }
 
-/* Drawn for the width that there is, again when that changes; the caption says what a point is. */
+/* A chart is drawn for the width of its box, again when the width changes. The caption names the
+   point under the pointer. */
 function chart(label, hint, draw) {
   const caption = html("figcaption", {"aria-live": "polite"}, hint);
   const box = html("div");
@@ -114,7 +115,7 @@ function fraction(text) {
   return below ? above / below : Number(above);
 }
 
-/* Exact fractions as ticks; of crowded ones the larger are left out, never the largest. */
+/* Ticks are exact fractions; ticks that would overlap are left out, but never the largest. */
 function radii(curves) {
   const texts = [...new Set(curves.flatMap((points) => points.map((p) => p[0])))];
   texts.sort((a, b) => fraction(a) - fraction(b));
@@ -127,7 +128,7 @@ function radii(curves) {
   return {low: 0, high, ticks, title: "eps (at 0: clean accuracy)"};
 }
 
-/* A row's curve on a task; its points are [eps, value, low, high]. */
+/* The curve of a row on a task: a list of points [eps, value, low, high]. */
 const curveOf = (row, task, name) => row.tasks[task].curves[name];
 
 function curves(rows, task, name, width, label, say) {

@@ -9,7 +9,7 @@ const html = (tag, attributes, ...children) =>
 const svg = (tag, attributes, ...children) =>
   fill(document.createElementNS(SVG, tag), attributes, children);
 
-/* Functions are listeners; what is null or false is left out. */
+/* A function is added as a listener; null and false are left out. */
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (typeof value === "function") node.addEventListener(name, value);
@@ -39,21 +39,21 @@ function asCell(figure) {
 const modelPath = (name) => `#/model/${encodeURIComponent(name)}`;
 const suitePath = (id) => `#/suite/${encodeURIComponent(id)}`;
 
-/* Cards hold https addresses only; anything else stays text. */
+/* Only an https address becomes a link; a card holds no others. */
 function outside(text) {
   if (!/^https:\/\//.test(text)) return text;
   return html("a", {href: text, rel: "noopener noreferrer"}, text);
 }
 
-/* Values in a column's order; what is unknown comes last in both directions. */
+/* The order of two values of a column; unknown values come last in both directions. */
 function compare(a, b, down) {
   if (a === null || b === null) return (a === null) - (b === null);
   const order = typeof a === "number" ? a - b : a.localeCompare(b, "en", {numeric: true});
   return down ? -order : order;
 }
 
-/* A table in a box that scrolls. A column has a title, a cell(row), and a value(row) to sort by if
-   it can be; `down` where more is better, `head` where it names the row. */
+/* A table in a box that scrolls. A column has a title and a cell(row); a value(row) makes it sortable.
+   `down` says that more is better, `head` that the column names the row. */
 function makeTable(label, columns, rows = []) {
   let by = null, down = false;
   const heads = columns.map((column, place) => html(
@@ -87,7 +87,7 @@ function makeTable(label, columns, rows = []) {
   return {node, show};
 }
 
-/* Rows of text; a column of numbers is sorted as such. */
+/* A table of texts; columns that hold only numbers are sorted as numbers. */
 function textTable(label, headers, rows) {
   const columns = headers.map((title, place) => {
     const number = rows.every((row) => !Number.isNaN(Number(row[place]))) && rows.some((row) => row[place]);

@@ -1,4 +1,4 @@
-/* A model, what others reported, and what leads from one view to another. */
+/* A model, figures that others reported, and the way from one view to another. */
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const main = document.getElementById("main");
@@ -21,7 +21,7 @@ function command(text) {
   return [code, html("p", {class: "controls"}, button, said)];
 }
 
-/* A model's figures on a suite: a line a threat model, a column a task. */
+/* A model's figures on a suite: a row per threat model, a column per task. */
 function figuresOf(suite, row) {
   const tasks = suite.tasks.map((task) => [task, row.tasks[task.name]]);
   const names = (part) => [...new Set(suite.tasks.flatMap((task) => task[part]))];
@@ -48,10 +48,10 @@ function resultsOf(suite, row) {
     row.remarks.length > 0 && list(row.remarks.map(
       ([code, detail, where]) => [strong(code), `: ${detail} (${where})`])),
     row.credits.length > 0 && list(row.credits.map(({by, paper, date, samples}) => [
-      strong("stronger attack"), ` by ${by}, ${date}: ${plural(samples, "sample")} of the worst cases broken `,
+      strong("stronger attack"), ` by ${by}, ${date}: broke ${plural(samples, "sample")} of the worst cases `,
       paper && outside(paper)])),
     figuresOf(suite, row),
-    quiet("To reproduce it:"), ...command(row.reproduce),
+    quiet("To reproduce this row:"), ...command(row.reproduce),
   ];
 }
 
@@ -67,12 +67,12 @@ function modelView(name) {
     model
       ? html("dl", {}, model.card.flatMap(([field, values]) => [
         html("dt", {}, field), html("dd", {}, values.length ? said(values) : "not stated")]))
-      : quiet("There is no card: these are records of a run, not of an entry."),
+      : quiet("No card: these records belong to a run, not to an entry."),
     heading(2, "Verification"),
     model?.history.length
       ? list(model.history.map((v) => [
         strong(v.level), ` on ${v.suite}, ${v.date}, by ${v.by} with ${v.version}: ${v.detail}`,
-        !v.current && " (of records that have changed since)"]))
+        !v.current && " (void: the records have changed since)"]))
       : quiet("Nobody has verified these records yet."),
     heading(2, "Results"),
     ...found.flatMap(([suite, row]) => resultsOf(suite, row)),
@@ -81,17 +81,17 @@ function modelView(name) {
 
 function reportedView() {
   return [
-    heading(1, "Reported by others"), html("p", {}, strong("Not made or checked here."),
-      " Accuracies in percent as their authors published them, without samples, seeds or intervals. They are not " +
-      "ranked among the records, and figures of different protocols do not compare."),
+    heading(1, "Reported by others"), html("p", {}, "Accuracies in percent, as their authors published them: " +
+      "without samples, seeds or intervals. ", strong("Nobody checked them here"), ", so they are not ranked among " +
+      "the records. Do not compare figures of different protocols."),
     ...data.reported.flatMap(({title, headers, rows}) => [
       heading(2, title), textTable(`${title}, not checked here`, headers, rows)]),
   ];
 }
 
-const lost = () => [heading(1, "Not here"), quiet("This leaderboard has nothing of that name.")];
+const lost = () => [heading(1, "Not here"), quiet("This leaderboard has no suite or model of that name.")];
 
-/* Views are kept, so that whoever comes back finds the order and the filter as they were. */
+/* Views are kept, so that the order and the filter stay when a reader comes back. */
 const views = new Map();
 const paths = [
   ...data.suites.map((suite) => [suitePath(suite.name), suite.name]),
@@ -116,6 +116,7 @@ function show() {
   const path = location.hash.length > 2 ? location.hash : paths[0]?.[0] ?? "";
   if (!views.has(path)) views.set(path, paths.length ? viewOf(path) : [quiet("There are no records yet.")]);
   main.replaceChildren(...views.get(path));
+  document.getElementById("about").hidden = !path.startsWith("#/suite/");
   document.title = `${main.querySelector("h1")?.textContent ?? "Empty"} – mmtard_bench leaderboard`;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.getAttribute("href") === path) link.setAttribute("aria-current", "page");
@@ -123,20 +124,24 @@ function show() {
   }
 }
 
+/* The button offers the other theme, whether the system or an earlier press chose this one. */
+function themeButton(button) {
+  const chosen = document.documentElement.dataset;
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const other = () => ((chosen.theme ?? (system.matches ? "dark" : "light")) === "dark" ? "light" : "dark");
+  const name = () => button.replaceChildren(other() === "dark" ? "Dark theme" : "Light theme");
+  button.addEventListener("click", () => { chosen.theme = other(); name(); });
+  system.addEventListener("change", name);
+  button.hidden = false;
+  name();
+}
+
 function start() {
   const nav = document.getElementById("suites");
   nav.append(...paths.map(([path, text]) => html("a", {href: path}, text)));
   const skip = document.getElementById("skip");
   skip.addEventListener("click", (event) => { event.preventDefault(); main.focus(); });
-  const theme = document.getElementById("theme");
-  const press = (dark) => theme.setAttribute("aria-pressed", String(dark));
-  press(matchMedia("(prefers-color-scheme: dark)").matches);
-  theme.hidden = false;
-  theme.addEventListener("click", () => {
-    const dark = theme.getAttribute("aria-pressed") !== "true";
-    document.documentElement.dataset.theme = dark ? "dark" : "light";
-    press(dark);
-  });
+  themeButton(document.getElementById("theme"));
   addEventListener("hashchange", () => { show(); main.querySelector("h1")?.focus(); });
   show();
 }

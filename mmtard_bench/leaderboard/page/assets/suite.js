@@ -1,14 +1,17 @@
-/* A suite: its table with filters, what is drawn of it, a table a task. */
+/* A suite: its table with filters, its charts, a table per task. */
 
 const quiet = (...children) => html("p", {class: "quiet"}, ...children);
 const heading = (level, text) => html(`h${level}`, {tabindex: level === 1 && "-1"}, text);
 
-function badges(row) {
-  const badge = (look, text, detail) => html("span", {class: `badge ${look}`, title: detail}, text);
-  const looks = {verified: row.level === null ? "" : "good", age: ""};
-  return html("div", {class: "badges"},
-    row.badges.map(([kind, text, detail]) => badge(looks[kind] ?? "warn", text, detail)),
-    row.engine && badge("", `${row.engine} engine`, "whose code ran attacks that come in two forms"));
+/* A badge is [kind, text, detail]; kinds that are not here are warnings. */
+const LOOKS = {verified: "good", unverified: "", fact: ""};
+const badge = ([kind, text, detail]) =>
+  html("span", {class: `badge ${LOOKS[kind] ?? "warn"}`, title: detail}, text);
+const badges = (row) => html("div", {class: "badges"}, row.badges.map(badge));
+
+function badgeLegend() {
+  return html("details", {}, html("summary", {}, "What the badges mean"), html("dl", {}, data.legend.map(
+    (of) => [html("dt", {}, badge(of)), html("dd", {}, of[2])])));
 }
 
 const modelColumn = {
@@ -24,7 +27,7 @@ function figureColumn(title, figure) {
   };
 }
 
-/* The first column names a row: its model, or on a model's own page its weights. */
+/* The column `first` names the row: by its model, or on the page of a model by its weights. */
 function overviewColumns(suite, first) {
   const among = (place) => suite.rows.filter((row) => row.place === place).length;
   return [
@@ -33,10 +36,10 @@ function overviewColumns(suite, first) {
     first,
     figureColumn(suite.average, (row) => row.clean),
     ...suite.balls.map((ball) => figureColumn(`worst case ${ball}`, (row) => row.worst[ball])),
-    {title: "verified, flags", down: true, value: (row) => row.level, cell: badges},
-    {title: "passes a sample", number: true, value: (row) => row.forward + row.backward,
-      cell: (row) => `${whole(row.forward)} + ${whole(row.backward)}`},
-    {title: "seconds", number: true, value: (row) => row.seconds, cell: (row) => whole(row.seconds)},
+    {title: "badges", down: true, value: (row) => row.level, cell: badges},
+    {title: "cost", number: true, value: (row) => row.forward + row.backward, cell: (row) => [
+      `${whole(row.forward)} + ${whole(row.backward)}`,
+      html("span", {class: "interval"}, `${whole(row.seconds)} s`)]},
   ];
 }
 
@@ -53,13 +56,13 @@ function taskTable(suite, task) {
 function recallTable(suite) {
   const lines = suite.rows.flatMap((row) => row.recalls.map((cells) => [row.model, ...cells]));
   return lines.length > 0 && [
-    quiet("Recall in percent. Above, clean and robust are image-to-text recall at 1; what attacks aimed at that " +
-      "leave of the other recalls is an upper bound."),
+    quiet("Recall in percent. Clean and robust accuracy above are image-to-text recall at 1. The attacks aim at " +
+      "that recall only, so the other attacked recalls are upper bounds."),
     textTable(`Recalls on ${suite.name}`, ["model", ...data.recall_headers], lines),
   ];
 }
 
-/* `changed` gets the rows that are left, whenever that may be others. */
+/* `changed` receives the rows that pass the filter, after every change of it. */
 function filters(suite, changed) {
   const text = html("input", {type: "search", id: "filter", autocomplete: "off", input: () => apply()});
   const only = html("input", {type: "checkbox", id: "verified", change: () => apply()});
@@ -85,7 +88,7 @@ function suiteView(suite) {
     "Whiskers are 95% intervals. Point at a mark, or go there with Tab, for its figures.",
     (...where) => scatter(rows, ball, suite.average, ...where));
   const choose = (event) => { ball = event.target.value; against.show(); };
-  const balls = suite.balls.map((name) => html("option", {value: name}, name));
+  const balls = suite.balls.map((name) => html("option", {value: name, selected: name === ball}, name));
   const lines = suite.tasks.flatMap((task) => task.curves.map((name) => chart(
     `${task.name}, ${name}`, "Whiskers are 95% intervals, points are radii.",
     (...where) => curves(rows, task.name, name, ...where))));
@@ -96,10 +99,10 @@ function suiteView(suite) {
   });
   filter.apply();
   return [
-    heading(1, suite.name), quiet(suite.about), filter.node, table.node, 
-    quiet("A place is one more than the number of models that are significantly better in the worst case " +
-      `${suite.deciding} (McNemar's exact test on the same samples, 5% after Holm's correction); ` +
-      "others share one (=)."),
+    heading(1, suite.name), quiet(suite.about), filter.node, table.node, badgeLegend(),
+    quiet("The place of a model is one more than the number of models that are significantly better in the worst " +
+      `case ${suite.deciding} (McNemar's exact test on the same samples, 5% after Holm's correction). ` +
+      "Models that these samples cannot tell apart share a place (=)."),
     balls.length > 0 && [
       heading(2, "Clean against robust"),
       balls.length > 1 && html("p", {class: "controls"},
