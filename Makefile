@@ -7,7 +7,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # From the environment to the shell as it is: make would expand what it has in it.
 export BASE ?= origin/main
 
-.PHONY: install demo test check check-entries bench clean
+.PHONY: install demo test check check-entries docs bench clean
 
 install: $(VENV)/.installed
 
@@ -36,9 +36,16 @@ check-entries: install
 	$(BIN)/mmtard-bench verify --level well-formed --since "$$BASE"
 	$(BIN)/mmtard-bench leaderboard --check --html
 
+# The site, in an environment of its own: see docs/requirements.txt.
+docs: install
+	test -x .venv-docs/bin/mkdocs || $(BIN)/python -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(BIN)/python docs/commands.py > docs/reference/cli.md
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
 bench: install
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/trainer.py
 
 clean:
-	rm -rf $(VENV) runs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-docs site runs dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -9,7 +9,8 @@ What is random is the draw, by the function that verify uses, and the attack's s
 verdict follows from its own seed and not from who else is attacked, so each sample is attacked
 once with each of three seeds, and a trial takes one of the three for all its samples. The attack is
 apgd-pair, the first two stages of the fast engine's autoattack-standard, which verify would take
-here: what the pair breaks is broken for both, and FAB and Square broke nothing in docs/engine.md.
+here: what the pair breaks is broken for both, and FAB and Square broke nothing in
+docs/explanation/engine.md.
 
 First it prints what follows from the rules alone: how often an honest entry is refused, and how
 often one that overstates one ball, or every ball, is, beside simpler rules. That takes seconds, and

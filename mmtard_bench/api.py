@@ -68,7 +68,7 @@ def run(
     Raises:
         InputError: For bad input. Records that were finished before stay in ``out``.
 
-    Example:
+    Examples:
         >>> records = mb.run("quick-v1", "tiny-clip", out=folder, n=8)
         >>> [record.threat.attack for record in records]
         ['pgd-20', 'cw-linf-20', 'autoattack-standard']
@@ -154,7 +154,7 @@ def attack(
         InputError: For bad input.
         ModelError: If the model returns NaN, or no gradient reaches the pixels.
 
-    Example:
+    Examples:
         >>> images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
         >>> found = mb.attack("tiny-clip", images, labels, classes=["zero", "one", "two", "three"])
         >>> found.adversarial.shape
@@ -310,7 +310,7 @@ def frame(records: Sequence[Record]) -> "pandas.DataFrame":
         clean_accuracy, robust_accuracy, their 95% intervals (clean_low, clean_high, robust_low,
         robust_high), status and identity. Accuracies are shares in [0, 1]; a failed record has NaN.
 
-    Example:
+    Examples:
         >>> table = mb.frame(mb.records(folder))
         >>> sorted(table["attack"])
         ['autoattack-standard', 'cw-linf-20', 'pgd-20']

@@ -133,7 +133,7 @@ def evaluate(
     Raises:
         InputError: For bad input.
 
-    Example:
+    Examples:
         >>> record = mb.evaluate(
         ...     "tiny-clip", task="digits/digit", threat="pgd-5", eps="2/255", n=8
         ... )

@@ -195,7 +195,7 @@ class Clip:
             InputError: If the transform does anything that a ``Preprocess`` cannot do, if its size
                 is not the model's, or if tokenizer and text tower do not belong together.
 
-        Example:
+        Examples:
             >>> model, _, transform = open_clip.create_model_and_transforms("RN50-quickgelu")
             >>> tokenizer = open_clip.get_tokenizer("RN50-quickgelu")
             >>> mb.Clip.from_open_clip(model, tokenizer, transform, name="mine").preprocess.size

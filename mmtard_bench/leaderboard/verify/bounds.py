@@ -3,7 +3,7 @@
 An entry calls N samples robust; D of them are not. A draw of k samples contains F broken samples,
 and F has a hypergeometric distribution. An honest entry has a few broken samples as well: attacks
 start at random points, and another seed broke about 1% of the robust samples of our own models
-(docs/engine.md: 10 and 23 of about 2,400).
+(docs/explanation/engine.md: 10 and 23 of about 2,400).
 
 An entry has a test for each ball. At 1% per ball, the 26 balls of zeroshot13-v1 would refuse an
 honest entry with a probability of up to 21%. Therefore all tests of an entry share the 1%

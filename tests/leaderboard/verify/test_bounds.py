@@ -95,7 +95,7 @@ def test_the_chance_of_being_caught(data, balls):
 
 
 def test_what_64_draws_are_worth():
-    """As docs/verify.md says it."""
+    """As docs/explanation/verification.md says it."""
     assert unsuspicious(64) == 4
     assert [limit_of_ball(256, balls) for balls in (1, 6, 26)] == [12, 13, 15]
     assert most_false(361, 64, 0) / 500 < 0.04
