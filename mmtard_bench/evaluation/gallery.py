@@ -146,13 +146,13 @@ def facts(gallery: Gallery, shown: Shown) -> list[tuple[str, str]]:
 
     said = [
         ("true caption" if retrieval else "true class", named(outcome.label)),
-        ("before", named(outcome.before)),
+        ("prediction before", named(outcome.before)),
     ]
     if outcome.adversarial is not None:
-        said.append(("after", named(outcome.after)))
+        said.append(("prediction after", named(outcome.after)))
     found = _verdict(outcome.before == outcome.label, outcome.broken_by)
     unconfirmed = outcome.broken_by is not None and not outcome.broken
-    said.append(("verdict", found + ", but a second pass does not confirm it" * unconfirmed))
+    said.append(("re-attack", found + ", but a second pass does not confirm it" * unconfirmed))
     if outcome.adversarial is not None:
         said += _changes(gallery, outcome, outcome.adversarial)
     recorded = _verdict(sample.clean_correct, sample.broken_by)

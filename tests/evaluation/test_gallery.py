@@ -81,25 +81,25 @@ def test_the_perturbation_is_around_grey_at_full_contrast():
 def test_what_is_said_of_a_broken_sample():
     assert said(gallery_of(broken())) == {
         "true class": "0: zero",
-        "before": "0: zero",
-        "after": "2: two",
-        "verdict": "broken by pgd-5",
+        "prediction before": "0: zero",
+        "prediction after": "2: two",
+        "re-attack": "broken by pgd-5",
         "distance": "linf 8/255, eps 8/255",
         "record": "broken by pgd-5",
     }
     unconfirmed = said(gallery_of(broken(broken=False, after=0)))
-    assert unconfirmed["verdict"].endswith("a second pass does not confirm it")
+    assert unconfirmed["re-attack"].endswith("a second pass does not confirm it")
 
 
 def test_samples_that_stand_or_were_wrong_have_their_clean_image_alone():
     stands = gallery_of(outcome())
     assert [title for title, _ in panels(stands.shown[0])] == ["clean"]
-    assert said(stands)["verdict"].startswith("robust: ")
-    assert said(stands)["record"] == said(stands)["verdict"]
+    assert said(stands)["re-attack"].startswith("robust: ")
+    assert said(stands)["record"] == said(stands)["re-attack"]
     wrong = gallery_of(outcome(before=1, after=1), made("w"))
-    assert "not attacked" in said(wrong)["verdict"]
-    assert "after" not in said(wrong)
-    assert said(wrong)["record"] == said(wrong)["verdict"]
+    assert "not attacked" in said(wrong)["re-attack"]
+    assert "prediction after" not in said(wrong)
+    assert said(wrong)["record"] == said(wrong)["re-attack"]
 
 
 def test_a_verdict_that_differs_from_the_record_says_so():

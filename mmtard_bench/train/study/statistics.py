@@ -27,13 +27,15 @@ class Score:
     """The verdicts of one student, on the same samples for every student, and its training curve.
 
     ``clean``, ``robust`` and ``unseen`` have a truth value per sample. ``curve`` has points (step,
-    seconds, robust validation accuracy).
+    seconds, robust validation accuracy). ``at_chance`` says that the clean accuracy, on either
+    data, is not above chance.
     """
 
     clean: Sequence[bool]
     robust: Sequence[bool]
     unseen: Sequence[bool]
     curve: Sequence[tuple[float, float, float]]
+    at_chance: bool = False
 
 
 METRICS = ("clean", "robust", "unseen")
