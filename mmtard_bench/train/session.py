@@ -4,12 +4,11 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.device import describe
-from mmtard_bench.evaluation.processes import Launcher
+from mmtard_bench.evaluation.processes import end_with_launcher
 from mmtard_bench.files import only_process, write_atomically
 from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
@@ -72,6 +71,7 @@ def train(named: Named, place: Place, console: Console) -> Card:
     Interrupted, it saves its state first. Raises InputError for whatever is wrong with the
     recipe, its models, its data or the directory; what was saved before stays.
     """
+    end_with_launcher()
     method, options = find_method(named.recipe.method, named.recipe.options)
     _require_teachers(named, [role for role, _ in method.targets(options)])
     accelerator = _accelerator(named, place)
@@ -146,7 +146,6 @@ class Session:
         self.main = accelerator.is_main_process
         self.states = States(place.folder, self.recipe.keep, self.recipe.steps)
         self.history = History(place.folder)
-        self.launcher = Launcher()
         self.seconds = 0.0
         self.metrics: Figures = {}
 
@@ -308,10 +307,10 @@ class Session:
         first = self.accelerator.process_index * size
         shares = [self.order(step)[first : first + size] for step in range(begin, recipe.steps)]
         batches = self.images.batches([share.tolist() for share in shares], recipe.workers)
-        with Interruption(self.launcher) as interruption:
+        with interruption() as asked:
             for step, share in enumerate(shares, begin):
                 self._step(step, share, next(batches), progress)
-                if self._any(interruption.asked) and step + 1 < recipe.steps:
+                if self._any(asked()) and step + 1 < recipe.steps:
                     self._save(step + 1)
                     raise KeyboardInterrupt
 
@@ -415,37 +414,25 @@ def _read_memory(path: Path, images: int) -> Tensor:
     return known
 
 
-class Interruption:
-    """Turns the first SIGINT, or the end of the launcher, into ``asked``.
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C (SIGINT) was pressed: training then stops after the step.
 
-    A second SIGINT interrupts at once, as ever.
+    A second Ctrl-C raises KeyboardInterrupt at once. What comes within a second is the first one,
+    since a terminal and a launcher both pass it on.
     """
+    pressed: list[float] = []
 
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher = launcher
-        self._signalled = False
-        # Python lets only the main thread handle signals.
-        self._listens = threading.current_thread() is threading.main_thread()
+    def ask(*_: object) -> None:
+        pressed.append(time.monotonic())
+        if pressed[-1] - pressed[0] > 1:
+            raise KeyboardInterrupt
 
-    @property
-    def asked(self) -> bool:
-        """Whether training is to stop after this step."""
-        return self._signalled or self._launcher.ended
-
-    def __enter__(self) -> Self:
-        if self._listens:
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._listens:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, *_: object) -> None:
-        self._signalled = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
