@@ -178,8 +178,8 @@ def _claims(study: Study, grouped: Mapping[str, list[Score]]) -> str:
     return (
         "The three claims of the paper (arXiv 2511.17448, abstract) beside the results of these "
         f"small models:\n\n{table}\n\nThe abstract names ImageNet and zero-shot benchmarks, but no "
-        "radius; linf 2/255 is the radius of the authors' code. Model, data and radius differ here: "
-        "compare the signs, not the sizes."
+        "radius; linf 2/255 is the radius of the authors' code. Model, data and radius differ "
+        "here: compare the signs, not the sizes."
     )
 
 
