@@ -13,7 +13,7 @@ import numpy as np
 
 from mmtard_bench.leaderboard.badges import newest
 from mmtard_bench.leaderboard.board import Board
-from mmtard_bench.leaderboard.entries.breaks import lowered
+from mmtard_bench.leaderboard.entries.breaks import after_breaks
 from mmtard_bench.leaderboard.rows import Row, Scored, row_of
 from mmtard_bench.records.compare import comparable
 from mmtard_bench.records.files import oldest_first
@@ -107,7 +107,7 @@ def standings(board: Board) -> list[SuiteStandings]:
         for run in entry.runs:
             verified, breaks = board.verified(entry, run), board.breaks_of(entry, run)
             for suite, raw in _grouped(run.records):
-                worst, credits = lowered(raw.worst, breaks)
+                worst, credits = after_breaks(raw.worst, breaks)
                 found = replace(
                     raw, worst=worst, card=entry.card, verified=verified, credits=credits
                 )
