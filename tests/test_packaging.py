@@ -18,6 +18,7 @@ def test_the_wheel_is_whole_and_small(tmp_path):
         "mmtard_bench/py.typed",
         "mmtard_bench/suite_files/quick-v1.toml",
         "mmtard_bench/suite_files/digits-v1.toml",
+        "mmtard_bench/evaluation/gallery.html",
         "mmtard_bench/leaderboard/page/assets/page.js",
         "mmtard_bench/models/weights/tiny-clip/open_clip_model.safetensors",
         "mmtard_bench/models/weights/student-mmt-ard.safetensors",

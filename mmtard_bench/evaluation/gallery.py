@@ -1,4 +1,4 @@
-"""What an attack did to samples of a record: clean image, perturbation, adversarial image."""
+"""A gallery shows what an attack did to samples: clean image, perturbation, adversarial image."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ Pixels = NDArray[np.uint8]
 """(H, W, 3)."""
 
 MOST = 100
-"""Samples of a gallery: a page of more is hard to open, and nobody looks at them."""
+"""The most samples of a gallery; a larger page is slow to open."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample: what its record says, and what came of attacking it again."""
+    """A sample as its record has it, and the outcome of a re-attack."""
 
     sample: Sample
     outcome: Outcome
@@ -38,7 +38,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Samples of a record. ``classes`` are the names, or captions, that predictions are of."""
+    """Samples of a record. A prediction is an index of ``classes``: class names, or captions."""
 
     record: Record
     threat: ThreatModel
@@ -49,13 +49,14 @@ class Gallery:
 def choose_record(
     records: Sequence[Record], *, task: str | None = None, threat: str | None = None
 ) -> Record:
-    """The first finished record of a task and threat model that has broken samples.
+    """Choose the first finished record of a task and threat model that has broken samples.
 
-    If none has, the first one. Raises InputError if there is none.
+    Without broken samples, the first finished record is chosen. Raises InputError if no finished
+    record has the task and the threat model.
     """
     left = [record for record in records if record.results is not None]
     if not left:
-        raise InputError("No record is finished, so there is nothing to look at.")
+        raise InputError("No record is finished, so there is nothing to show.")
     left = _named(left, "task", task, lambda record: record.task.name)
     left = _named(left, "threat model", threat, lambda record: record.threat.name)
     broken = (r for r in left if any(sample.broken_by for sample in r.samples))
@@ -75,9 +76,10 @@ def _named(
 def choose_samples(
     record: Record, *, ids: Sequence[str] = (), count: int = 8, seed: int = 0
 ) -> list[str]:
-    """The ids given, or ``count`` of those samples that the attack was run on, drawn by ``seed``.
+    """The given ids, or ``count`` of the attacked samples, drawn with ``seed``.
 
-    Raises InputError for ids that the record does not have.
+    Raises InputError if the record does not have an id, if no sample was attacked, or if there are
+    more than ``MOST``.
     """
     known = {sample.id for sample in record.samples}
     for name in ids:
@@ -86,13 +88,14 @@ def choose_samples(
     attacked = [sample.id for sample in record.samples if sample.clean_correct]
     if not ids and not attacked:
         raise InputError(
-            "The model is wrong on every clean image, so nothing was attacked; name --samples."
+            "The model is wrong on every clean image, so no sample was attacked. Choose samples "
+            "with --samples."
         )
     names = list(dict.fromkeys(ids)) or random.Random(seed).sample(
         attacked, min(count, len(attacked))
     )
     if len(names) > MOST:
-        raise InputError(f"{len(names)} samples were asked for; a gallery has at most {MOST}.")
+        raise InputError(f"{len(names)} samples are too many; a gallery has at most {MOST}.")
     return names
 
 
@@ -104,7 +107,7 @@ def look(
     *,
     suite_file: Path | None = None,
 ) -> Gallery:
-    """Attack samples of a record again, with its seed. Raises InputError if they cannot be had."""
+    """Re-attack samples of a record with its own seed. Raises InputError if the data is missing."""
     data = data_of(record, suite_of(record, suite_file))
     threat = threat_of(record)
     resources = Resources(device, workers=0)
@@ -117,14 +120,14 @@ def look(
 
 
 def panels(shown: Shown) -> list[tuple[str, Pixels]]:
-    """The images of a sample with their titles: one alone where no pixel changed, else three."""
+    """The images of a sample with their titles: one if no pixel changed, else three."""
     image, adversarial = shown.outcome.image, shown.outcome.adversarial
     if adversarial is None:
         return [("clean", _pixels(image))]
     change = adversarial - image
     most = float(change.abs().max())
     if not most:
-        return [("clean, its pixels stay", _pixels(image))]
+        return [("clean (no pixel changed)", _pixels(image))]
     factor = 0.5 / most
     return [
         ("clean", _pixels(image)),
@@ -134,38 +137,38 @@ def panels(shown: Shown) -> list[tuple[str, Pixels]]:
 
 
 def facts(gallery: Gallery, shown: Shown) -> list[tuple[str, str]]:
-    """What is said of a sample, as (what, text)."""
+    """The facts about a sample, as (name, text)."""
     outcome, sample = shown.outcome, shown.sample
     retrieval = gallery.record.task.metric == "retrieval"
 
-    def named(place: int) -> str:
-        return f"{place}: {gallery.classes[place]}"
+    def named(index: int) -> str:
+        return f"{index}: {gallery.classes[index]}"
 
     said = [
         ("true caption" if retrieval else "true class", named(outcome.label)),
-        ("before", named(outcome.before)),
+        ("prediction before", named(outcome.before)),
     ]
     if outcome.adversarial is not None:
-        said.append(("after", named(outcome.after)))
+        said.append(("prediction after", named(outcome.after)))
     found = _verdict(outcome.before == outcome.label, outcome.broken_by)
     unconfirmed = outcome.broken_by is not None and not outcome.broken
-    said.append(("verdict", found + ", but a fresh pass does not confirm it" * unconfirmed))
+    said.append(("re-attack", found + ", but a second pass does not confirm it" * unconfirmed))
     if outcome.adversarial is not None:
         said += _changes(gallery, outcome, outcome.adversarial)
     recorded = _verdict(sample.clean_correct, sample.broken_by)
     if recorded.split()[0] != found.split()[0]:
-        recorded += "; not so here, where randomness of a block or the device decided otherwise"
+        recorded += "; the re-attack differs (other block or device, so other random numbers)"
     return [*said, ("record", recorded)]
 
 
 def _verdict(right: bool, broken_by: str | None) -> str:
     if not right:
         return "wrong on the clean image, so not attacked"
-    return f"broken by {broken_by}" if broken_by else "stands: the attack found nothing"
+    return f"broken by {broken_by}" if broken_by else "robust: the attack found nothing"
 
 
 def _changes(gallery: Gallery, outcome: Outcome, adversarial: Tensor) -> list[tuple[str, str]]:
-    """How far the attack went, in what it may change: pixels, the name of the class, or both."""
+    """The distance of the attack, in what it changes: pixels, the name of the class, or both."""
     norm, eps = gallery.threat.norm, gallery.threat.eps
     original = gallery.classes[outcome.label]
     name = original if outcome.name is None else outcome.name
@@ -185,18 +188,18 @@ def _pixels(image: Tensor) -> Pixels:
 
 
 def title_of(gallery: Gallery) -> str:
-    """Model, task and threat model, in a line."""
+    """Model, task and threat model in one line."""
     record = gallery.record
     return f"{record.model.name} on {record.task.name}: {record.threat.name}"
 
 
 def summary_of(gallery: Gallery) -> str:
-    """Where the samples are from, and how they were attacked, in a sentence or two."""
+    """A summary: the source of the samples, the accuracies, and the seed of the re-attack."""
     record = gallery.record
     suite = record.suite.name if record.suite else "no suite"
     return (
         f"{len(gallery.shown)} of {len(record.samples)} samples of {suite}; weights "
         f"{record.model.digest[:8]}, clean accuracy {100 * record.clean_accuracy:.1f}%, robust "
-        f"accuracy {100 * record.robust_accuracy:.1f}%. Attacked again with seed {record.seed}; "
-        "images are rounded to 8 bits here."
+        f"accuracy {100 * record.robust_accuracy:.1f}%. Re-attacked with the record's seed, "
+        f"{record.seed}; images are rounded to 8 bits."
     )

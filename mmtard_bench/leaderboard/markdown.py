@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable, Sequence
 from mmtard_bench.leaderboard.badges import LEGEND
 from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.reported import reported_section
-from mmtard_bench.leaderboard.standings import Row, SuiteStandings, standings
+from mmtard_bench.leaderboard.rows import Row
+from mmtard_bench.leaderboard.standings import SuiteStandings, standings
 from mmtard_bench.records.statistics import Accuracy
 from mmtard_bench.records.tables import RECALL_HEADERS, recall_cells, with_interval
 from mmtard_bench.text import escape, table

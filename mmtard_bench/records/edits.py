@@ -1,4 +1,4 @@
-"""Edits of a class name, as records keep them and as anybody can check them."""
+"""Edits of a class name, as records store them; everybody can check them."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -8,32 +8,33 @@ from pydantic import Field
 from mmtard_bench.schema import Strict
 
 ClassName = Annotated[str, Field(max_length=1000)]
-"""So short that anybody's record can be checked: the distance takes time by both lengths."""
+"""The length is limited because computing a distance takes time in proportion to both lengths."""
 
 
 class NameEdit(Strict):
-    """The name of a sample's class, and what an attack made of it; templates stay as they are."""
+    """The name of a sample's class before and after an attack; templates do not change."""
 
     original: ClassName
     adversarial: ClassName
 
     @property
     def distance(self) -> int:
-        """The number of edits between the two."""
+        """The number of edits between the two names."""
         return levenshtein(self.original, self.adversarial)
 
     def within(self, edits: int) -> bool:
-        """Whether the two are at most so many edits apart; lengths alone may tell."""
+        """Whether at most ``edits`` edits separate the two names."""
+        # A difference in length is a lower bound of the distance, and faster to compute.
         if abs(len(self.original) - len(self.adversarial)) > edits:
             return False
         return self.distance <= edits
 
 
 def levenshtein(one: str, other: str) -> int:
-    """The least number of characters to insert, delete or replace (Levenshtein, 1966).
+    """The smallest number of characters to insert, delete or replace (Levenshtein, 1966).
 
-    By the recurrence of Wagner and Fischer (1974), which shares nothing with the way in which
-    attacks make their candidates.
+    The recurrence is that of Wagner and Fischer (1974). It shares no code with the attacks, which
+    generate candidates instead.
     """
     row = list(range(len(other) + 1))
     for i, left in enumerate(one, start=1):
@@ -44,13 +45,14 @@ def levenshtein(one: str, other: str) -> int:
 
 
 def names_another_class(names: Sequence[str], label: int, name: str) -> bool:
-    """Whether a name is one of another class, letter case and spaces aside.
+    """Whether a name equals that of another class, apart from letter case and spaces.
 
-    An edit that turns "cat" into "car" where both are classes is no misspelling but an answer.
+    If "cat" and "car" are both classes, an edit from one to the other changes the class instead of
+    misspelling it.
     """
     return any(plain(other) == plain(name) for i, other in enumerate(names) if i != label)
 
 
 def plain(name: str) -> str:
-    """A name without what most tokenizers do not see: letter case, and spaces but single ones."""
+    """A name in lower case with single spaces: most tokenizers ignore these differences."""
     return " ".join(name.casefold().split())

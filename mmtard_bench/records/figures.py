@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -24,27 +25,28 @@ _LONGEST = 40
 """Characters of a name in a legend."""
 
 
-def standing(record: Record) -> list[tuple[int, float]]:
-    """Share of samples that still stand after so many passes, forward and backward, a sample.
+def robust_after(record: Record) -> list[tuple[int, float]]:
+    """The share of samples that are still robust after a number of passes per sample.
 
-    Begins with the clean accuracy after none, and ends with the robust accuracy after the most
-    that was spent on a sample.
+    Passes are forward + backward. The first point is the clean accuracy after 0 passes, the last
+    one the robust accuracy after the most passes that a sample took.
     """
     spent = {s.id: s.forward + s.backward for s in record.samples}
-    falls = Counter(spent[s.id] for s in record.samples if s.broken_by is not None)
-    places = sorted(falls)
+    breaks = Counter(spent[s.id] for s in record.samples if s.broken_by is not None)
+    passes = sorted(breaks)
     clean, n = sum(s.clean_correct for s in record.samples), len(record.samples)
-    left = accumulate((falls[p] for p in places), lambda count, fell: count - fell, initial=clean)
-    points = [(p, count / n) for p, count in zip([0, *places], left, strict=True)]
+    left = accumulate((breaks[p] for p in passes), lambda count, lost: count - lost, initial=clean)
+    points = [(p, count / n) for p, count in zip([0, *passes], left, strict=True)]
     most = max(spent.values())
     return points if most == points[-1][0] else [*points, (most, points[-1][1])]
 
 
 def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str, str], list[Record]]:
-    """Finished records by suite, its digest, task and revision of the data.
+    """Finished records by suite name, suite digest, task and data revision.
 
-    In each, they are by model, attack and radius. Of each model those count that
-    ``summary.counted`` says. Models that share a name are told apart by their weights.
+    Each group is sorted by model, attack and radius, and holds only the records that
+    ``worst.counted`` keeps. The names of models with one name and several weights get the digest
+    of the weights.
     """
     runs: dict[tuple[tuple[str, str, str, str], str], list[Record]] = defaultdict(list)
     named = _names(records)
@@ -61,7 +63,7 @@ def by_task(records: Sequence[Record]) -> dict[tuple[str, str, str, str], list[R
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw the figures of each suite and task as PNG files; returns their paths.
+    """Draw the figures of each suite and task as PNG files. Returns their paths.
 
     Raises InputError if no record is finished, and StorageError if a file cannot be written.
     """
@@ -73,11 +75,10 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
     for (suite, digest, task, revision), group in groups.items():
         data = f" data {digest_of(revision)[:8]}" if revisions[suite, digest, task] > 1 else ""
         curves = eps_curves(group)
-        figures = {"eps": _eps_figure(curves)} if curves else {}
-        figures["passes"] = _passes_figure(group)
+        title = f"{task}{data} on {suite}, {len(group[0].samples)} samples"
+        figures = {"eps": _eps_figure(curves, title)} if curves else {}
+        figures["passes"] = _passes_figure(group, title)
         for what, figure in figures.items():
-            title = f"{task}{data} on {suite}, {len(group[0].samples)} samples"
-            figure.suptitle(_label(title, longest=120))
             written.append(folder / f"{slug(suite)}-{digest[:8]}--{slug(task + data)}--{what}.png")
             _save(figure, written[-1])
     return written
@@ -90,7 +91,7 @@ def _order(record: Record) -> tuple[str, str, str, Fraction, str]:
 
 
 def _names(records: Iterable[Record]) -> dict[tuple[str, str], str]:
-    """What models are called: by name, and by their weights where two share one."""
+    """The display names of models; of models that share a name, with the digest of the weights."""
     models = sorted({(record.model.name, record.model.digest) for record in records})
     shared = Counter(name for name, _ in models)
     return {
@@ -99,7 +100,7 @@ def _names(records: Iterable[Record]) -> dict[tuple[str, str], str]:
     }
 
 
-def _eps_figure(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> Figure:
+def _eps_figure(curves: Mapping[str, Mapping[str, Sequence[Point]]], title: str) -> Figure:
     figure, panels = _panels(list(curves), width=5.5, height=4)
     styles = _styles(model for models in curves.values() for model in models)
     for axes, models in zip(panels, curves.values(), strict=True):
@@ -113,12 +114,12 @@ def _eps_figure(curves: Mapping[str, Mapping[str, Sequence[Point]]]) -> Figure:
         axes.set_xlabel("eps (at 0: clean accuracy); bands: Wilson's 95% interval")
     for axes in panels[:: _columns(len(panels))]:
         axes.set_ylabel("robust accuracy, %")
-    _legend(figure, panels)
+    _title_and_legend(figure, panels, title)
     return figure
 
 
 def _label_radii(axes: Axes, radii: Iterable[str]) -> None:
-    """Exact fractions as ticks; of crowded ones the larger are left out, never the largest."""
+    """Ticks are exact fractions; ticks that would overlap are left out, but never the largest."""
     ordered = sorted(radii, key=Fraction)
     gap = Fraction(ordered[-1]) / 10
     kept = [ordered[-1]]
@@ -128,21 +129,21 @@ def _label_radii(axes: Axes, radii: Iterable[str]) -> None:
     axes.set_xticks([float(Fraction(eps)) for eps in kept], kept)
 
 
-def _passes_figure(records: Sequence[Record]) -> Figure:
+def _passes_figure(records: Sequence[Record], title: str) -> Figure:
     models: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         models[record.model.name].append(record)
     figure, panels = _panels(list(models), width=4.6, height=3.4)
     styles = _styles(record.threat.name for record in records)
-    # A logarithm has no zero: what stands before the attack is drawn left of where the first falls.
-    start = max(1, min(map(_first_fall, records)) / 2)
+    # A logarithmic axis has no zero: 0 passes are drawn at half the passes of the first break.
+    start = max(1, min(map(_first_break, records)) / 2)
     for axes, group in zip(panels, models.values(), strict=True):
         for number, record in enumerate(group):
-            points = standing(record)
+            points = robust_after(record)
             passes = [max(p, start) for p, _ in points]
             shares = [100 * share for _, share in points]
             style = styles[record.threat.name]
-            # Thinner and thinner: of lines that lie on each other each can be seen.
+            # Each line is thinner than the one before, so that no line hides another.
             width = 1.2 + 2 * (len(group) - number - 1) / len(group)
             axes.plot(passes, shares, drawstyle="steps-post", linewidth=width, **style)
             axes.plot(passes[-1], shares[-1], "o", markersize=4 + width, color=style["color"])
@@ -152,14 +153,14 @@ def _passes_figure(records: Sequence[Record]) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
     columns = _columns(len(panels))
     for axes in panels[-columns:]:
-        axes.set_xlabel("passes spent on a sample (forward + backward)")
+        axes.set_xlabel("passes per sample (forward + backward)")
     for axes in panels[::columns]:
-        axes.set_ylabel("samples that stand, %")
-    _legend(figure, panels)
+        axes.set_ylabel("samples still robust, %")
+    _title_and_legend(figure, panels, title)
     return figure
 
 
-def _first_fall(record: Record) -> float:
+def _first_break(record: Record) -> float:
     spent = (s.forward + s.backward for s in record.samples if s.broken_by is not None)
     return min(spent, default=math.inf)
 
@@ -169,7 +170,7 @@ def _columns(panels: int) -> int:
 
 
 def _panels(titles: Sequence[str], *, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A grid of panels with one scale in percent, and room for a legend on the right."""
+    """A grid of panels that share an axis in percent, with room for a legend on the right."""
     columns = _columns(len(titles))
     rows = math.ceil(len(titles) / columns)
     figure = Figure(figsize=(columns * width + 2.5, rows * height), layout="constrained")
@@ -187,7 +188,7 @@ def _panels(titles: Sequence[str], *, width: float, height: float) -> tuple[Figu
 
 
 def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A line for each name: ten colours, then the same dashed, and so on."""
+    """A line style per name: ten colours, then the same colours dashed, and so on."""
     dashes = ("-", "--", ":", "-.")
     return {
         name: {
@@ -200,18 +201,22 @@ def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _legend(figure: Figure, panels: Iterable[Axes]) -> None:
-    """One legend for all panels, beside them."""
+def _title_and_legend(figure: Figure, panels: Iterable[Axes], title: str) -> None:
+    """A title above the panels, and one legend for all panels to their right, below the title."""
     lines = {
         label: handle
         for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=8)
+    # A legend at the height of the title would cover it, as would one that fills the figure.
+    figure.set_figheight(max(figure.get_figheight(), 0.19 * len(lines) + 1.5))
+    figure.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=8)
+    wrapped = textwrap.wrap(_label(title, longest=120), int(10 * figure.get_figwidth()))
+    figure.suptitle("\n".join(wrapped), x=0.01, ha="left")
 
 
 def _label(text: str, *, longest: int = _LONGEST) -> str:
-    """Text from a record in a figure: one line, its end if it is long, and no formulas."""
+    """Text from a record in a figure: one line, only the end of a long text, and no formulas."""
     line = " ".join(printable(text).split())
     if len(line) > longest:
         line = f"...{line[3 - longest :]}"

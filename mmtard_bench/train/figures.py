@@ -1,4 +1,4 @@
-"""Figures of one training run: loss terms, accuracies, agreement with teachers, their weights."""
+"""Figures of a training run: loss terms, accuracies, agreement with the teachers, their weights."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ Line = dict[str, Any]
 
 
 def series(lines: Iterable[Line], key: str, against: str = "step") -> tuple[list[float], ...]:
-    """Where a figure was noted, and what it was."""
+    """The values of ``key`` in a history, and where they were recorded: (x values, y values)."""
     found = [(line[against], line[key]) for line in lines if key in line]
     return [x for x, _ in found], [y for _, y in found]
 
 
 def diagnostics(lines: Sequence[Line], path: Path) -> None:
-    """Draw what a run's history says, four panels in one PNG. Raises StorageError."""
+    """Draw the history of a run as a PNG with four panels. Raises StorageError."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     losses, accuracies, agreement, weights = figure.subplots(2, 2).flat
     _lines(losses, lines, "loss/", "loss terms")
@@ -42,24 +42,30 @@ def diagnostics(lines: Sequence[Line], path: Path) -> None:
 def _lines(axes: Axes, lines: Sequence[Line], prefix: str, title: str) -> None:
     axes.set_title(title, fontsize=10)
     for key in dict.fromkeys(key for line in lines for key in line if key.startswith(prefix)):
-        axes.plot(*series(lines, key), label=key)
+        steps, values = series(lines, key)
+        axes.plot(steps, values, marker=_marker(steps), label=key)
+
+
+def _marker(steps: Sequence[float]) -> str:
+    """A marker for a curve of one point, which has no line."""
+    return "o" if len(steps) == 1 else ""
 
 
 def _fans(axes: Axes, lines: Sequence[Line]) -> None:
-    """The distribution of each per-sample weight over time, as bands between deciles."""
+    """The distribution of each per-sample weight over time, as a median with two bands."""
     axes.set_title("per-sample teacher weights: median, deciles 1 to 9, range", fontsize=10)
     keys = dict.fromkeys(key for line in lines for key in line if key.startswith("weights/"))
     for number, key in enumerate(keys):
         steps, rows = series(lines, key)
         colour = f"C{number}"
         columns: list[Any] = list(zip(*rows, strict=True))
-        axes.plot(steps, columns[5], color=colour, label=key)
+        axes.plot(steps, columns[5], marker=_marker(steps), color=colour, label=key)
         axes.fill_between(steps, columns[1], columns[9], color=colour, alpha=0.25, linewidth=0)
         axes.fill_between(steps, columns[0], columns[10], color=colour, alpha=0.1, linewidth=0)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all. Raises StorageError."""
+    """Write a figure as PNG, completely or not at all. Raises StorageError."""
     temporary = path.with_suffix(".partial")
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)

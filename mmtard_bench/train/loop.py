@@ -27,8 +27,8 @@ def uniform_start(
 ) -> Tensor:
     """Random starting perturbations for a global batch, uniform in [-eps, eps].
 
-    They depend on ``key`` and ``shape`` alone. For the norm "l2" they may lie outside the ball;
-    PGD projects its start into the ball.
+    They depend only on ``key`` and ``shape``. For the norm "l2" they may lie outside the ball; PGD
+    projects its start into the ball.
     """
     seed = sample_generator(*key).initial_seed()
     generator = torch.Generator(device).manual_seed(seed)
@@ -115,9 +115,7 @@ class Trainer:
             if guide is not None:
                 adversarial = self._attack(step, batch, guide)
                 batch.images = {"clean": clean, "adv": adversarial}
-            if (
-                not self.tower.training
-            ):  # train() visits every layer; clean-ft never leaves training mode
+            if not self.tower.training:  # train() visits every layer, so call it only if needed
                 self.tower.train()
             views = self.method.views
             embeddings = self.model(torch.cat([batch.images[view] for view in views]))
@@ -195,14 +193,14 @@ class Learned:
 
 
 def accuracy(output: Output, labels: Tensor) -> Tensor:
-    """The accuracy on N images: the share whose largest logit is that of the label, a scalar."""
+    """The share of N images whose largest logit is that of the label, a scalar."""
     return (output.logits.argmax(1) == labels).float().mean()
 
 
 def learning_rate(step: int, *, steps: int, peak: float, warmup: float) -> float:
     """The learning rate of a step: linear warm-up, then half a cosine to zero.
 
-    It depends on ``step`` (counted from 0) alone, so that resuming needs no saved state.
+    It depends only on ``step``, counted from 0, so that a resumed run needs no saved state.
 
     Args:
         step: The step.

@@ -1,4 +1,4 @@
-"""Progress of training: a live bar on a terminal, otherwise a line from time to time."""
+"""Progress of training: a live bar in a terminal, otherwise a line from time to time."""
 
 import time
 
@@ -10,7 +10,7 @@ from mmtard_bench.train.watch import Figures
 
 
 class TrainProgress(Live):
-    """Shows finished steps, loss terms, teacher weights, accuracies and remaining time."""
+    """Show finished steps, loss terms, teacher weights, accuracies and the remaining time."""
 
     def __init__(self, console: Console, steps: int, begin: int, *, quiet: bool) -> None:
         super().__init__(
@@ -29,7 +29,7 @@ class TrainProgress(Live):
         self._bar = self.bars.add_task("", total=steps, completed=begin)
 
     def show(self, figures: Figures, weights: dict[str, float]) -> None:
-        """Show the figures of a step and the mean weights of the teachers."""
+        """Show the figures of a step and the mean weight of each teacher."""
         terms = [f"{k[5:]} {v:.3g}" for k, v in figures.items() if k.startswith("loss/")]
         if terms:
             self._text["loss"] = " ".join(terms)

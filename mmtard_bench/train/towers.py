@@ -1,4 +1,4 @@
-"""Image towers with their class embeddings: the student, which learns, and frozen teachers."""
+"""Image towers with their class embeddings: the trainable student and the frozen teachers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,9 +71,9 @@ class Tower(nn.Module):
 
 
 def require_apart(student: Clip, teacher: Clip, who: str) -> None:
-    """Raise InputError if student and teacher share memory: the teacher would change in training.
+    """Raise InputError if student and teacher share memory: training would change the teacher.
 
-    Parameters, buffers and views of them count. ``who`` names the teacher in the message.
+    Shared parameters, buffers and views of them count. ``who`` names the teacher in the message.
     """
     ours, theirs = (_storages(clip) for clip in (student, teacher))
     shared = sorted(ours[place] for place in ours.keys() & theirs.keys())
@@ -90,15 +90,17 @@ def _storages(clip: Clip) -> dict[int, str]:
     module = clip.module if isinstance(clip.module, nn.Module) else clip.module.visual  # type: ignore[attr-defined]
     tensors = [*module.named_parameters(), *module.named_buffers()]
     places = {t.untyped_storage().data_ptr(): name for name, t in tensors}
-    return {place: name for place, name in places.items() if place}  # 0: nothing, or no memory yet
+    return {
+        place: name for place, name in places.items() if place
+    }  # 0: an empty tensor, or one without memory
 
 
 def head_of(
     clip: Clip, classes: tuple[str, ...], templates: tuple[str, ...], device: torch.device
 ) -> Head:
-    """The head of a model for a task's prompts, computed once, since the text tower is frozen.
+    """The head of a model for the prompts of a task; one pass of the frozen text tower is enough.
 
-    Without classes the head is empty: methods that compare embeddings need none.
+    Without classes the head is empty: methods that compare embeddings do not need it.
     """
     if not classes:
         return Head(torch.zeros(0, 1, device=device), clip.scale().to(device))
@@ -106,7 +108,7 @@ def head_of(
 
 
 class Teacher:
-    """A frozen model. ``known`` may hold its embeddings of all clean training images, by index."""
+    """A frozen model. ``known`` holds its embeddings of all clean training images, or None."""
 
     def __init__(self, tower: Tower, head: Head) -> None:
         self.tower = tower.eval().requires_grad_(False)
@@ -118,7 +120,7 @@ class Teacher:
         return Output(self.tower(images).float(), self.head)
 
     def recall(self, indices: Tensor) -> Output | None:
-        """The outputs on clean training samples; None if they were not computed in advance."""
+        """The known outputs on the clean training images ``indices``; None without ``known``."""
         if self.known is None:
             return None
         rows = self.known[indices]

@@ -190,15 +190,15 @@ def test_a_command_that_makes_a_row_again_is_printed_if_it_runs():
     assert line(made("rb")) == "mmtard-bench run quick-v1 --model m    # weights d"
     python = model.model_copy(update={"source": "python object"})
     said = line(made("rb", model=python))
-    assert said.startswith("# a model that Python code made: evaluate it there")
+    assert said.startswith("# a model object from Python: score it there")
     assert "mmtard-bench run" not in said
     parameters = {"code": "mmtard_bench fast 1", "attack_precision": "bfloat16"}
     lower = made("rb").threat.model_copy(update={"parameters": parameters})
     assert "--model m --precision bfloat16 " in line(made("rb", threat=lower))
     own = suite.model_copy(update={"name": "my-suite-v1+n2"})
     assert line(made("rb", suite=own)) == (
-        "# with the suite's file, which does not ship: mmtard-bench run my-suite-v1.toml --model m "
-        "--n 2    # weights d"
+        "# needs the file of the suite, which does not ship: mmtard-bench run my-suite-v1.toml "
+        "--model m --n 2    # weights d"
     )
 
 

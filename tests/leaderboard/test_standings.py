@@ -16,7 +16,8 @@ from mmtard_bench.leaderboard.entries.card import Card
 from mmtard_bench.leaderboard.entries.folder import Entry, Run
 from mmtard_bench.leaderboard.entries.verifications import LEVELS, Verification
 from mmtard_bench.leaderboard.markdown import render
-from mmtard_bench.leaderboard.standings import SUITES, Row, SuiteStandings, standings
+from mmtard_bench.leaderboard.rows import Row
+from mmtard_bench.leaderboard.standings import SUITES, SuiteStandings, standings
 from mmtard_bench.records.compare import compare
 from mmtard_bench.records.schema import Flag, Record, SuiteFacts, digest_of
 from mmtard_bench.records.statistics import mean_accuracy, wilson
@@ -370,7 +371,7 @@ def test_results_on_different_data_are_never_in_one_table():
         assert first.plot != second.plot
         page = render(Board(loose=given))
         assert page.count("## quick-v1 on data ") == 2
-        assert "The data are one of revision old; results on other data are not compared" in page
+        assert "Data: revision old of one; results on other data are in another table." in page
     # Of one data there is nothing to say.
     (suite,) = standings(Board(loose=records[:2]))
     assert (suite.title, suite.data) == ("quick-v1", "")

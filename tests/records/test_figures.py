@@ -1,11 +1,14 @@
 """What the figures show is what the records say."""
 
 import shutil
+from pathlib import Path
 
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from mmtard_bench.records.curves import eps_curves
-from mmtard_bench.records.figures import by_task, draw, standing
+from mmtard_bench.records.figures import by_task, draw, robust_after
 from mmtard_bench.records.files import write_record
 from mmtard_bench.records.schema import Record, aggregate, digest_of
 from mmtard_bench.records.statistics import wilson
@@ -66,12 +69,43 @@ def test_a_failed_radius_is_no_point():
     assert [p.eps for p in curves["pgd-5 linf"]["m"]] == ["0", "2/255", "8/255", "16/255"]
 
 
-def test_who_stands_after_so_many_passes():
+def test_the_share_still_robust_after_a_number_of_passes():
     record = spending("rwbbb", [40, 0, 5, 9, 5])
-    assert standing(record) == [(0, 0.8), (5, 0.4), (9, 0.2), (40, 0.2)]
-    # An attack that fells the last sample last ends there; one without passes is over at once.
-    assert standing(spending("bb", [3, 7])) == [(0, 1.0), (3, 0.5), (7, 0.0)]
-    assert standing(spending("rw", [0, 0])) == [(0, 0.5)]
+    assert robust_after(record) == [(0, 0.8), (5, 0.4), (9, 0.2), (40, 0.2)]
+    # The curve ends with the last broken sample if nothing took longer; without passes, at once.
+    assert robust_after(spending("bb", [3, 7])) == [(0, 1.0), (3, 0.5), (7, 0.0)]
+    assert robust_after(spending("rw", [0, 0])) == [(0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("models", "suite"), [(1, "a suite with a longer name"), (4, "a long name " * 9), (40, "s")]
+)
+def test_the_legend_covers_no_title(models, suite, monkeypatch):
+    """Drawn in memory: where the title and the legend come to lie, in pixels."""
+    figures = []
+    monkeypatch.setattr(
+        "mmtard_bench.records.figures._save", lambda figure, _: figures.append(figure)
+    )
+    facts = made("rb").suite.model_copy(update={"name": suite})
+    radii = {eps: text for eps, text in RADII.items() if models > 1 or eps == "8/255"}
+    names = [f"a model with quite a long name {number}" for number in range(models)]
+    draw(
+        [
+            at(e, text, n).model_copy(update={"suite": facts})
+            for n in names
+            for e, text in radii.items()
+        ],
+        Path(),
+    )
+    assert len(figures) == (2 if models > 1 else 1)
+    for figure in figures:
+        FigureCanvasAgg(figure).draw()
+        title, (legend,) = figure._suptitle.get_window_extent(), figure.legends
+        whole, below = figure.bbox, legend.get_window_extent()
+        assert not title.overlaps(below)
+        for box in (title, below):
+            assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+            assert whole.y0 <= box.y0 < box.y1 <= whole.y1
 
 
 def test_a_curve_is_drawn_with_names_that_matplotlib_would_take_apart(tmp_path):

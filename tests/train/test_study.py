@@ -4,9 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from mmtard_bench.records.schema import Flag, Record
+from mmtard_bench.train import figures as train_figures
+from mmtard_bench.train.figures import diagnostics
 from mmtard_bench.train.recipe import load_recipe
+from mmtard_bench.train.study import report
 from mmtard_bench.train.study.report import write_report
+from mmtard_bench.train.study.run import score_of
 from mmtard_bench.train.study.statistics import (
     Difference,
     Score,
@@ -16,6 +22,7 @@ from mmtard_bench.train.study.statistics import (
     paired_difference,
     times_cheaper,
 )
+from tests.leaderboard.test_leaderboard import made
 
 
 def test_a_paired_difference_by_hand():
@@ -99,7 +106,8 @@ def test_curves_are_averaged_over_seeds():
 
 def test_a_report_says_what_was_measured(tmp_path):
     rng = np.random.default_rng(0)
-    study = Study("digits", ("tecoa", "ard", "mmt-ard"), "ard", "robust-v1", "unseen-v1")
+    suites = ("reproduce-digits-v1", "reproduce-unseen-v1")
+    study = Study("digits", ("tecoa", "ard", "mmt-ard"), "ard", *suites)
     curves = {
         "tecoa": [(50, 5.0, 0.05), (100, 10.0, 0.1)],
         "ard": [(50, 5.0, 0.1), (100, 10.0, 0.3)],
@@ -126,8 +134,18 @@ def test_a_report_says_what_was_measured(tmp_path):
     assert rows["`tecoa`"][8].strip() == "never"
     assert rows["`mmt-ard`"][8].strip() == "50 (2.0x)"
     assert rows["training efficiency"][2].strip() == "2.3x"
-    here = rows["training efficiency"][3].strip()
+    here = rows["training efficiency"][4].strip()
     assert here == "2.0x in steps (seed by seed 2.0x to 2.0x), 1.4x in seconds"
+    # Figures of the paper have their own data and radius, and so have those beside them.
+    assert [cell.strip() for cell in rows["robust accuracy"][2:4]] == [
+        "+4.32",
+        "ImageNet, linf 2/255",
+    ]
+    data = rows["robust accuracy"][5].strip()
+    assert data == "digits/digit, 200 samples, autoattack-standard linf 8/255"
+    assert rows["zero-shot accuracy"][5].strip() == "digits/unseen, 500 samples, clean"
+    assert "at chance" not in text
+    assert "Warning" not in text
     assert "3 methods, 3 seeds" in text
     assert "`mmtard-bench reproduce digits --set steps=100`" in text
     assert "`mmt-ard` learning_rate = 0.01, temperature = 2.0" in text
@@ -137,3 +155,68 @@ def test_a_report_says_what_was_measured(tmp_path):
     lines = (tmp_path / "students.csv").read_text().splitlines()
     assert len(lines) == 1 + 9
     assert lines[1].startswith(f"tecoa,0,{np.mean(scores['tecoa', 0].clean):.4f},")
+
+
+def flagged(*codes: str) -> Record:
+    return made("rbw", flags=[Flag(code=code, detail="x") for code in codes])
+
+
+@pytest.mark.parametrize(
+    ("codes", "at_chance"),
+    [
+        (([], []), False),
+        ((["zero-gradients"], []), False),
+        ((["clean-accuracy-at-chance"], []), True),
+        (([], ["clean-accuracy-at-chance"]), True),
+    ],
+)
+def test_a_record_at_chance_marks_the_score(codes, at_chance):
+    found = score_of(*(flagged(*of) for of in codes), [(1, 1.0, 0.5)])
+    assert (found.clean, found.robust) == ([True, True, False], [True, False, False])
+    assert found.at_chance is at_chance
+
+
+def report_of(tmp_path, monkeypatch, **methods: Score) -> tuple[str, list[Figure]]:
+    """The page and the figures of one seed."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(report, "save", lambda figure, _: figures.append(figure))
+    scores = {(name.replace("_", "-"), 0): of for name, of in methods.items()}
+    names = tuple(method for method, _ in scores)
+    page = write_report(
+        Study("digits", names, "ard", "reproduce-digits-v1", "reproduce-unseen-v1"),
+        scores,
+        seeds=1,
+        recipes={name: load_recipe(f"digits/{name}").recipe for name in names},
+        command="x",
+        folder=tmp_path,
+    )
+    return page.read_text(), figures
+
+
+def test_a_student_at_chance_beats_nobody_without_a_warning(tmp_path, monkeypatch):
+    """A model that always gives one answer is right on a tenth of ten classes, also attacked."""
+    curve = [(50, 1.0, 0.1)]
+    constant = Score([True, False] * 5, [True, False] * 5, [True, False], curve, at_chance=True)
+    weak = Score([True] * 9 + [False], [False] * 10, [True, True], curve)
+    text, _ = report_of(tmp_path, monkeypatch, ard=weak, mmt_ard=constant)
+    assert "**Warning.** The clean accuracy of these students is not above chance" in text
+    assert "says nothing about robustness: `mmt-ard` seed 0." in text
+    assert "| `mmt-ard` (at chance) |" in text
+    assert "| `mmt-ard` (at chance) against `ard`" in text
+    assert "`ard` (at chance)" not in text
+
+
+def test_a_curve_of_one_point_is_drawn(tmp_path, monkeypatch):
+    one = Score([True], [True], [True], [(50, 1.0, 0.5)])
+    _, (curves, _) = report_of(tmp_path, monkeypatch, ard=one)
+    for axes in curves.axes:
+        (line,) = axes.get_lines()
+        assert len(line.get_xdata()) == 1
+        assert line.get_marker() == "o"
+    figures: list[Figure] = []
+    monkeypatch.setattr(train_figures, "save", lambda figure, _: figures.append(figure))
+    weights = [i / 10 for i in range(11)]
+    diagnostics([{"step": 1, "loss/x": 1.0, "weights/clean": weights}], tmp_path)
+    drawn = [line for axes in figures[0].axes for line in axes.get_lines() if len(line.get_xdata())]
+    assert [line.get_label() for line in drawn] == ["loss/x", "weights/clean"]
+    assert {line.get_marker() for line in drawn} == {"o"}

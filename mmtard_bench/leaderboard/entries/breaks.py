@@ -1,4 +1,4 @@
-"""Images by which somebody broke an entry, and how far they lower its robust accuracy."""
+"""Breaks: samples of an entry that a stronger attack breaks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from mmtard_bench.schema import Strict, explain
 
 
 class PixelBall(Strict):
-    """A task, and a ball of pixels."""
+    """A task, and a ball around its images."""
 
     task: Plain
     norm: Literal["linf", "l2"]
@@ -26,7 +26,7 @@ class PixelBall(Strict):
     surface: Literal["native", "model"]
 
     def is_in(self, task: str, threat: ThreatFacts) -> bool:
-        """Whether it lies in the ball of a threat model on a task; edits of text are not asked."""
+        """Whether it lies in the pixel ball of a threat model on a task; text edits are ignored."""
         same = (self.task, self.norm, self.surface) == (task, threat.norm, threat.surface)
         return same and Fraction(self.eps) <= Fraction(threat.eps)
 
@@ -38,10 +38,10 @@ class Fallen(PixelBall):
 
 
 class Break(Strict):
-    """A stronger attack on the weights of an entry: its samples count as broken, with credit.
+    """A stronger attack on the weights of an entry. Its samples count as broken, with credit.
 
-    ``model`` is the digest of the weights, ``adversarials`` the SHA-256 of the file whose images
-    were replayed, ``images`` where it is.
+    ``model`` is the digest of the weights, ``adversarials`` the SHA-256 of the file of images that
+    was replayed, ``images`` the address of that file.
     """
 
     entry: EntryName
@@ -56,7 +56,7 @@ class Break(Strict):
 
 
 def read_breaks(folder: Path) -> list[Break]:
-    """Read every ENTRY--WHO.json of a directory; nothing if there is none. Raises InputError."""
+    """Read every ENTRY--WHO.json of a directory; [] if there is none. Raises InputError."""
     breaks: list[Break] = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -71,7 +71,7 @@ def read_breaks(folder: Path) -> list[Break]:
 
 @dataclass(frozen=True)
 class Credit:
-    """A stronger attack, and how many samples of a row's worst cases it was the first to break."""
+    """A stronger attack, and the number of a row's samples that it was the first to break."""
 
     by: str
     paper: str | None
@@ -79,13 +79,16 @@ class Credit:
     samples: int
 
 
-def lowered(
+def after_breaks(
     worst: Sequence[WorstCase], breaks: Sequence[Break]
 ) -> tuple[list[WorstCase], list[Credit]]:
-    """The worst cases after some breaks of their run, oldest first, with credits for what fell."""
+    """Count the samples of breaks as broken. Returns the worst cases and the credits of each break.
+
+    ``breaks`` belong to the run of the worst cases. The oldest break of a sample gets its credit.
+    """
     cases, credits = list(worst), []
     for found in sorted(breaks, key=lambda found: (found.date, found.by)):
-        fell: set[tuple[str, str]] = set()
+        broken: set[tuple[str, str]] = set()
         for fallen in found.fallen:
             for i, case in enumerate(cases):
                 if not fallen.is_in(case.task, case.threat):
@@ -93,7 +96,7 @@ def lowered(
                 ids = {x for x in fallen.ids if case.stands.get(x)}
                 stands = {**case.stands, **dict.fromkeys(ids, False)}
                 cases[i] = replace(case, stands=stands, fell=case.fell + len(ids))
-                fell |= {(case.task, x) for x in ids}
-        if fell:
-            credits.append(Credit(found.by, found.paper, found.date, len(fell)))
+                broken |= {(case.task, x) for x in ids}
+        if broken:
+            credits.append(Credit(found.by, found.paper, found.date, len(broken)))
     return cases, credits

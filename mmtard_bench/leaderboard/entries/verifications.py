@@ -1,8 +1,8 @@
-"""What others found out about entries: how far one was verified, and which samples fell since.
+"""Verifications: which level somebody verified for an entry.
 
-Both lie outside of the entries, and the check of a pull request leaves them to the maintainers
-(``changed.py``). A verification names the very file of records by its hash, and lapses with it; a
-break is of weights, and holds for whatever records say of them.
+They lie outside the entries, and only maintainers may change them (``verify/branch.py``). A
+verification holds for one exact records file, which it names by its hash; if the file changes, the
+verification is void. A break (``breaks.py``) holds for weights, whatever the records say.
 """
 
 import json
@@ -20,7 +20,7 @@ from mmtard_bench.schema import Strict, explain
 
 Level = Literal["well-formed", "replayed", "re-attacked", "reproduced"]
 LEVELS: tuple[Level, ...] = ("well-formed", "replayed", "re-attacked", "reproduced")
-"""From the weakest to the strongest; each includes those before it."""
+"""From the weakest to the strongest; each level includes the levels before it."""
 
 
 def _day(text: str) -> str:
@@ -33,7 +33,7 @@ Day = Annotated[str, AfterValidator(_day)]
 
 
 class Verification(Strict):
-    """A level that somebody verified. ``detail`` says with which figures."""
+    """A level that somebody verified; ``detail`` has the figures."""
 
     entry: EntryName
     suite: SuiteName
@@ -49,7 +49,7 @@ _VERIFICATIONS = TypeAdapter(list[Verification])
 
 
 def read_verifications(path: Path) -> list[Verification]:
-    """Read ``verification.json``; nothing if there is none. Raises InputError."""
+    """Read ``verification.json``; [] if there is none. Raises InputError."""
     if not path.exists():
         return []
     try:
@@ -59,6 +59,6 @@ def read_verifications(path: Path) -> list[Verification]:
 
 
 def verifications_to_text(found: list[Verification]) -> str:
-    """Verifications as they are kept, one a line."""
+    """The text of ``verification.json``: JSON with a verification per line."""
     lines = ",\n".join(f" {json.dumps(v.model_dump(), ensure_ascii=False)}" for v in found)
     return f"[\n{lines}\n]\n"

@@ -1,7 +1,7 @@
-"""From standings to one HTML file: style, script and data are in it, and nothing else is asked for.
+"""The page: one HTML file with its style, script and data, which loads nothing else.
 
-What records and cards say gets into the page as JSON that no text can close, and from there into
-text nodes; a Content-Security-Policy lets only this script and this style run.
+Texts of records and cards are JSON in the page, escaped so that no text can end the element. The
+script puts them into text nodes. A Content-Security-Policy allows only this script and this style.
 """
 
 import base64
@@ -22,7 +22,7 @@ _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 def build(board: Board, *, beside: str = "README.md") -> str:
     """The page of a leaderboard; the same board gives the same bytes.
 
-    ``beside`` is the file with the same figures in markdown, for whoever runs no scripts.
+    ``beside`` is the markdown file with the same figures, for readers without scripts.
     """
     facts = page_facts(board)
     style = asset("page.css")
@@ -41,7 +41,7 @@ def build(board: Board, *, beside: str = "README.md") -> str:
 
 
 def asset(name: str) -> str:
-    """A file of ``assets/``."""
+    """The text of a file in ``assets/``."""
     return (files("mmtard_bench.leaderboard.page") / "assets" / name).read_text("utf-8")
 
 
@@ -51,6 +51,6 @@ def _source(text: str) -> str:
 
 
 def _inert(facts: dict[str, Any]) -> str:
-    """JSON without a character that could end the element that holds it."""
+    """JSON without the characters that could end its HTML element."""
     text = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.translate(_ESCAPES)

@@ -1,4 +1,4 @@
-"""What the page shows, as JSON: figures in percent, rounded as in the markdown leaderboard."""
+"""The data of the page, as JSON: figures in percent, rounded as in the markdown leaderboard."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,7 +9,8 @@ from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.entries.folder import Entry
 from mmtard_bench.leaderboard.entries.verifications import LEVELS
 from mmtard_bench.leaderboard.reported import reported_tables
-from mmtard_bench.leaderboard.standings import Row, SuiteStandings, standings
+from mmtard_bench.leaderboard.rows import Row
+from mmtard_bench.leaderboard.standings import SuiteStandings, standings
 from mmtard_bench.records.statistics import Accuracy
 from mmtard_bench.records.tables import RECALL_HEADERS, recall_cells
 
@@ -26,18 +27,18 @@ _FIELDS = {
     "parameters": "parameters",
     "pretraining_data": "pre-training data",
     "finetuning_data": "fine-tuning data",
-    "training_threat": "trained to withstand",
+    "training_threat": "trained against",
     "licence": "licence",
     "contact": "contact",
-    "adversarials": "digest of its adversarial images",
+    "adversarials": "digest of the adversarial images",
 }
-"""What the fields of a card are called, in the order of the page."""
+"""The names of a card's fields on the page, in their order."""
 
 
 def page_facts(board: Board) -> Facts:
-    """Everything that the page shows; texts are as the records and cards have them."""
+    """Everything that the page shows; texts of records and cards are not escaped."""
     suites = standings(board)
-    # In records of one's own runs there may be two suites of one name.
+    # Records of one's own runs may have two suites of one name.
     named = Counter(suite.title for suite in suites)
     names = [f"{s.title} {s.digest[:8]}" if named[s.title] > 1 else s.title for s in suites]
     return {
@@ -136,7 +137,7 @@ def _model(entry: Entry, board: Board) -> Facts:
 
 
 def _texts(value: object) -> list[str]:
-    """A field of a card as texts, none where the submitter did not say."""
+    """The texts of a card's field; [] if the submitter left it out."""
     if isinstance(value, list):
         return [str(part) for part in value]
     if value is None:
@@ -153,7 +154,8 @@ SHAPES = (
     "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7z",  # a plus
     "M-5-2.5L-2.5-5L0-2.5L2.5-5L5-2.5L2.5 0L5 2.5L2.5 5L0 2.5L-2.5 5L-5 2.5L-2.5 0z",  # a cross
 )
-"""Outlines around the origin, about 10 wide. A row's is filled in the first round, then hollow."""
+"""Outlines around the origin, about 10 wide: first all of them filled, then all of them hollow."""
 
 COLOURS = 6
-"""How many ``--series-N`` the style sheet has; not a multiple of the shapes, so that both vary."""
+"""The number of ``--series-N`` colours in the style sheet. It does not divide the number of shapes,
+so that rows of the same shape differ in colour."""

@@ -1,4 +1,4 @@
-"""Clean against robust accuracy as SVG files, for pages that run no script."""
+"""Plots of robust against clean accuracy as SVG files, for pages without scripts."""
 
 import math
 import re
@@ -8,12 +8,13 @@ from html import escape
 from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.page.build import asset
 from mmtard_bench.leaderboard.page.facts import COLOURS, SHAPES
-from mmtard_bench.leaderboard.standings import Row, SuiteStandings, standings
+from mmtard_bench.leaderboard.rows import Row
+from mmtard_bench.leaderboard.standings import SuiteStandings, standings
 from mmtard_bench.records.statistics import Accuracy
 from mmtard_bench.text import printable
 
 FEWEST = 3
-"""Complete rows that a plot is worth it for."""
+"""The fewest complete rows that get a plot."""
 
 _SIZE = 330.0
 _LEFT, _TOP, _BOTTOM, _GAP, _LEGEND = 52, 40, 52, 24, 210
@@ -24,7 +25,7 @@ Scale = tuple[float, float]
 
 
 def plots(board: Board) -> dict[str, str]:
-    """SVG texts by file name: SUITE-scatter.svg for every suite with enough complete rows."""
+    """SVG texts by file name: SUITE-scatter.svg for each suite with enough complete rows."""
     found = {}
     for suite in standings(board):
         rows = [row for row in suite.rows if row.complete]
@@ -34,15 +35,15 @@ def plots(board: Board) -> dict[str, str]:
 
 
 def palette() -> dict[str, tuple[str, str]]:
-    """The colours of the style sheet by name, each light and dark, as "#rrggbb"."""
+    """The colours of the style sheet by name, as pairs (light, dark) of "#rrggbb"."""
     found = re.findall(r"--([a-z0-9-]+): light-dark\((#\w{6}), (#\w{6})\);", asset("page.css"))
     return {name: (light, dark) for name, light, dark in found}
 
 
 def scatter(suite: SuiteStandings, rows: Sequence[Row]) -> str:
-    """A panel a ball, whiskers at the 95% intervals, and a legend that needs no colours.
+    """A panel per ball, with whiskers at the 95% intervals, and a legend.
 
-    Of a suite with many radii only the ball that decides is drawn.
+    A suite with more than ``MOST_PANELS`` balls gets only the panel of the deciding ball.
     """
     balls = suite.balls if len(suite.balls) <= MOST_PANELS else (suite.deciding,)
     panels = len(balls)
@@ -105,13 +106,13 @@ def _words(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _text(text: str, longest: int = _LONGEST) -> str:
-    """Text from a record inside a drawing: one line, no markup, its end if it is long."""
+    """Text from a record in a drawing: one line, no markup, only the end of a long text."""
     line = " ".join(printable(text).split())
     return escape(line if len(line) <= longest else f"...{line[3 - longest :]}")
 
 
 def _tens(accuracies: Sequence[Accuracy]) -> Scale:
-    """The tens in percent around all intervals, at least twenty points apart."""
+    """An axis from ten to ten percent around the intervals, at least twenty points long."""
     low = min((math.floor(10 * a.interval[0]) for a in accuracies), default=0)
     high = max((math.ceil(10 * a.interval[1]) for a in accuracies), default=10)
     if high - low < 2:
@@ -125,12 +126,12 @@ def _ticks(scale: Scale) -> Iterable[int]:
 
 
 def _along(percent: float, scale: Scale) -> float:
-    """How far along an axis, in the units of the drawing."""
+    """The position of a value on an axis, in units of the drawing."""
     return (percent - scale[0]) / (scale[1] - scale[0]) * _SIZE
 
 
 def _style() -> str:
-    """Both themes; a picture takes the one of whoever looks at it."""
+    """Styles of both themes; a viewer shows the theme of its reader."""
     light, dark = ({name: both[i] for name, both in palette().items()} for i in (0, 1))
     return (
         "<style>text{font:13px system-ui,sans-serif}.whisker{stroke-opacity:.55}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.files import write_atomically
-from mmtard_bench.leaderboard.entries.breaks import Break, Fallen, lowered, read_breaks
+from mmtard_bench.leaderboard.entries.breaks import Break, Fallen, after_breaks, read_breaks
 from mmtard_bench.leaderboard.entries.folder import Entry, Run
 from mmtard_bench.leaderboard.verify.images import Adversarials, Stack, replay_stack
 from mmtard_bench.leaderboard.verify.levels import failures_of, today
@@ -62,8 +62,8 @@ def break_entry(
     with failures_of(entry):
         clip = load_weights(card, weights)
         for run in formed:
-            standing = _standing(known, run.run)
-            fallen = _fallen(run, file, clip, resources(), standing, tell)
+            robust = _robust(known, run.run)
+            fallen = _fallen(run, file, clip, resources(), robust, tell)
             if not fallen:
                 continue
             found = Break(
@@ -92,7 +92,7 @@ def _fallen(
     file: Adversarials,
     clip: Clip,
     resources: Resources,
-    standing: dict[tuple[str, str], set[str]],
+    robust: dict[tuple[str, str], set[str]],
     tell: Callable[[str], None],
 ) -> list[Fallen]:
     data = {place.data.task.name: place.data for place in run.places}
@@ -105,11 +105,11 @@ def _fallen(
         seen = replay_stack(file, place, data[stack.task], clip, resources)
         tell(
             f"{stack.name}: {len(seen.broken)} of {len(stack.ids)} images break their sample; "
-            f"{len(seen.outside)} are outside the ball or box, {len(seen.standing)} break nothing"
+            f"{len(seen.outside)} are outside the ball or box, {len(seen.unbroken)} break nothing"
         )
         for ball in around:
             key = (ball.task, ball.name)
-            found[key] |= set(seen.broken) & standing[key]
+            found[key] |= set(seen.broken) & robust[key]
     fallen = []
     for ball in balls:
         ids = found[ball.task, ball.name]
@@ -117,7 +117,7 @@ def _fallen(
             continue
         threat = ball.strongest.threat
         assert threat.norm != "levenshtein"
-        left = len(standing[ball.task, ball.name])
+        left = len(robust[ball.task, ball.name])
         tell(f"{ball.task} {ball.name}: {len(ids)} of {left} robust samples are broken")
         fallen.append(
             Fallen(
@@ -136,13 +136,13 @@ def _holds(ball: Ball, stack: Stack) -> bool:
     return not ball.edits and stack.is_in(ball.task, ball.strongest.threat)
 
 
-def _standing(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
+def _robust(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
     """The robust samples of a run by task and ball, without those that earlier breaks name."""
     model = run.records[0].model.digest
     mine = [each for each in known if each.model == model and each.suite == run.suite]
-    cases, _ = lowered(worst_cases(run.records), mine)
+    cases, _ = after_breaks(worst_cases(run.records), mine)
     return {
-        (case.task, case.ball): {name for name, stood in case.stands.items() if stood}
+        (case.task, case.ball): {name for name, verdict in case.stands.items() if verdict}
         for case in cases
     }
 

@@ -1,4 +1,4 @@
-"""Files of adversarial images, quantised in such a way that they still break their samples.
+"""Files of adversarial images, quantised so that they still break their samples.
 
 The format is safetensors. Tensors "0", "1", ... each hold the images of one task and ball as a
 stack (N, H, W, 3) of 8 or 16 bits per channel. The header describes each stack (``Contents``). A
@@ -146,10 +146,10 @@ def write_adversarials(
 
 @dataclass(frozen=True)
 class Replayed:
-    """The ids of a stack's samples, sorted by what a new pass over their images shows."""
+    """The ids of a stack's samples, by the result of a new pass over their images."""
 
     outside: list[str]
-    standing: list[str]
+    unbroken: list[str]
     broken: list[str]
 
 
@@ -158,7 +158,7 @@ def replay_stack(
 ) -> Replayed:
     """Classify the images of a stack and check that they lie in the ball and the box [0, 1].
 
-    An image breaks its sample if the model classifies the clean image correctly and this one not.
+    An image breaks its sample if the model classifies the clean image correctly, but not this one.
 
     Raises:
         InputError: If the task does not have a sample, or if the images have another size.
@@ -180,8 +180,8 @@ def replay_stack(
         good = inside(found, clean, norm=stack.norm, eps=float(eps)).tolist()
         before, after = judge.verdicts(clean, rows), judge.verdicts(found, rows)
         for row, was, now, within in zip(rows, before, after, good, strict=True):
-            fell = replayed.broken if was.right and not now.right else replayed.standing
-            (fell if within else replayed.outside).append(stack.ids[row])
+            group = replayed.broken if was.right and not now.right else replayed.unbroken
+            (group if within else replayed.outside).append(stack.ids[row])
     return replayed
 
 

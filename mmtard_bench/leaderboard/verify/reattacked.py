@@ -1,4 +1,4 @@
-"""Re-attacked: some of the samples that an entry calls robust, drawn at random, attacked afresh."""
+"""Level "re-attacked": attack a random draw of an entry's robust samples with another seed."""
 
 import random
 import time
@@ -23,12 +23,15 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.worst import Ball, balls_of
 
 POINTS = 0.10
-"""The overstatement of robust accuracy for which the chance of detection is reported."""
+"""The overstatement of robust accuracy for which messages state the probability of detection."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A draw of ``ids`` from the ``robust`` samples, of n, of a ball; ``broken`` are broken."""
+    """A draw of ``ids`` from the ``robust`` samples of a ball that has ``n`` samples.
+
+    The re-attack broke the ids in ``broken``.
+    """
 
     where: str
     attack: str

@@ -190,11 +190,11 @@ def replay_images(
             raise InputError(f"{where}: the image of '{found.outside[0]}' is outside the ball.")
         if robust:
             raise InputError(f"{where}: breaks '{min(robust)}', which the entry calls robust.")
-        if len(found.standing) > borderline(len(stack.ids)):
+        if len(found.unbroken) > borderline(len(stack.ids)):
             raise InputError(
-                f"{where}: {len(found.standing)} of {len(stack.ids)} images do not break their "
-                f"sample, '{found.standing[0]}' for example."
+                f"{where}: {len(found.unbroken)} of {len(stack.ids)} images do not break their "
+                f"sample, '{found.unbroken[0]}' for example."
             )
         images += len(stack.ids)
-        unbroken += len(found.standing)
+        unbroken += len(found.unbroken)
     return f"{images} adversarial images in ball and box, {unbroken} of them break nothing"

@@ -1,4 +1,4 @@
-"""The report of a study: one page of markdown with its tables, two plots, every figure as CSV."""
+"""The report of a study: a page of markdown with tables, two plots, and all figures as CSV."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from mmtard_bench.files import write_atomically
+from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.figures import save
 from mmtard_bench.train.recipe import Recipe
 from mmtard_bench.train.study.statistics import (
@@ -24,8 +25,15 @@ from mmtard_bench.train.study.statistics import (
     verdicts,
 )
 
-PAPER = {"robust": "+4.32", "unseen": "+3.5", "efficiency": "2.3x"}
-"""MMT-ARD against its single-teacher baseline, ViT-B-32 (arXiv 2511.17448, abstract)."""
+PAPER = {
+    "robust": ("+4.32", "ImageNet, linf 2/255"),
+    "unseen": ("+3.5", "zero-shot benchmarks, clean"),
+    "efficiency": ("2.3x", "not stated"),
+}
+"""MMT-ARD against its single-teacher baseline, ViT-B-32, with the data of each figure.
+
+Figures and data come from the abstract of arXiv 2511.17448, the radius from the authors' code.
+"""
 
 Scores = Mapping[tuple[str, int], Score]
 
@@ -41,32 +49,45 @@ def write_report(
 ) -> Path:
     """Write README.md, curves.png, trade-off.png and students.csv; returns the page's path.
 
-    ``recipes`` are those of the methods; ``command`` is what the page says it was written by.
+    ``recipes`` holds the recipe of each method; ``command`` is the command that runs the study.
     """
     grouped = {m: [scores[m, seed] for seed in range(seeds)] for m in study.methods}
     _draw_curves(study, grouped, folder / "curves.png")
     _draw_trade_off(study, grouped, folder / "trade-off.png")
     write_atomically(folder / "students.csv", _csv(grouped))
+    write_atomically(folder / "README.md", _page(study, grouped, recipes, command))
+    return folder / "README.md"
+
+
+def _page(
+    study: Study, grouped: Mapping[str, list[Score]], recipes: Mapping[str, Recipe], command: str
+) -> str:
+    seeds = len(grouped[study.baseline])
     counted = f"{len(study.methods)} methods, {seeds} seed{'s' if seeds > 1 else ''}"
-    page = f"""# {study.family}: {counted}
+    return f"""# {study.family}: {counted}
 
-Written by `{command}`. All students start from
-the same weights and see the same images in the same order for a seed; accuracies are in percent.
-Robust is AutoAttack (`{study.robust_suite}`), unseen is zero-shot accuracy on combinations that
-training never shows (`{study.unseen_suite}`). Mean and standard deviation over seeds.
+`{command}` writes this page. All students of a seed start from the same weights and see the same
+images in the same order. Accuracies are in percent, as mean ± standard deviation over seeds.
 
-{_table(study, grouped)}
+- clean, robust: accuracy without attack, and under attack (`{study.robust_suite}`:
+  {_data(study.robust_suite)}).
+- unseen: zero-shot accuracy without attack, on combinations that training never shows
+  (`{study.unseen_suite}`: {_tasks(study.unseen_suite)}).
+- metric - {study.baseline}: difference to `{study.baseline}` in points, paired by seed and by
+  sample. The 95% interval in brackets covers other seeds and other samples.
+- steps: training steps until the mean robust validation accuracy reaches the final one of
+  `{study.baseline}`; in brackets, how many times fewer steps than `{study.baseline}` needs.
 
-Differences to `{study.baseline}` are in points, paired by seed and by sample, with a 95% interval
-that covers other seeds and other samples. Steps: training steps until the mean robust validation
-accuracy reaches the final one of `{study.baseline}`; how many times fewer in brackets. Validation
-is the recipe's own PGD, a weaker attack than AutoAttack, on held-out renderings of what was trained
-on: it compares methods while they learn, it does not measure their robustness, and a method that
-never gets there by it may still be the more robust one under AutoAttack.
+{_warning(grouped)}{_table(study, grouped)}
+
+Validation runs the recipe's own PGD on held-out renderings of the training data. PGD is weaker than
+AutoAttack, so validation compares the methods while they learn and does not measure robustness. A
+method whose validation accuracy never reaches that of `{study.baseline}` may still be the more
+robust one.
 
 {_claims(study, grouped)}
 
-What the recipes set for each method: {_settings(recipes)}.
+Settings of each method: {_settings(recipes)}.
 
 ![robust validation accuracy while training](curves.png)
 
@@ -74,14 +95,44 @@ What the recipes set for each method: {_settings(recipes)}.
 
 Every student: [students.csv](students.csv).
 """
-    write_atomically(folder / "README.md", page)
-    return folder / "README.md"
+
+
+def _tasks(suite: str) -> str:
+    """The tasks of a suite and its sample count."""
+    loaded = load_suite(suite)
+    return f"{', '.join(task.name for task, _ in loaded.plan)}, {loaded.n} samples"
+
+
+def _data(suite: str) -> str:
+    """The tasks of a suite, its sample count and its threat models."""
+    return f"{_tasks(suite)}, {', '.join(threat.name for threat in load_suite(suite).threats)}"
+
+
+def _warning(grouped: Mapping[str, list[Score]]) -> str:
+    """A paragraph that names the students whose clean accuracy is at chance; "" if none is."""
+    students = [
+        f"`{method}` seed {seed}"
+        for method, scores in grouped.items()
+        for seed, score in enumerate(scores)
+        if score.at_chance
+    ]
+    if not students:
+        return ""
+    return (
+        "**Warning.** The clean accuracy of these students is not above chance, so their robust "
+        "accuracy, and every difference to or from them, says nothing about robustness: "
+        f"{', '.join(students)}.\n\n"
+    )
+
+
+def _named(method: str, scores: Sequence[Score]) -> str:
+    return f"`{method}`{' (at chance)' * any(score.at_chance for score in scores)}"
 
 
 def _table(study: Study, grouped: Mapping[str, list[Score]]) -> str:
     rows = []
     for method, scores in grouped.items():
-        cells = [f"`{method}`"]
+        cells = [_named(method, scores)]
         cells += [_mean_and_deviation(scores, metric) for metric in METRICS]
         if method == study.baseline:
             cells += ["", "", ""]
@@ -96,14 +147,24 @@ def _table(study: Study, grouped: Mapping[str, list[Score]]) -> str:
 def _claims(study: Study, grouped: Mapping[str, list[Score]]) -> str:
     if "mmt-ard" not in grouped:
         return ""
+    ours, base = (_named(name, grouped[name]) for name in ("mmt-ard", study.baseline))
+    robust, unseen = (_points(_gap(study, grouped, "mmt-ard", of)) for of in ("robust", "unseen"))
+    clean = f"{_tasks(study.unseen_suite)}, clean"
+    validation = "robust validation accuracy"
     rows = [
-        ["robust accuracy", PAPER["robust"], _points(_gap(study, grouped, "mmt-ard", "robust"))],
-        ["zero-shot accuracy", PAPER["unseen"], _points(_gap(study, grouped, "mmt-ard", "unseen"))],
-        ["training efficiency", PAPER["efficiency"], _efficiency(study, grouped)],
+        ["robust accuracy", *PAPER["robust"], robust, _data(study.robust_suite)],
+        ["zero-shot accuracy", *PAPER["unseen"], unseen, clean],
+        ["training efficiency", *PAPER["efficiency"], _efficiency(study, grouped), validation],
     ]
-    headers = [f"`mmt-ard` against `{study.baseline}`", "paper (ViT-B-32)", "here"]
+    where = ["paper: ViT-B-32", "data of the paper", "here", "data here"]
+    headers = [f"{ours} against {base}", *where]
     table = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    return f"The paper's three claims beside these small models on a small world:\n\n{table}"
+    return (
+        "The three claims of the paper (arXiv 2511.17448, abstract) beside the results of these "
+        f"small models:\n\n{table}\n\nThe abstract names ImageNet and zero-shot benchmarks, but no "
+        "radius; linf 2/255 is the radius of the authors' code. Model, data and radius differ "
+        "here: compare the signs, not the sizes."
+    )
 
 
 def _settings(recipes: Mapping[str, Recipe]) -> str:
@@ -161,13 +222,21 @@ def _draw_curves(study: Study, grouped: Mapping[str, list[Score]], path: Path) -
             every = [[100 * point[2] for point in score.curve] for score in scores]
             low, high = ([f(points) for points in zip(*every, strict=True)] for f in (min, max))
             style = "--" if method == study.baseline else "-"
-            axes.plot(curve[:, column], 100 * curve[:, 2], style, color=f"C{number}", label=method)
+            axes.plot(
+                curve[:, column],
+                100 * curve[:, 2],
+                style,
+                marker="o",  # a curve of one point has no line
+                markersize=3,
+                color=f"C{number}",
+                label=method,
+            )
             axes.fill_between(curve[:, column], low, high, color=f"C{number}", alpha=0.12)
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("robust validation accuracy, %")
     figure.axes[0].legend(fontsize=8)
-    figure.suptitle("mean over seeds, smallest to largest", fontsize=10)
+    figure.suptitle("lines: mean over seeds; bands: lowest to highest seed", fontsize=10)
     save(figure, path)
 
 

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation.checks import SampleCode
 from mmtard_bench.evaluation.device import Resources, find_device
 from mmtard_bench.evaluation.progress import RunProgress
 from mmtard_bench.evaluation.run import run_model
@@ -22,6 +23,8 @@ from mmtard_bench.train.session import Place, train
 from mmtard_bench.train.study.report import write_report
 from mmtard_bench.train.study.statistics import Score, Study
 from mmtard_bench.train.watch import History
+
+AT_CHANCE: SampleCode = "clean-accuracy-at-chance"
 
 STUDIES = {
     "digits": Study(
@@ -88,17 +91,17 @@ def reproduce(
 
 
 def _require_same_validation(card: Card, named: Named, folder: Path) -> None:
-    """Raise InputError if a finished student was validated with other settings."""
+    """Raise InputError if a finished student was validated with other settings than ``named``."""
     before, now = card.recipe["validation"], named.recipe.model_dump()["validation"]
     if digest_of(before) != digest_of(now):
         raise InputError(
-            f"{folder} was validated by {before}, but the recipe says {now}: their training curves "
-            "cannot be compared. Use the same validation, or another --out."
+            f"{folder} was validated with {before}, but the recipe has {now}, so their training "
+            "curves cannot be compared. Use the same validation, or another --out."
         )
 
 
 def _score(study: Study, folder: Path, out: Path, device: torch.device, console: Console) -> Score:
-    # Records are found by name, which must not depend on the form of the path.
+    # The name finds the records again, so it must not depend on how the path is written.
     clip = replace(load_model(f"local-dir:{folder}"), name=folder.name)
     records: dict[str, Record] = {}
     with RunProgress(console) as progress:
@@ -113,12 +116,17 @@ def _score(study: Study, folder: Path, out: Path, device: torch.device, console:
     for record in records.values():
         if record.error is not None:
             raise InputError(f"{folder} could not be scored: {record.error}")
-    named, unseen = records[study.robust_suite].samples, records[study.unseen_suite].samples
+    return score_of(records[study.robust_suite], records[study.unseen_suite], _curve(folder))
+
+
+def score_of(robust: Record, unseen: Record, curve: list[tuple[float, float, float]]) -> Score:
+    """The score of a student from its records of the robust and of the unseen suite."""
     return Score(
-        clean=[sample.clean_correct for sample in named],
-        robust=[sample.robust for sample in named],
-        unseen=[sample.clean_correct for sample in unseen],
-        curve=_curve(folder),
+        clean=[sample.clean_correct for sample in robust.samples],
+        robust=[sample.robust for sample in robust.samples],
+        unseen=[sample.clean_correct for sample in unseen.samples],
+        curve=curve,
+        at_chance=any(flag.code == AT_CHANCE for flag in (*robust.flags, *unseen.flags)),
     )
 
 

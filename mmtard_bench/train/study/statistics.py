@@ -1,4 +1,4 @@
-"""Statistics of a study: paired differences, and training steps to reach the baseline."""
+"""Statistics of a study: paired differences, and the training steps to reach the baseline."""
 
 import math
 from collections.abc import Sequence
@@ -27,13 +27,15 @@ class Score:
     """The verdicts of one student, on the same samples for every student, and its training curve.
 
     ``clean``, ``robust`` and ``unseen`` have a truth value per sample. ``curve`` has points (step,
-    seconds, robust validation accuracy).
+    seconds, robust validation accuracy). ``at_chance`` says that the clean accuracy, on either
+    data, is not above chance.
     """
 
     clean: Sequence[bool]
     robust: Sequence[bool]
     unseen: Sequence[bool]
     curve: Sequence[tuple[float, float, float]]
+    at_chance: bool = False
 
 
 METRICS = ("clean", "robust", "unseen")
@@ -56,8 +58,8 @@ class Difference:
 def paired_difference(ours: Matrix, baseline: Matrix) -> Difference:
     """The mean difference of two methods, (seeds, samples) each, paired by seed and sample.
 
-    The interval accounts for other seeds and other samples. The variance of the mean is the sum of
-    the variance over seeds and the variance over samples, which is conservative for crossed effects
+    The interval covers other seeds and other samples. The variance of the mean is the sum of the
+    variance over seeds and the variance over samples, which is conservative for crossed effects
     (Owen, 2007, "The pigeonhole bootstrap"). The t quantile has the degrees of freedom of that sum
     (Satterthwaite, 1946). With one seed the interval is infinite.
     """
@@ -84,7 +86,7 @@ def mean_curve(scores: Sequence[Score]) -> Matrix:
 def cost_of(curve: Matrix, target: float) -> tuple[float, float]:
     """The (steps, seconds) after which a curve first reaches ``target``, linearly interpolated.
 
-    Both are infinite if it never does. The smallest possible answer is the curve's first point.
+    Both are infinite if it never does. The smallest result is the first point of the curve.
     """
     robust = curve[:, 2]
     above = np.flatnonzero(robust >= target)

@@ -68,7 +68,7 @@ def stronger(name: str, count: int) -> Break:
 
 
 def board() -> Board:
-    """Three entries, of which one was verified and one lowered, and a model without a card."""
+    """Three entries, one of them verified and one broken, and a model without a card."""
     return Board(
         entries=[
             entry("strong", 39, 35, 30, paper="https://example.org/paper", licence="MIT"),

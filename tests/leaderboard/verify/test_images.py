@@ -77,7 +77,7 @@ def test_what_is_kept_still_breaks_and_survives_a_file(clip, data, tmp_path, nor
         seen = replay_stack(file, place, data, clip, RESOURCES)
         assert seen.broken == stack.ids
         assert not seen.outside
-        assert not seen.standing
+        assert not seen.unbroken
 
 
 def test_sixteen_bits_are_for_what_eight_do_not_hold(clip, data):

@@ -21,21 +21,13 @@ function command(text) {
   return [code, html("p", {class: "controls"}, button, said)];
 }
 
-/* A model's figures on a suite: a row per threat model, a column per task. */
+/* A model's figures on a suite: a row per task, a column per threat model. */
 function figuresOf(suite, row) {
-  const tasks = suite.tasks.map((task) => [task, row.tasks[task.name]]);
   const names = (part) => [...new Set(suite.tasks.flatMap((task) => task[part]))];
-  const lines = [
-    ["clean", (of) => of.clean],
-    ...names("joint").map((ball) => [`worst case ${ball}`, (of) => of.worst[ball]]),
-    ...names("threats").map((name) => [name, (of) => of.robust[name]]),
-  ];
   return makeTable(`${row.model} on ${suite.name}, by task`, [
-    {title: "threat model", head: true, cell: (line) => line[0]},
-    ...tasks.map(([task, of]) => ({
-      title: task.name, number: true, cell: (line) => asCell(line[1](of)),
-    })),
-  ], lines).node;
+    {title: "task", head: true, cell: (task) => task.name},
+    ...resultColumns(names("joint"), names("threats"), (task) => row.tasks[task.name]),
+  ], suite.tasks).node;
 }
 
 function resultsOf(suite, row) {

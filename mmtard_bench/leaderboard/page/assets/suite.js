@@ -43,15 +43,15 @@ function overviewColumns(suite, first) {
   ];
 }
 
-function taskTable(suite, task) {
-  const of = (row) => row.tasks[task.name];
-  return makeTable(`${task.name} on ${suite.name}`, [
-    modelColumn,
-    figureColumn("clean", (row) => of(row).clean),
-    ...task.joint.map((ball) => figureColumn(`worst case ${ball}`, (row) => of(row).worst[ball])),
-    ...task.threats.map((name) => figureColumn(name, (row) => of(row).robust[name])),
-  ]);
-}
+/* `of` gives the results of a table row, which are those of one model on one task. */
+const resultColumns = (balls, threats, of) => [
+  figureColumn("clean", (row) => of(row).clean),
+  ...balls.map((ball) => figureColumn(`worst case ${ball}`, (row) => of(row).worst[ball])),
+  ...threats.map((name) => figureColumn(name, (row) => of(row).robust[name])),
+];
+
+const taskTable = (suite, task) => makeTable(`${task.name} on ${suite.name}`, [
+  modelColumn, ...resultColumns(task.joint, task.threats, (row) => row.tasks[task.name])]);
 
 function recallTable(suite) {
   const lines = suite.rows.flatMap((row) => row.recalls.map((cells) => [row.model, ...cells]));
