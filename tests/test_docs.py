@@ -67,7 +67,7 @@ def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
         elif block.run and block.kind == "python":
             exec(compile(block.text, str(page), "exec"), {"__name__": "page"})
         elif block.run and block.kind == "bash":
-            for line in block.text.splitlines():
+            for line in block.text.replace("\\\n", " ").splitlines():
                 run(line)
     for name in {*sys.modules} - modules:
         if name.startswith("my_"):
