@@ -3,7 +3,7 @@
 import argparse
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,7 +179,22 @@ def _specs(arguments: argparse.Namespace) -> list[str]:
                 "write MODEL+visual:FILE for the one that it belongs to."
             )
         specs = [f"{specs[0]}+visual:{arguments.visual}"]
+    _require_one(specs)
     return specs
+
+
+def _require_one(specs: Sequence[str]) -> None:
+    """Raise InputError if no spec can be a model's, before torch is imported."""
+    from mmtard_bench.models.specs import architectures, require_form
+
+    known, wrong = architectures(), []
+    for spec in specs:
+        try:
+            require_form(spec, known)
+        except InputError as error:
+            wrong.append(str(error))
+    if len(wrong) == len(specs):
+        raise InputError("\n".join(wrong))
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -275,9 +290,9 @@ def _say_nothing(*_: object, **__: object) -> None:
 def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
     from mmtard_bench.tasks.suites import load_suite, with_overrides
 
-    # Before the slow imports: a slip in the suite's name should not take seconds to hear of.
-    suite = processes.agree(lambda: load_suite(arguments.suite))
+    # Before the slow imports: a slip in a name should not take seconds to hear of.
     specs = processes.agree(lambda: _specs(arguments))
+    suite = processes.agree(lambda: load_suite(arguments.suite))
 
     from rich.console import Console
 

@@ -8,8 +8,9 @@ import open_clip
 from mmtard_bench.data.webdataset import hub_repository
 from mmtard_bench.errors import InputError
 from mmtard_bench.hub import Kind, check_cache, told
-from mmtard_bench.models.loading import load_model, parts_of
+from mmtard_bench.models.loading import load_model
 from mmtard_bench.models.openclip import tag_repository
+from mmtard_bench.models.specs import parts_of
 from mmtard_bench.tasks.samples import load_task
 from mmtard_bench.types import Suite, Task
 

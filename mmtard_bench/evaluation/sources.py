@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import is_data, load_known
+from mmtard_bench.models.loading import load_known
+from mmtard_bench.models.specs import is_data
 from mmtard_bench.records.schema import Record, digest_of
 from mmtard_bench.tasks.samples import TaskData, load_task
 from mmtard_bench.tasks.suites import list_suites, load_suite, with_overrides

@@ -1,7 +1,6 @@
 """From a name to a ``Clip``: registered models, open_clip, transformers, factories, checkpoints."""
 
 import importlib
-import re
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -16,20 +15,10 @@ from mmtard_bench import registry
 from mmtard_bench.errors import InputError, reason
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.openclip import load_open_clip
+from mmtard_bench.models.specs import FORMS, SCHEMES, parts_of, require_form
 from mmtard_bench.models.towers import with_adapter, with_visual
 from mmtard_bench.models.transformers_clip import load_transformers
 from mmtard_bench.schema import Text, checked
-
-_SCHEMES = ("hf-hub", "local-dir", "transformers")
-_FORMS = (
-    "a registered name (mmtard-bench list models), ARCH:PRETRAINED (an open_clip tag, a weights "
-    "file, or 'random'), hf-hub:ORG/REPO[@REVISION], local-dir:PATH, "
-    "transformers:ORG/REPO[@REVISION] or transformers:PATH, or package.module:factory; "
-    "+visual:FILE (another image tower) and +lora:DIR (an adapter) may follow"
-)
-
-
-_WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 
 @checked
@@ -55,12 +44,6 @@ def load_model(spec: Text | Path) -> Clip:
     if isinstance(spec, Path):
         spec = f"local-dir:{spec}"
     base, *changes = parts_of(spec)
-    kinds = [change.partition(":")[0] for change in changes]
-    if kinds not in ([], ["visual"], ["lora"], ["visual", "lora"]):
-        raise InputError(
-            f"'{spec}' changes the model by {', '.join(kinds)}; expected one +visual:FILE at most, "
-            "then one +lora:DIR at most."
-        )
     clip = _load_base(base)
     for change in changes:
         kind, _, where = change.partition(":")
@@ -68,55 +51,17 @@ def load_model(spec: Text | Path) -> Clip:
     return clip
 
 
-def parts_of(spec: str) -> list[str]:
-    """BASE, then each change of it without its plus: "visual:FILE", "lora:DIR"."""
-    return re.split(r"\+(?=(?:visual|lora):)", spec)
-
-
-def is_data(spec: str) -> bool:
-    """Whether ``load_model`` reads a spec's weights as data; if not, it may run code to have them.
-
-    A model that is registered runs the code of an installed package.
-    """
-    base = parts_of(spec)[0]
-    scheme, colon, _ = base.partition(":")
-    return base in registry.models or bool(
-        colon and scheme in (*_SCHEMES, *open_clip.list_models())
-    )
-
-
 def _load_base(spec: str) -> Clip:
     if spec in registry.models:
         return _made_by(spec, partial(registry.made, registry.models, spec))
+    require_form(spec, open_clip.list_models())
     scheme, _, rest = spec.partition(":")
-    if not rest:
-        spec = scheme
-        if scheme in open_clip.list_models():
-            tags = [*open_clip.list_pretrained_tags_by_model(spec), "weights.safetensors"]
-            raise InputError(
-                f"'{spec}' is an architecture without weights; write {spec}:PRETRAINED, for "
-                f"example {spec}:{tags[0]}, or {spec}:random for untrained weights."
-            )
-        if Path(spec).suffix in _WEIGHTS:
-            raise InputError(
-                f"'{spec}' is a file of weights, which does not say of which architecture; write "
-                f"ARCHITECTURE:{spec}, such as ViT-B-32:{spec}."
-            )
-        hint = registry.near_matches(spec, [*registry.models, *open_clip.list_models()])
-        raise InputError(
-            f"There is no model '{spec}'. {hint} A model is {_FORMS}. A model that a script "
-            "registers with @register_model exists inside that script only; give its function as "
-            "module:function, or declare an entry point (CONTRIBUTING.md)."
-        )
     if scheme == "transformers":
         return load_transformers(spec, rest)
-    if scheme in _SCHEMES:
+    if scheme in SCHEMES:
         return load_open_clip(spec, spec, None)
     if scheme in open_clip.list_models():
         return load_open_clip(spec, scheme, None if rest == "random" else rest)
-    if not all(part.isidentifier() for part in [*scheme.split("."), rest]):
-        hint = registry.near_matches(scheme, open_clip.list_models())
-        raise InputError(f"There is no architecture '{scheme}'. {hint} A model is {_FORMS}.")
     return _from_factory(spec, scheme, rest)
 
 
@@ -167,7 +112,7 @@ def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
             raise InputError(f"'{spec}': importing {module_name} failed: {error!r}") from error
         raise InputError(
             f"'{spec}': there is no architecture and no module '{module_name}'. "
-            f"{registry.near_matches(module_name, open_clip.list_models())} A model is {_FORMS}."
+            f"{registry.near_matches(module_name, open_clip.list_models())} A model is {FORMS}."
         ) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):

@@ -25,7 +25,8 @@ from mmtard_bench.evaluation.processes import end_with_launcher
 from mmtard_bench.files import only_process, write_atomically
 from mmtard_bench.models import adapters
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import is_data, load_model
+from mmtard_bench.models.loading import load_model
+from mmtard_bench.models.specs import is_data
 from mmtard_bench.tasks.prompts import require_distinct
 from mmtard_bench.tasks.samples import TaskData, load_task, load_training_data
 from mmtard_bench.tasks.tables import resolve_task

@@ -3,7 +3,8 @@
 from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard.entries.card import Card
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.models.loading import is_data, load_known
+from mmtard_bench.models.loading import load_known
+from mmtard_bench.models.specs import is_data
 
 
 def require_data(spec: str) -> None:
