@@ -5,7 +5,8 @@ import inspect
 import operator
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -110,10 +111,24 @@ def fitting(kind: TypeAdapter[T], value: object, what: str) -> T:
         ) from error
 
 
+@contextmanager
+def explained(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn a pydantic error into an InputError: ``what`` is not valid, the reasons, a remedy."""
+    try:
+        yield
+    except ValidationError as error:
+        raise InputError(f"{what}: {explain(error)} {remedy}".rstrip()) from error
+
+
 def explain(error: ValidationError) -> str:
-    """The first problems of a pydantic error as one sentence."""
+    """The first problems of a pydantic error in one message."""
     said = []
-    for problem in error.errors()[:3]:
+    problems = error.errors()
+    # Where a name or a table may stand, a table is not wrong for being no name.
+    problems = [
+        p for p in problems if not (p["loc"][-1:] == ("str",) and isinstance(p["input"], dict))
+    ]
+    for problem in problems[:3]:
         where = ".".join(str(part) for part in problem["loc"] if part not in ("TaskTable", "str"))
         if problem["type"] == "extra_forbidden":
             said.append(f"the key '{where}' is unknown")
@@ -135,9 +150,7 @@ def read_table(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"The {what} {path} cannot be read: {error}.") from error
 
 
-def validate(kind: type[M], table: dict[str, Any], what: str) -> M:
+def validate(kind: type[M], table: dict[str, Any], what: str, remedy: str = "") -> M:
     """A table as a pydantic model. Raises InputError with what is wrong in it."""
-    try:
+    with explained(f"The {what} is not valid", remedy):
         return kind.model_validate(table)
-    except ValidationError as error:
-        raise InputError(f"The {what} is not valid: {explain(error)}") from error

@@ -185,12 +185,12 @@ def _specs(arguments: argparse.Namespace) -> list[str]:
 
 def _require_one(specs: Sequence[str]) -> None:
     """Raise InputError if no spec can be a model's, before torch is imported."""
-    from mmtard_bench.models.specs import architectures, require_form
+    from mmtard_bench.models.specs import require_form
 
-    known, wrong = architectures(), []
+    wrong = []
     for spec in specs:
         try:
-            require_form(spec, known)
+            require_form(spec)
         except InputError as error:
             wrong.append(str(error))
     if len(wrong) == len(specs):

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.weights import read_config, read_weights
-from mmtard_bench.schema import explain
+from mmtard_bench.schema import explained
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -95,13 +95,11 @@ def read_adapter(spec: str, folder: Path) -> Adapter:
     peft itself is not needed. Raises InputError for what is missing or damaged, and for what
     would change more than W + scale * B A (DoRA, biases, whole layers).
     """
-    try:
+    with explained(
+        f"'{spec}': {folder / CONFIG} is no adapter that can be merged here",
+        "Merge it with peft, and give the merged image tower with +visual:FILE.",
+    ):
         config = _Config.model_validate_json(read_config(spec, folder / CONFIG))
-    except ValidationError as error:
-        raise InputError(
-            f"'{spec}': {folder / CONFIG} is no adapter that can be merged here: {explain(error)} "
-            "Merge it with peft, and give the merged image tower with +visual:FILE."
-        ) from error
     weights = folder / WEIGHTS
     if not weights.is_file() and (folder / "adapter_model.bin").is_file():
         weights = folder / "adapter_model.bin"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
@@ -18,7 +18,7 @@ from mmtard_bench.models.answers import (
 )
 from mmtard_bench.models.digest import checksum, model_digest
 from mmtard_bench.records.schema import Name
-from mmtard_bench.schema import Strict, Text, checked, explain
+from mmtard_bench.schema import Strict, Text, checked, explained
 from mmtard_bench.types import ClipModel, Tokenizer
 
 Triple = tuple[float, float, float]
@@ -71,14 +71,12 @@ class Preprocess:
         for name in ("size", "mean", "std"):
             if isinstance(getattr(self, name), list):  # as files of JSON have them
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        try:
+        with explained(
+            "This preprocessing cannot be right",
+            "Expected size (height, width), and three means and three deviations of pixels in "
+            "[0, 1] as tuples: divide those of pixels in 0 .. 255 by 255.",
+        ):
             _AllFacts(**{each.name: getattr(self, each.name) for each in fields(self)})
-        except ValidationError as error:
-            raise InputError(
-                f"This preprocessing cannot be right: {explain(error)} Expected size (height, "
-                "width), and three means and three deviations of pixels in [0, 1] as tuples: "
-                "divide those of pixels in 0 .. 255 by 255."
-            ) from error
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, 3, *size) in [0, 1]. The identity at the right size."""

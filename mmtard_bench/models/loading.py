@@ -54,7 +54,7 @@ def load_model(spec: Text | Path) -> Clip:
 def _load_base(spec: str) -> Clip:
     if spec in registry.models:
         return _made_by(spec, partial(registry.made, registry.models, spec))
-    require_form(spec, open_clip.list_models())
+    require_form(spec)
     scheme, _, rest = spec.partition(":")
     if scheme == "transformers":
         return load_transformers(spec, rest)

@@ -1,6 +1,7 @@
 """What a model may be called. Imports without torch, so that a slip in a name is found at once."""
 
 import re
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,10 @@ def parts_of(spec: str) -> list[str]:
 
 
 def architectures() -> list[str]:
-    """The architectures that ship with open_clip, from its files."""
+    """The architectures of open_clip: from its files, until it is imported."""
+    imported = sys.modules.get("open_clip")
+    if imported is not None:  # with those that the user added
+        return list(imported.list_models())
     found = find_spec("open_clip")
     folders = found.submodule_search_locations if found else None
     return sorted(
@@ -52,8 +56,9 @@ def is_data(spec: str) -> bool:
     return base in registry.models or bool(colon and scheme in (*SCHEMES, *architectures()))
 
 
-def require_form(spec: str, known: Sequence[str]) -> None:
-    """Raise InputError for a spec that has none of the forms; ``known`` are the architectures."""
+def require_form(spec: str) -> None:
+    """Raise InputError for a spec that has none of the forms."""
+    known = architectures()
     base = parts_of(spec)[0]
     scheme, _, rest = base.partition(":")
     if base in registry.models or (rest and scheme in (*SCHEMES, *known)):

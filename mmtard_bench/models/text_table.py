@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import torch
 from open_clip.model import _build_vision_tower
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.models.clip import Clip, Preprocess, PreprocessFacts, Side
 from mmtard_bench.models.weights import bound_layers, misfits, read_config, read_weights
-from mmtard_bench.schema import Strict, explain
+from mmtard_bench.schema import Strict, explained
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -131,12 +131,8 @@ def load_table_clip(folder: Path, name: str, source: str) -> Clip:
 
 
 def _read_config(name: str, path: Path) -> _Config:
-    try:
+    with explained(f"'{name}': {path} is no configuration of a model with a text table"):
         return _Config.model_validate_json(read_config(name, path))
-    except ValidationError as error:
-        raise InputError(
-            f"'{name}': {path} is no configuration of a model with a text table: {explain(error)}"
-        ) from error
 
 
 def _empty(name: str, config: _ModelConfig, size: tuple[int, int]) -> TableClip:

@@ -7,7 +7,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
 
 
 def wilson(successes: float, n: float) -> tuple[float, float]:
@@ -41,6 +40,8 @@ def mcnemar(only_a: ArrayLike, only_b: ArrayLike) -> Floats:
     The discordant samples are binomial with a half if neither model is better (McNemar, 1947;
     Fagerland, Lydersen and Laake, 2013, for the exact form, which errs on the careful side).
     """
+    from scipy.stats import binom  # takes a second to import, and only comparisons need it
+
     only_a, only_b = np.asarray(only_a), np.asarray(only_b)
     tail = binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5)
     return np.minimum(2 * np.asarray(tail, dtype=np.float64), 1.0)

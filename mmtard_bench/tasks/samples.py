@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, cast
 
 from mmtard_bench import registry
 from mmtard_bench.data.base import (
@@ -20,9 +17,13 @@ from mmtard_bench.data.base import (
 from mmtard_bench.data.manifest import Manifest, draw_manifest, sample_list
 from mmtard_bench.data.threads import in_order, worker_count
 from mmtard_bench.errors import DamagedImageError, InputError
-from mmtard_bench.models.clip import Preprocess
 from mmtard_bench.tasks.naming import check_labels, class_names, labels_at
 from mmtard_bench.types import Metric, Surface, Task
+
+if TYPE_CHECKING:  # torch takes seconds to import: names of tasks are checked without it
+    from torch import Tensor
+
+    from mmtard_bench.models.clip import Preprocess
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -94,15 +95,21 @@ class TaskData:
     def _kept(self) -> "_Kept":
         return _Kept()
 
-    def image(self, row: int, *, surface: Surface, preprocess: Preprocess) -> Tensor:
+    def image(self, row: int, *, surface: Surface, preprocess: "Preprocess") -> "Tensor":
         """An image, (3, H, W) in [0, 1], at the resolution that the attack works on."""
+        import torch
+
         pixels = torch.from_numpy(self.pixels(row)).permute(2, 0, 1)
         # One copy: an image of the largest size takes 800 MB here.
         image = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         return preprocess.resize(image[None])[0] if surface == "model" else image
 
-    def images(self, rows: Sequence[int], *, surface: Surface, preprocess: Preprocess) -> Tensor:
+    def images(
+        self, rows: Sequence[int], *, surface: Surface, preprocess: "Preprocess"
+    ) -> "Tensor":
         """Some images, (N, 3, H, W) in [0, 1]; see ``image``."""
+        import torch
+
         return torch.stack(
             [self.image(row, surface=surface, preprocess=preprocess) for row in rows]
         )

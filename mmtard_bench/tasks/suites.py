@@ -10,22 +10,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mmtard_bench import registry
 from mmtard_bench.errors import InputError
 from mmtard_bench.files import suite_folder
 from mmtard_bench.records.schema import digest_of
-from mmtard_bench.schema import read_table, validate
+from mmtard_bench.schema import Strict, read_table, validate
 from mmtard_bench.tasks.tables import TaskTable, resolve_task
 from mmtard_bench.types import Eps, Suite, Surface, Task, ThreatModel, ThreatNorm
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _ThreatTable(_Strict):
+class _ThreatTable(Strict):
     attack: str
     norm: ThreatNorm
     # Anything, so that a decimal gets the sentence that Eps has for it.
@@ -34,7 +30,7 @@ class _ThreatTable(_Strict):
     tasks: list[str] | None = Field(default=None, min_length=1)
 
 
-class _SuiteFile(_Strict):
+class _SuiteFile(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*-v[0-9]+$")
     description: str
     protocol: str | None = None
@@ -60,7 +56,12 @@ def load_suite(name: str) -> Suite:
             f"There is no suite '{name}'. {registry.near_matches(name, list_suites())} "
             "A path to a suite of your own ends in .toml."
         )
-    parsed = validate(_SuiteFile, read_table(path, "suite"), f"suite {path}")
+    parsed = validate(
+        _SuiteFile,
+        read_table(path, "suite"),
+        f"suite {path}",
+        "docs/reference/suites.md lists every key.",
+    )
     if parsed.name != path.stem:
         raise InputError(f"The suite in {path} is called '{parsed.name}'; expected '{path.stem}'.")
     return _assemble(parsed)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +20,7 @@ from mmtard_bench.errors import InputError, StorageError, first_line
 from mmtard_bench.files import write_atomically
 from mmtard_bench.models.text_table import CONFIG, WEIGHTS
 from mmtard_bench.records.schema import Digest, Environment
-from mmtard_bench.schema import explain
+from mmtard_bench.schema import Strict, explain
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -28,32 +28,29 @@ CARD = "card.json"
 ORIGIN = "origin.json"
 
 
-class Origin(BaseModel):
+class Origin(Strict):
     """What a run must not change while it goes on; lies in its directory from the start.
 
     ``digests`` are those of the student's start, of the teachers and of the data.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     recipe: dict[str, Any]
     seed: int
     processes: int
     digests: dict[str, str]
 
 
-class Progress(BaseModel):
+class Progress(Strict):
     """How far a run is; lies in each of its states, whose other ``files`` it seals by SHA-256."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     step: int = Field(ge=1)
     seconds: float = Field(ge=0)
-    files: dict[str, Digest] = {}
+    files: dict[str, Digest] = Field(default={})
 
 
-class Card(BaseModel):
+class Card(Strict):
     """What a checkpoint is and where it comes from."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     schema_version: int = 1
     recipe_name: str
     recipe: dict[str, Any]

@@ -129,7 +129,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Named:
     table = read_table(path, "recipe")
     for key, value in map(_override, overrides):
         _put(table, key, value)
-    recipe = validate(Recipe, table, f"recipe {name}")
+    recipe = validate(Recipe, table, f"recipe {name}", "docs/reference/recipes.md lists every key.")
     resolve_task(recipe.train)
     resolve_task(recipe.validation.task)
     return Named(name, recipe)

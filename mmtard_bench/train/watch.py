@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from mmtard_bench.errors import InputError
 from mmtard_bench.files import write_atomically
 from mmtard_bench.models.clip import Preprocess
-from mmtard_bench.schema import explain
+from mmtard_bench.schema import Strict, explained
 from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.train.checkpoint import storage
 from mmtard_bench.train.data import spread_over_classes
@@ -116,10 +115,15 @@ class Validator:
         return torch.stack([counts[0].sum(), (counts[0] & counts[1]).sum()]).float()
 
 
-class _Line(BaseModel):
+_DAMAGED = (
+    "Restore the file, or delete the line; its figures will be missing from plots and curves."
+)
+
+
+class _Line(Strict):
     """A line of the history: figures by name, and deciles of weights."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float | list[float]]
     step: int = Field(ge=1)
     seconds: float = Field(ge=0)
@@ -149,11 +153,6 @@ class History:
             return
         # The last one has no end where the process was killed while it wrote.
         for number, text in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):
-            try:
+            with explained(f"{self.path}, line {number} is damaged", _DAMAGED):
                 _Line.model_validate_json(text)
-            except ValidationError as error:
-                raise InputError(
-                    f"{self.path}, line {number} is damaged: {explain(error)} Restore the file, or "
-                    "delete the line; its figures will be missing from plots and curves."
-                ) from error
             yield json.loads(text)

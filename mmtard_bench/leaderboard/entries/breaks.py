@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard.entries.folder import read_plain
@@ -14,7 +14,7 @@ from mmtard_bench.leaderboard.entries.text import EntryName, Plain, SuiteName, U
 from mmtard_bench.leaderboard.entries.verifications import Day
 from mmtard_bench.records.schema import Digest, Name, ThreatFacts
 from mmtard_bench.records.worst import WorstCase
-from mmtard_bench.schema import Strict, explain
+from mmtard_bench.schema import Strict, explained
 
 
 class PixelBall(Strict):
@@ -59,10 +59,8 @@ def read_breaks(folder: Path) -> list[Break]:
     """Read every ENTRY--WHO.json of a directory; [] if there is none. Raises InputError."""
     breaks: list[Break] = []
     for path in sorted(folder.glob("*.json")):
-        try:
+        with explained(f"The break {path} is not valid"):
             found = Break.model_validate_json(read_plain(path))
-        except ValidationError as error:
-            raise InputError(f"The break {path} is not valid: {explain(error)}") from error
         if path.name.partition("--")[0] != found.entry:
             raise InputError(f"The break {path} is of '{found.entry}'; expected that in its name.")
         breaks.append(found)

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from mmtard_bench.errors import InputError, StorageError
 from mmtard_bench.files import write_atomically
 from mmtard_bench.leaderboard.entries.card import Card, card_from_text, card_to_text
@@ -22,7 +20,7 @@ from mmtard_bench.leaderboard.entries.folder import (
 from mmtard_bench.leaderboard.entries.pack import pack
 from mmtard_bench.records.schema import Record
 from mmtard_bench.records.worst import counted, is_complete
-from mmtard_bench.schema import explain
+from mmtard_bench.schema import validate
 
 LISTS = ("authors",)
 """Fields of a card that are lists; their values are separated by semicolons."""
@@ -158,10 +156,7 @@ def _card(record: Record, name: str, facts: Mapping[str, str], path: Path) -> Ca
     for key, value in facts.items():
         body[key] = [v.strip() for v in value.split(";")] if key in LISTS else value
     body.update(name=name, digest=model.digest, parameters=model.parameters)
-    try:
-        return Card.model_validate(body)
-    except ValidationError as error:
-        raise InputError(f"The model card of '{name}' is not valid: {explain(error)}") from error
+    return validate(Card, body, f"model card of '{name}'")
 
 
 def _named(record: Record, card: Card) -> Record:

@@ -4,10 +4,9 @@ import re
 import unicodedata
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter
 
-from mmtard_bench.errors import InputError
-from mmtard_bench.schema import explain
+from mmtard_bench.schema import explained
 
 _FORMATTING = set("<>|`[]\\")
 # Letters, marks and symbols that show nothing (Unicode's Default_Ignorable_Code_Point, outside of
@@ -65,10 +64,8 @@ def require_url(text: str, what: str) -> str:
 
 
 def _checked(kind: TypeAdapter[str], text: str, what: str) -> str:
-    try:
+    with explained(f"{what} {text[:80]!r} is not allowed"):
         return kind.validate_python(text)
-    except ValidationError as error:
-        raise InputError(f"{what} {text[:80]!r} is not allowed: {explain(error)}") from error
 
 
 def skeleton(name: str) -> str:

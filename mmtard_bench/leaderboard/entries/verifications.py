@@ -10,13 +10,12 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter
 
-from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard.entries.folder import read_plain
 from mmtard_bench.leaderboard.entries.text import EntryName, Plain, SuiteName
 from mmtard_bench.records.schema import Digest
-from mmtard_bench.schema import Strict, explain
+from mmtard_bench.schema import Strict, explained
 
 Level = Literal["well-formed", "replayed", "re-attacked", "reproduced"]
 LEVELS: tuple[Level, ...] = ("well-formed", "replayed", "re-attacked", "reproduced")
@@ -52,10 +51,8 @@ def read_verifications(path: Path) -> list[Verification]:
     """Read ``verification.json``; [] if there is none. Raises InputError."""
     if not path.exists():
         return []
-    try:
+    with explained(f"The verifications in {path} are not valid"):
         return _VERIFICATIONS.validate_json(read_plain(path))
-    except ValidationError as error:
-        raise InputError(f"The verifications in {path} are not valid: {explain(error)}") from error
 
 
 def verifications_to_text(found: list[Verification]) -> str:

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from mmtard_bench.errors import InputError
 from mmtard_bench.registry import near_matches
-from mmtard_bench.schema import explain
+from mmtard_bench.schema import explained
 from mmtard_bench.train.methods import (
     ard,
     clean_ft,
@@ -29,7 +27,5 @@ def find_method(name: str, options: dict[str, Any]) -> tuple[Method, Options]:
     if name not in METHODS:
         raise InputError(f"There is no method '{name}'. {near_matches(name, METHODS)}")
     method = METHODS[name]
-    try:
-        return method, method.options.model_validate(options, strict=True)
-    except ValidationError as error:
-        raise InputError(f"The options of {name} are not valid: {explain(error)}") from error
+    with explained(f"The options of {name} are not valid"):
+        return method, method.options.model_validate(options)

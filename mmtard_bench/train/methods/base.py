@@ -5,17 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol as Interface
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from mmtard_bench.schema import Strict
 from mmtard_bench.train.losses import cross_entropy, kl, squared_distance
 from mmtard_bench.train.towers import Output, Role, View
 
 
-class Options(BaseModel):
+class Options(Strict):
     """The options of a method, from the ``[options]`` of a recipe. Most methods have none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Softened(Options):
