@@ -296,7 +296,7 @@ def list_tasks() -> list[str]:
 
 def list_attacks() -> list[str]:
     """The names of the registered attacks; {steps} and the like stand for numbers."""
-    return list(registry.attacks)
+    return registry.attack_names()
 
 
 def frame(records: Sequence[Record]) -> "pandas.DataFrame":

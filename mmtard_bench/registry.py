@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -20,7 +20,7 @@ from mmtard_bench.schema import Text, fitting
 from mmtard_bench.types import Task
 
 if TYPE_CHECKING:
-    from mmtard_bench.attacks.base import Attack
+    from mmtard_bench.attacks.base import Attack, EngineName, Precision
     from mmtard_bench.data.base import Dataset
     from mmtard_bench.models.clip import Clip
     from mmtard_bench.types import Protocol, ThreatModel
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 
-RANGES = {"steps": (1, 100_000), "edits": (0, 9)}
+RANGES = {"steps": (1, 100_000), "queries": (1, 100_000), "edits": (0, 9)}
 """What may stand in braces in the name of an attack, and from where to where."""
 
 _MOST = 40
@@ -135,6 +135,9 @@ tasks: "Registry[Task]" = Registry("task", "tasks.catalogue")
 attacks: "Registry[Callable[[ThreatModel, int], Attack]]" = Registry(
     "attack", "attacks.catalogue", _require_attack
 )
+fast_attacks: "Registry[Callable[[ThreatModel, int, Precision], Attack]]" = Registry(
+    "fast attack", "attacks.catalogue", _require_attack
+)
 protocols: "Registry[Protocol]" = Registry("protocol", "tasks.protocols")
 
 
@@ -177,13 +180,23 @@ def register_dataset(name: str) -> "Callable[[Callable[[], Dataset]], Callable[[
 
 
 def register_attack(
-    name: str,
-) -> "Callable[[Callable[[ThreatModel, int], Attack]], Callable[[ThreatModel, int], Attack]]":
-    """Decorate a function (threat model, number of classes) -> ``Attack``.
+    name: str, *, engine: "EngineName" = "reference"
+) -> Callable[[Callable[P, "Attack"]], Callable[P, "Attack"]]:
+    """Decorate a function that makes an ``Attack``.
 
-    ``{steps}`` and ``{edits}`` in a name stand for every number of them, as in ``pgd-{steps}``.
+    Args:
+        name: The name in threat models. ``{steps}``, ``{queries}`` and ``{edits}`` stand for every
+            number of them, as in ``pgd-{steps}``.
+        engine: "reference": the function takes (threat model, number of classes). "fast": it takes
+            (threat model, number of classes, precision) and makes the attack of the fast engine,
+            see ``staged``. An attack may have one form or both; with one form, it runs under the
+            fast engine in any case.
+
+    Raises:
+        InputError: If the name is taken, or cannot be the name of an attack.
     """
-    return _decorator(attacks, name)
+    kind: Registry[Any] = attacks if engine == "reference" else fast_attacks
+    return _decorator(kind, name)
 
 
 def register_task(task: "Task") -> None:
@@ -193,11 +206,17 @@ def register_task(task: "Task") -> None:
     tasks.add(task.name, task)
 
 
+def attack_names() -> list[str]:
+    """The names of all attacks, of either engine."""
+    return sorted({*attacks, *fast_attacks})
+
+
 def attack_family(name: str) -> str:
     """The registered name of an attack: "pgd-20" -> "pgd-{steps}". Raises InputError."""
-    if name in attacks and "{" not in name:
+    names = attack_names()
+    if name in names and "{" not in name:
         return name
-    for family in attacks:
+    for family in names:
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]{1,9})", re.escape(family))
         match = re.fullmatch(pattern, name)
         if match is None:
@@ -207,5 +226,5 @@ def attack_family(name: str) -> str:
             if not least <= int(number) <= most:
                 raise InputError(f"The attack '{name}' needs {least} to {most} {what}.")
         return family
-    hint = near_matches(name, attacks)
+    hint = near_matches(name, names)
     raise InputError(f"There is no attack '{name}'. {hint}")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import Attack, AttackResult, PromptedClassifier, Work, random_start
 from mmtard_bench.attacks.charmer import described, edits_of, worst_names
-from mmtard_bench.attacks.pgd import budget_of, pgd, step_size_of, steps_of
+from mmtard_bench.attacks.pgd import budget_of, number_of, pgd, step_size_of
 from mmtard_bench.registry import register_attack
 from mmtard_bench.types import ThreatModel
 
@@ -36,7 +36,7 @@ ORDERS = ("charmer+pgd", "pgd+charmer")
 @register_attack("joint-charmer-k{edits}-pgd-{steps}")
 def build_joint(threat: ThreatModel, n_classes: int) -> Attack:
     """Edits of the class name and PGD on cross-entropy together, in both orders."""
-    edits, steps = edits_of(threat), steps_of(threat)
+    edits, steps = edits_of(threat), number_of(threat)
     norm, eps = threat.pixel_norm, float(threat.eps)
 
     def attack_pixels(

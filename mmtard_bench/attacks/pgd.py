@@ -75,8 +75,8 @@ def unit(gradient: Tensor, norm: Norm) -> Tensor:
     return scaled / norm_of(scaled, norm).clamp_min(1e-12).view(shape)
 
 
-def steps_of(threat: ThreatModel) -> int:
-    """The number of steps at the end of an attack's name."""
+def number_of(threat: ThreatModel) -> int:
+    """The number at the end of an attack's name."""
     return int(threat.attack.rsplit("-", 1)[1])
 
 
@@ -97,7 +97,7 @@ def require_linf(threat: ThreatModel) -> None:
 
 
 def _build(threat: ThreatModel, family: str, loss: losses.Loss) -> Attack:
-    steps = steps_of(threat)
+    steps = number_of(threat)
     norm, eps = threat.pixel_norm, float(threat.eps)
 
     def run(work: Work) -> AttackResult:

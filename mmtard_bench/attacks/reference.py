@@ -27,6 +27,7 @@ from mmtard_bench.attacks.base import (
     Work,
     margin,
 )
+from mmtard_bench.attacks.pgd import number_of
 from mmtard_bench.registry import register_attack
 from mmtard_bench.types import ThreatModel
 
@@ -124,9 +125,9 @@ def _fab_targeted(threat: ThreatModel, n_classes: int) -> Stage:
     return _stage("fab-t", FABAttack_PT, threat, passes, targeted=True, **budget)
 
 
-def _square(threat: ThreatModel) -> Stage:
-    budget = {"n_queries": 5000, "n_restarts": 1, "p_init": 0.8, "resc_schedule": False}
-    return _stage("square", SquareAttack, threat, 5001, **budget)
+def _square(threat: ThreatModel, queries: int) -> Stage:
+    budget = {"n_queries": queries, "n_restarts": 1, "p_init": 0.8, "resc_schedule": False}
+    return _stage("square", SquareAttack, threat, queries + 1, **budget)
 
 
 def target_count(n_classes: int) -> int:
@@ -227,7 +228,7 @@ def build_standard(threat: ThreatModel, n_classes: int) -> Attack:
         _apgd(threat, "ce", n_classes, restarts=1, eot=1),
         _apgd_targeted(threat, n_classes),
         _fab_targeted(threat, n_classes),
-        _square(threat),
+        _square(threat, 5000),
     ]
     return _attack(threat, n_classes, stages, {"iterations": 100, "queries": 5000})
 
@@ -260,3 +261,14 @@ def build_pair(threat: ThreatModel, n_classes: int) -> Attack:
 def build_pair_restarts(threat: ThreatModel, n_classes: int) -> Attack:
     """The same with 5 restarts of APGD-CE, as in the CLIP_eval scripts of both projects."""
     return _pair(threat, n_classes, restarts=5)
+
+
+@register_attack("square-{queries}")
+def build_square(threat: ThreatModel, n_classes: int) -> Attack:
+    """Square alone (Andriushchenko et al., 2020): an attack that uses no gradients."""
+    queries = number_of(threat)
+    parameters: dict[str, str | int | float]
+    parameters = {"code": "pyautoattack", "stages": "square", "queries": queries}
+    stages = [_square(threat, queries)]
+    passes = sum(most for _, _, most in stages)
+    return Attack(threat.attack, parameters, _ensemble(stages, []), block=BLOCK, passes=passes)

@@ -55,7 +55,11 @@ def _listing(kind: str) -> list[tuple[str, str]]:
         return [(name, _first_line(registry.models.get(name))) for name in registry.models]
     if kind == "datasets":
         return [(name, _first_line(registry.datasets.get(name))) for name in registry.datasets]
-    return [(name, _first_line(registry.attacks.get(name))) for name in registry.attacks]
+    both = (registry.attacks, registry.fast_attacks)
+    return [
+        (name, _first_line(next(kind.get(name) for kind in both if name in kind)))
+        for name in registry.attack_names()
+    ]
 
 
 def _declarations() -> list[dict[str, object]]:

@@ -7,15 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from mmtard_bench import registry
 from mmtard_bench.attacks.base import Engine, Work
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.attacks.fast import ensemble
-from mmtard_bench.attacks.fast.ensemble import FAST
 from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.rows import Samples
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.evaluate import execute
 from mmtard_bench.evaluation.loop import Batch
+from mmtard_bench.registry import attack_family
 from mmtard_bench.types import Eps, ThreatModel
 from tests.attacks.toys import KINDS, kind_of, toy_clip, toy_data, toy_job
 from tests.conftest import Linear
@@ -100,10 +101,9 @@ def test_the_reference_engine_takes_any_number(toy, name, counts):
 @pytest.mark.parametrize("name", list(ENSEMBLES))
 def test_every_stage_takes_none_one_and_all(name, left, monkeypatch):
     stages = []
-    monkeypatch.setattr(ensemble, "_attack", lambda threat, given, *_: stages.extend(given))
+    monkeypatch.setattr(ensemble, "staged", lambda threat, given, *_: stages.extend(given))
     threat = ThreatModel(name, "linf", Eps.parse("64/255"))
-    family = "pgd-{steps}" if name == "pgd-4" else name.replace("-4", "-{steps}")
-    FAST[family](threat, 5, "float32")
+    registry.fast_attacks.get(attack_family(name))(threat, 5, "float32")
     model = Linear(5)
     images, labels = model.samples(4)
     work = Work(model=model, images=images, labels=labels, ids="abcd", seed=0, batch_size=3)

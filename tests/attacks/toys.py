@@ -88,11 +88,11 @@ def toy_job(
     clip: Clip, data: TaskData, name: str, *, eps: str = "8/255", engine: EngineName = "fast"
 ) -> Job:
     """A job of the toy; each stage of the fast engine has a few steps, or queries."""
-    real = ensemble._attack
+    real = ensemble.staged
 
     def shrunk(threat: ThreatModel, stages: Sequence[Search], *rest: Any) -> Attack:
         return real(threat, [replace(s, steps=min(s.steps, 4)) for s in stages], *rest)
 
-    with mock.patch.object(ensemble, "_attack", shrunk):
+    with mock.patch.object(ensemble, "staged", shrunk):
         threat = ThreatModel(name, "linf", Eps.parse(eps))
         return prepare(clip, data, threat, seed=0, engine=Engine(engine))

@@ -1,6 +1,6 @@
 """The attacks of the fast engine: stages in order of cost, each on the samples that are left."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import torch
@@ -13,14 +13,13 @@ from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.attacks.fast.pgd import Pgd
 from mmtard_bench.attacks.fast.rows import Found, Samples, Search, search_all
 from mmtard_bench.attacks.fast.square import Square
-from mmtard_bench.attacks.pgd import budget_of, require_linf, steps_of
+from mmtard_bench.attacks.pgd import budget_of, number_of, require_linf
 from mmtard_bench.attacks.reference import class_notes, target_count
+from mmtard_bench.registry import register_attack
 from mmtard_bench.types import FAST_CODE, Norm, ThreatModel
 
 VERSION = f"{FAST_CODE} 1"
 """Goes into the identity of records: a change of any verdict is a new number."""
-
-Build = Callable[[ThreatModel, int, Precision], Attack]
 
 
 class _Samples:
@@ -101,14 +100,17 @@ class _Samples:
                 self.result.forward[place] += 1
 
 
-def _attack(
+def staged(
     threat: ThreatModel,
     stages: Sequence[Search],
     parameters: Mapping[str, str | int | float],
-    precision: Precision,
+    precision: Precision = "float32",
     notes: Sequence[str] = (),
 ) -> Attack:
-    """Stages one after the other, each on the samples that the earlier ones left.
+    """An attack of the fast engine: searches one after the other, each on the samples left.
+
+    ``parameters`` hold everything that changes a verdict, a version of the code too: they enter the
+    identity of records. ``notes`` enter the record.
 
     All samples go through the first stage together, where most of a weak model's break; what is
     left goes on in groups of a batch, so that samples of a strong model are settled in between.
@@ -185,30 +187,30 @@ def _ensemble(
         "targets": target_count(n_classes),
         **budget,
     }
-    return _attack(threat, stages, parameters, precision, class_notes(names, n_classes))
+    return staged(threat, stages, parameters, precision, class_notes(names, n_classes))
 
 
 def _pgd(threat: ThreatModel, family: str, loss: losses.Loss, precision: Precision) -> Attack:
     """The parameters are those of ``attacks.pgd``: stopping early changes no verdict."""
-    steps = steps_of(threat)
+    steps = number_of(threat)
     search = Pgd(name=threat.attack, loss=loss, steps=steps, **_ball(threat))
-    return _attack(threat, [search], {"loss": family, **budget_of(steps)}, precision)
+    return staged(threat, [search], {"loss": family, **budget_of(steps)}, precision)
 
 
+@register_attack("pgd-{steps}", engine="fast")
 def build_pgd(threat: ThreatModel, n_classes: int, precision: Precision) -> Attack:
     """PGD on the cross-entropy."""
     return _pgd(threat, "cross-entropy", losses.cross_entropy, precision)
 
 
+@register_attack("cw-linf-{steps}", engine="fast")
 def build_cw_linf(threat: ThreatModel, n_classes: int, precision: Precision) -> Attack:
     """PGD on the margin."""
     require_linf(threat)
     return _pgd(threat, "margin", losses.negative_margin, precision)
 
 
-def build_pair(
-    threat: ThreatModel, n_classes: int, precision: Precision, restarts: int = 1
-) -> Attack:
+def _pair(threat: ThreatModel, n_classes: int, precision: Precision, restarts: int) -> Attack:
     """APGD-CE and targeted APGD; CE alone for two classes."""
     stages = [_apgd_ce(threat, restarts)]
     if n_classes > 2:
@@ -216,11 +218,19 @@ def build_pair(
     return _ensemble(threat, n_classes, precision, stages, iterations=100, restarts=restarts)
 
 
+@register_attack("apgd-pair", engine="fast")
+def build_pair(threat: ThreatModel, n_classes: int, precision: Precision) -> Attack:
+    """APGD-CE and targeted APGD-DLR, 100 iterations."""
+    return _pair(threat, n_classes, precision, restarts=1)
+
+
+@register_attack("apgd-pair-5r", engine="fast")
 def build_pair_restarts(threat: ThreatModel, n_classes: int, precision: Precision) -> Attack:
     """The same with 5 restarts of APGD-CE."""
-    return build_pair(threat, n_classes, precision, restarts=5)
+    return _pair(threat, n_classes, precision, restarts=5)
 
 
+@register_attack("autoattack-standard", engine="fast")
 def build_standard(threat: ThreatModel, n_classes: int, precision: Precision) -> Attack:
     """APGD-CE, targeted APGD-DLR, targeted FAB, Square."""
     stages: list[Search] = [
@@ -232,11 +242,14 @@ def build_standard(threat: ThreatModel, n_classes: int, precision: Precision) ->
     return _ensemble(threat, n_classes, precision, stages, iterations=100, queries=5000)
 
 
-FAST: dict[str, Build] = {
-    "pgd-{steps}": build_pgd,
-    "cw-linf-{steps}": build_cw_linf,
-    "apgd-pair": build_pair,
-    "apgd-pair-5r": build_pair_restarts,
-    "autoattack-standard": build_standard,
-}
-"""The attacks that this engine has, by their registered names."""
+@register_attack("square-{queries}", engine="fast")
+def build_square(threat: ThreatModel, n_classes: int, precision: Precision) -> Attack:
+    """Square alone, with so many queries per sample: an attack without gradients."""
+    queries = number_of(threat)
+    search = Square(steps=queries, **_ball(threat))
+    return staged(
+        threat,
+        [search],
+        {"code": VERSION, "stages": search.name, "queries": queries},
+        precision,
+    )

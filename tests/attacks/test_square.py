@@ -1,0 +1,90 @@
+"""Square alone, and a fast attack of another package."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmtard_bench as mb
+from mmtard_bench import registry
+from mmtard_bench.attacks.base import CountPasses, norm_of
+from mmtard_bench.cli import main
+from tests.conftest import Linear, attack
+
+PLUGIN = '''
+"""One restart of APGD on the margin, as another package would add it."""
+import mmtard_bench as mb
+from mmtard_bench.attacks import losses
+from mmtard_bench.attacks.fast.apgd import Apgd
+from mmtard_bench.attacks.fast.ensemble import staged
+
+
+@mb.register_attack("apgd-margin-{steps}", engine="fast")
+def build(threat, n_classes, precision):
+    """APGD on the margin."""
+    steps = int(threat.attack.rpartition("-")[2])
+    search = Apgd(
+        name="apgd-margin",
+        loss=losses.negative_margin,
+        norm=threat.pixel_norm,
+        eps=float(threat.eps),
+        steps=steps,
+    )
+    return staged(threat, [search], {"code": "other 1", "steps": steps}, precision)
+'''
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "5/255"), ("l2", "64/255")])
+def test_square_stays_in_the_ball_and_its_budget(engine, norm, eps):
+    model = Linear(3)
+    images, labels = model.samples(24)
+    counter = CountPasses(model)
+    found = attack(
+        "square-150", counter, images, labels, eps=eps, norm=norm, engine=engine, classes=3
+    )
+    radius = float(eps.split("/")[0]) / 255
+    assert bool((found.adversarial >= 0).all() and (found.adversarial <= 1).all())
+    assert float(norm_of(found.adversarial - images, norm).max()) <= radius * (1 + 1e-5)
+    broken = [name is not None for name in found.broken_by]
+    assert 0 < sum(broken) < 24
+    assert {name for name in found.broken_by if name} <= {"square", "square-150"}
+    assert (model(found.adversarial).argmax(1) != labels).tolist() == broken
+    # Nothing that lies beyond the boundary's distance, which is known in closed form, is broken.
+    assert not any(model.distance(images, labels, norm)[broken] > radius * (1 + 1e-5))
+    assert counter.backward_rows == sum(found.backward) == 0
+    # The first and the last images are looked at as well.
+    assert max(found.forward) <= 150 + 3
+    assert counter.forward_rows == sum(found.forward)
+
+
+def test_square_finds_what_there_is_to_find():
+    """In L-inf the corners of the ball suffice on a linear model, and Square proposes corners."""
+    model = Linear(2)
+    images, labels = model.samples(16)
+    found = attack("square-3000", model, images, labels, eps="16/255", engine="fast")
+    distance = model.distance(images, labels, "linf")
+    broken = torch.tensor([name is not None for name in found.broken_by])
+    assert broken[distance < 0.7 * 16 / 255].all()
+    assert broken.any()
+
+
+def test_another_package_adds_a_fast_attack(tmp_path, monkeypatch, capsys):
+    for kind in (registry.attacks, registry.fast_attacks):
+        list(kind)
+        monkeypatch.setattr(kind, "_items", dict(kind._items))
+    (tmp_path / "other_attacks.py").write_text(PLUGIN)
+    exec(Path(tmp_path / "other_attacks.py").read_text(), {"__name__": "other_attacks"})
+    words = {"task": "digits/digit", "threat": "apgd-margin-20", "eps": "8/255", "n": 8}
+    record = mb.evaluate("tiny-clip", **words)
+    assert record.robust_accuracy == 0
+    assert record.threat.parameters == {"code": "other 1", "steps": 20}
+    assert record.threat.block is None
+    with pytest.raises(mb.InputError, match="of the fast engine only"):
+        mb.evaluate("tiny-clip", **words, engine="reference")
+    assert "apgd-margin-{steps}" in mb.list_attacks()
+    command = "eval --model tiny-clip --task digits/digit --threat apgd-margin-5 --eps 8/255 --n 8"
+    assert main(command.split()) == 0
+    assert "apgd-margin-5 linf 8/255" in capsys.readouterr().out
+    assert main(["list", "threats"]) == 0
+    assert "APGD on the margin." in capsys.readouterr().out
