@@ -17,7 +17,15 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from mmtard_bench.attacks.base import AttackResult, CountPasses, Engine, EngineName, Work
+from mmtard_bench.attacks.base import (
+    Attack,
+    AttackResult,
+    CountPasses,
+    Engine,
+    EngineName,
+    Work,
+    joined,
+)
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.cli import main
 from mmtard_bench.models.clip import Clip, Preprocess
@@ -66,6 +74,11 @@ class Linear(nn.Module):
         return images, self(images).argmax(1)
 
 
+def whole(attack: Attack, work: Work) -> AttackResult:
+    """What an attack finds on all samples."""
+    return joined(list(attack.parts(work)))
+
+
 def attack(
     name: str,
     model: nn.Module,
@@ -83,7 +96,8 @@ def attack(
     threat = ThreatModel(name, norm, Eps.parse(eps, norm=norm))
     with torch.no_grad():
         width = classes or model(images[:1]).shape[1]
-    return build_attack(threat, n_classes=width, engine=Engine(engine)).run(
+    return whole(
+        build_attack(threat, n_classes=width, engine=Engine(engine)),
         Work(
             model=model,
             images=images,
@@ -91,7 +105,7 @@ def attack(
             ids=[f"sample-{i}" for i in range(len(images))],
             seed=seed,
             batch_size=batch_size,
-        )
+        ),
     )
 
 

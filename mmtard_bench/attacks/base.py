@@ -131,28 +131,8 @@ class Work:
     watch: Callable[[Gauge], None] = lambda _: None
 
 
-Run = Callable[[Work], AttackResult]
-Stream = Callable[[Work], Iterator[Part]]
-"""Gives parts as soon as their samples are settled, each sample once."""
-
-
-def in_one(stream: Stream) -> Run:
-    """An attack that gives parts as one that gives a result."""
-
-    def run(work: Work) -> AttackResult:
-        parts = list(stream(work))
-        return joined(parts) if parts else AttackResult(work.images.clone(), [], [], [])
-
-    return run
-
-
-def in_parts(run: Run) -> Stream:
-    """An attack that gives a result as one that gives a single part."""
-
-    def stream(work: Work) -> Iterator[Part]:
-        yield range(len(work.ids)), run(work)
-
-    return stream
+Run = Callable[[Work], AttackResult | Iterator[Part]]
+"""Returns one result for all samples, or yields parts as soon as their samples are settled."""
 
 
 @checked
@@ -164,8 +144,10 @@ class Attack:
     independent of each other; reference attacks draw randomness per batch, so they run on fixed
     blocks of that many consecutive samples of the manifest. ``edits`` is the most characters of a
     class name that it changes, None for an attack that leaves the text alone and needs none. An
-    attack with a ``stream`` keeps its batches full if it gets many samples at once. ``passes`` is
-    the most forward and backward passes that a sample costs, None if that is not known.
+    attack that ``refills`` keeps its batches full if it gets many samples at once; it is one of the
+    fast engine. ``passes`` is the most forward and backward passes that a sample costs, None if
+    that is not known. ``version`` rises with a change of the code that changes a verdict; version 1
+    is not written, so that older records keep their identity.
     """
 
     name: str
@@ -173,13 +155,23 @@ class Attack:
     run: Run
     block: int | None = None
     edits: int | None = None
-    stream: Stream | None = None
+    refills: bool = False
     passes: int | None = None
+    version: int = 1
+
+    @property
+    def described(self) -> dict[str, str | int | float]:
+        """What of the attack enters the identity of records."""
+        return {**self.parameters, **({"version": self.version} if self.version > 1 else {})}
 
     def parts(self, work: Work) -> Iterator[Part]:
-        """What the attack finds, as soon as it gives it; never a part without samples."""
-        if work.ids:
-            found = (self.stream or in_parts(self.run))(work)
+        """What the attack finds, as soon as it is there; never a part without samples."""
+        if not work.ids:
+            return
+        found = self.run(work)
+        if isinstance(found, AttackResult):
+            yield range(len(work.ids)), found
+        else:
             yield from (part for part in found if len(part[0]))
 
 

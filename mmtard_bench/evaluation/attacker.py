@@ -31,7 +31,7 @@ PROBES = 32
 """Samples that the checks of the model look at."""
 
 REFILLS = 4
-"""Batches of samples that an attack gets at once if it streams."""
+"""Batches of samples that an attack gets at once if it refills them."""
 
 CHUNK_BYTES = 2**30
 """Of images that an attack gets at once, where that is more than one image."""
@@ -59,7 +59,7 @@ class Attacker:
         count = min(PROBES, len(self.scorer.labels), max(fit, 2))
         others = [self.image(row).to(self.device) for row in range(1, count)]
         self.probes = torch.stack([first, *others])
-        self.tower = folded(job.clip, self.probes) if job.attack.stream else None
+        self.tower = folded(job.clip, self.probes) if job.attack.refills else None
 
     def _rows_that_fit(self, image: Tensor) -> int:
         """The largest batch size, once a model and size of images.
@@ -90,7 +90,7 @@ class Attacker:
         attack = self.job.attack
         if attack.block is not None:
             return attack.block
-        return min(self.batch_size * (REFILLS if attack.stream else 1), self.most_images)
+        return min(self.batch_size * (REFILLS if attack.refills else 1), self.most_images)
 
     def image(self, row: int) -> Tensor:
         """The clean image of a row of the manifest, (3, H, W)."""
@@ -120,7 +120,7 @@ class Attacker:
         for aim in self.scorer.aims(rows) if rows else []:
             for part in self._attack_at(aim, images, rows, headway):
                 found.append(part)
-                if self.job.attack.stream:
+                if self.job.attack.refills:
                     yield found.pop()
         if found:
             whole = joined(found)
@@ -138,7 +138,7 @@ class Attacker:
         attack = self.job.attack
         left = list(range(len(aim.places)))
         while left:
-            some = left if attack.stream or attack.block else left[: self.batch_size]
+            some = left if attack.refills or attack.block else left[: self.batch_size]
             places = [aim.places[i] for i in some]
             work = Work(
                 model=aim.classifier,

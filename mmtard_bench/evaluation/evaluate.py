@@ -202,7 +202,7 @@ def _record(
         notes=list(notes),
         environment=describe(resources.device, batch_size, resources.processes.world),
         seconds=seconds,
-        model_seconds=round(model_seconds, 3) if job.attack.stream else None,
+        model_seconds=round(model_seconds, 3) if job.attack.refills else None,
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
         samples=samples or [],
     )

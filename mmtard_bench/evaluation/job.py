@@ -143,7 +143,7 @@ def threat_facts(threat: ThreatModel, attack: Attack) -> ThreatFacts:
         norm=threat.norm,
         eps=str(threat.eps),
         surface=threat.surface,
-        parameters=dict(attack.parameters),
+        parameters=attack.described,
         block=attack.block,
     )
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from mmtard_bench import registry
-from mmtard_bench.attacks.base import Engine, Work
+from mmtard_bench.attacks.base import AttackResult, Engine, Work
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.attacks.fast import ensemble
 from mmtard_bench.attacks.fast.passes import Passes
@@ -129,25 +129,21 @@ def test_no_attack_needs_a_sample(name, engine):
     attack = build_attack(threat, n_classes=5, engine=Engine(engine))
     images, labels = model.samples(2)
     work = Work(model=model, images=images[:0], labels=labels[:0], ids=[], seed=0, batch_size=4)
-    result = attack.run(work)
-    assert result.adversarial.shape == (0, 3, 6, 6)
-    assert result.broken_by == result.forward == result.backward == []
     assert list(attack.parts(work)) == []
 
 
 def test_parts_without_samples_are_dropped_and_batches_have_one(toy):
     clip, data = toy
     job = toy_job(clip, data.at(rows_of(toy, (3, 3, 0, 1))), "pgd-4")
-    stream = job.attack.stream
 
     def with_holes(work):
-        nothing = replace(work, images=work.images[:0], labels=work.labels[:0], ids=[])
-        yield [], job.attack.run(nothing)
-        for part in stream(work):
+        nothing = AttackResult(work.images[:0], [], [], [])
+        yield [], nothing
+        for part in job.attack.run(work):
             yield part
-            yield [], job.attack.run(nothing)
+            yield [], nothing
 
-    holes = replace(job, attack=replace(job.attack, stream=with_holes))
+    holes = replace(job, attack=replace(job.attack, run=with_holes))
     record, whole = (execute(j, Resources(CPU, 2, workers=0)) for j in (holes, job))
     assert record.status == "ok", record.error
     assert record.samples == whole.samples
@@ -160,10 +156,10 @@ def test_an_attack_that_gives_no_result_for_a_sample_is_an_error(toy):
     job = toy_job(clip, data.at(rows_of(toy, (3, 0, 0, 0))), "pgd-4")
 
     def half(work):
-        ((places, result),) = job.attack.stream(work)
+        ((places, result),) = job.attack.run(work)
         yield places[:2], result.of([0, 1])
 
-    lacking = replace(job, attack=replace(job.attack, stream=half))
+    lacking = replace(job, attack=replace(job.attack, run=half))
     record = execute(lacking, Resources(CPU, 4, workers=0))
     assert record.error == (
         "The attack pgd-4 gave no result for 1 of 3 samples; expected one for each."

@@ -23,7 +23,7 @@ from mmtard_bench.tasks.classifier import ZeroShotClassifier, embed_names
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.tasks.watched import WatchedPrompts
 from mmtard_bench.types import Eps, Task, ThreatModel
-from tests.conftest import ToyClip, assert_sentence, wrap
+from tests.conftest import ToyClip, assert_sentence, whole, wrap
 
 CPU = torch.device("cpu")
 SMALL = "ab "
@@ -414,9 +414,8 @@ def test_what_is_wrong_in_one_pass_of_pgd_is_broken_alone_and_with_edits(threat)
 
         __call__ = features
 
-    result = build_attack(
-        ThreatModel(threat, "linf", Eps.parse("8/255")), n_classes=2, engine=Engine()
-    ).run(
+    result = whole(
+        build_attack(ThreatModel(threat, "linf", Eps.parse("8/255")), n_classes=2, engine=Engine()),
         Work(
             model=Once(),
             images=torch.full((3, 3, 4, 4), 0.5),
@@ -424,7 +423,7 @@ def test_what_is_wrong_in_one_pass_of_pgd_is_broken_alone_and_with_edits(threat)
             ids=["a", "b", "c"],
             seed=0,
             batch_size=64,
-        )
+        ),
     )
     assert None not in result.broken_by
 

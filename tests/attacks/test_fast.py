@@ -114,7 +114,8 @@ def test_what_a_lower_precision_finds_counts_once_float32_agrees(name):
     def run(model):
         attack = build_attack(threat, n_classes=4, engine=Engine("fast", "bfloat16"))
         assert attack.parameters["attack_precision"] == "bfloat16"
-        return attack.run(
+        return whole(
+            attack,
             Work(
                 model=model,
                 images=images,
@@ -122,17 +123,17 @@ def test_what_a_lower_precision_finds_counts_once_float32_agrees(name):
                 ids=["a", "b", "c"],
                 seed=0,
                 batch_size=64,
-            )
+            ),
         )
 
     counted = CountPasses(Rough())
     result = run(counted)
     # Every claim was looked at again, none was shared, and the search went on to its end.
     assert result.broken_by == [None] * 3
-    whole = {"pgd-4": (5, 4), "apgd-pair": (101 + 1 + 3 * 101, 100 + 3 * 100)}[name]
+    cost = {"pgd-4": (5, 4), "apgd-pair": (101 + 1 + 3 * 101, 100 + 3 * 100)}[name]
     looks = {"pgd-4": 5, "apgd-pair": 101 + 3 * 101}[name]
-    assert result.forward == [whole[0] + looks] * 3
-    assert result.backward == [whole[1]] * 3
+    assert result.forward == [cost[0] + looks] * 3
+    assert result.backward == [cost[1]] * 3
     assert counted.forward_rows == sum(result.forward)
     broken = run(Linear(4, shape=(3, 8, 8)))
     assert any(broken.broken_by)

@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_attacked_again_in_smaller_batches(data, error, nam
 
 
 @pytest.mark.parametrize("name", ["pgd-4", "joint-charmer-k0-pgd-2", "cw-linf-3"])
-def test_attacks_without_a_stream_are_split(data, name):
+def test_attacks_that_do_not_refill_are_split(data, name):
     error = FULL[1]
     records = [
         execute(toy_job(c, data, name, engine="reference"), Resources(CPU, 16, workers=0))

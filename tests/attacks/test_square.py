@@ -1,5 +1,6 @@
 """Square alone, and a fast attack of another package."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 import mmtard_bench as mb
 from mmtard_bench import registry
-from mmtard_bench.attacks.base import CountPasses, norm_of
+from mmtard_bench.attacks.base import CountPasses, Engine, norm_of
+from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.cli import main
+from mmtard_bench.evaluation.job import threat_facts
 from tests.conftest import Linear, attack
 
 PLUGIN = '''
@@ -88,3 +91,11 @@ def test_another_package_adds_a_fast_attack(tmp_path, monkeypatch, capsys):
     assert "apgd-margin-5 linf 8/255" in capsys.readouterr().out
     assert main(["list", "threats"]) == 0
     assert "APGD on the margin." in capsys.readouterr().out
+
+
+def test_a_later_version_of_an_attack_is_another_identity():
+    threat = mb.ThreatModel("pgd-3", "linf", "2/255")
+    first = build_attack(threat, n_classes=3, engine=Engine())
+    assert threat_facts(threat, first).parameters == dict(first.parameters)
+    later = threat_facts(threat, replace(first, version=2)).parameters
+    assert later == {**first.parameters, "version": 2}

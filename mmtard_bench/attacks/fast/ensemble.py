@@ -6,7 +6,7 @@ from typing import TypedDict
 import torch
 
 from mmtard_bench.attacks import losses
-from mmtard_bench.attacks.base import Attack, AttackResult, Part, Precision, Pulse, Work, in_one
+from mmtard_bench.attacks.base import Attack, AttackResult, Part, Precision, Pulse, Work
 from mmtard_bench.attacks.fast.apgd import Apgd
 from mmtard_bench.attacks.fast.fab import Fab
 from mmtard_bench.attacks.fast.passes import Passes
@@ -117,7 +117,7 @@ def staged(
     """
     targets = max((search.variants for search in stages if search.targeted), default=1)
 
-    def stream(work: Work) -> Iterator[Part]:
+    def run(work: Work) -> Iterator[Part]:
         labels, count, batch_size = work.labels, len(work.ids), work.batch_size
         unknown = labels.new_full((count, targets), -1)
         samples = _Samples(
@@ -148,8 +148,8 @@ def staged(
     return Attack(
         threat.attack,
         {**parameters, **lower},
-        in_one(stream),
-        stream=stream,
+        run,
+        refills=True,
         passes=sum(search.passes for search in stages) + looks,
     )
 
