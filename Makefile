@@ -1,4 +1,8 @@
-PYTHON ?= python3.11
+# A shim of pyenv may be there without its Python, so each is tried. Newer ones have no torch yet.
+WORKS = $(shell $(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	2>/dev/null && echo $(1))
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(call WORKS,$(name))))
+UV := $(shell command -v uv 2>/dev/null)
 VENV := .venv
 BIN := $(VENV)/bin
 # Two torch processes with two threads each on two cores are several times slower than one.
@@ -12,8 +16,16 @@ export BASE ?= origin/main
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifdef UV
+	test -x $(BIN)/python || $(UV) venv --quiet --python '>=3.11,<3.14' $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python -e '.[dev]' -c constraints.txt
+else
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "make needs Python 3.11, 3.12 or 3.13," \
+		"or uv. Install one, or name it: make PYTHON=/path/to/python demo" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot" \
+		"make an environment; on Debian and Ubuntu install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+endif
 	touch $@
 
 demo: install

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +27,13 @@ from mmtard_bench.attacks.base import (
 )
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.cli import main
-from mmtard_bench.models.clip import Clip, Preprocess
+from mmtard_bench.testing import (
+    TOKENS,
+    LinearClassifier as Linear,
+    ToyModule as ToyClip,
+    tokenize,
+    toy_clip as wrap,
+)
 from mmtard_bench.types import Eps, Norm, ThreatModel
 
 torch.set_num_threads(1)
@@ -38,40 +43,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")
 
+__all__ = ["TOKENS", "Linear", "ToyClip", "tokenize", "wrap"]
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-
-
-class Linear(nn.Module):
-    """Logits = W x + b on flattened images: minimal perturbations are known in closed form."""
-
-    def __init__(
-        self, classes: int, shape: tuple[int, int, int] = (3, 6, 6), seed: int = 0
-    ) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        size = shape[0] * shape[1] * shape[2]
-        self.weight = nn.Parameter(torch.randn(classes, size, generator=generator))
-        self.bias = nn.Parameter(-(self.weight.detach() * 0.5).sum(1))
-        self.requires_grad_(False)
-        self.shape = shape
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1) @ self.weight.T + self.bias
-
-    def distance(self, images: Tensor, labels: Tensor, norm: Norm) -> Tensor:
-        """Distance to the decision boundary: margin over dual norm, least over classes; (N,)."""
-        logits = self(images)
-        gaps = logits.gather(1, labels[:, None]) - logits
-        normals = self.weight[labels][:, None, :] - self.weight[None]
-        dual = normals.abs().sum(2) if norm == "linf" else normals.norm(dim=2)
-        return (gaps / dual).masked_fill(torch.eye(len(self.weight))[labels].bool(), 1e9).amin(1)
-
-    def samples(self, count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-        """Images away from the box's faces, labelled as the model does."""
-        generator = torch.Generator().manual_seed(seed)
-        images = 0.3 + 0.4 * torch.rand((count, *self.shape), generator=generator)
-        return images, self(images).argmax(1)
 
 
 def whole(attack: Attack, work: Work) -> AttackResult:
@@ -112,38 +86,6 @@ def attack(
 def passes(model: nn.Module) -> CountPasses:
     """A model that counts the rows through it, independently of the attack's own count."""
     return CountPasses(model)
-
-
-TOKENS = 1741
-"""The least prime with which no two prompts of digits/digit and digits/unseen share a token."""
-
-
-class ToyClip(nn.Module):
-    """The smallest CLIP: a linear image tower, an embedding for each text."""
-
-    def __init__(self, width: int = 16, size: int = 32, scale: float = 20.0, seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.image = nn.Parameter(torch.randn(3 * size * size, width, generator=generator) / size)
-        self.text = nn.Parameter(torch.randn(TOKENS, width, generator=generator))
-        self.logit_scale = nn.Parameter(torch.tensor(scale).log())
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        return images.flatten(1) @ self.image
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        return self.text[tokens]
-
-
-def tokenize(texts: list[str]) -> Tensor:
-    """One token a text."""
-    return torch.tensor([zlib.crc32(text.encode()) % TOKENS for text in texts])
-
-
-def wrap(module: nn.Module, name: str = "toy", size: int = 32) -> Clip:
-    """A module as a ``Clip`` that normalises around grey."""
-    preprocess = Preprocess((size, size), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return Clip(module, tokenize, preprocess, name)
 
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mmtard_bench as mb
+from mmtard_bench import testing
 from mmtard_bench.errors import InputError
 
 EXAMPLES = ("run", "evaluate", "attack", "frame")
@@ -25,6 +26,14 @@ def test_the_example_of_a_docstring(folder, name, capsys):
     assert example.examples
     failed, _ = doctest.DocTestRunner().run(example)
     assert not failed, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("function", [testing.check_attack, testing.toy_clip])
+def test_the_examples_of_the_test_kit(function, capsys):
+    names = {"mb": mb, **vars(testing)}
+    (example,) = doctest.DocTestFinder(recurse=False).find(function, globs=names)
+    assert example.examples
+    assert not doctest.DocTestRunner().run(example).failed, capsys.readouterr().out
 
 
 def test_a_run_is_read_the_second_time_and_reports_progress(tmp_path):

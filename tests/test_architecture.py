@@ -21,7 +21,7 @@ LAYERS = [
     {"tasks"},
     {"attacks"},
     {"evaluation"},
-    {"api", "leaderboard", "train"},
+    {"api", "leaderboard", "testing", "train"},
     {"cli"},
     {"__main__"},
 ]

@@ -22,6 +22,7 @@ EXPRESSIONS = {
     "github.base_ref",
     "github.event.pull_request.number",
     "github.ref",
+    "matrix.python",
 }
 
 

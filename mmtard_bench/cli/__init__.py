@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 
 from mmtard_bench import __version__
 from mmtard_bench.cli import board, compare, evaluate, listing, show, training, verify
-from mmtard_bench.cli.common import STATUS_INPUT, STATUS_INTERRUPT, STATUS_PIPE, Commands, say_error
+from mmtard_bench.cli.common import (
+    STATUS_INPUT,
+    STATUS_INTERRUPT,
+    STATUS_PIPE,
+    Commands,
+    say_error,
+    say_input_error,
+)
 from mmtard_bench.cli.output import OutputLost, guarded_errors, guarded_output
 from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable
@@ -36,7 +43,7 @@ def _run(parsed: argparse.Namespace) -> int:
     try:
         return run(parsed)
     except InputError as error:
-        say_error(str(error))
+        say_input_error(error, parsed)
         return STATUS_INPUT
     except KeyboardInterrupt:
         say_error(f"Stopped. {getattr(parsed, 'kept', '')}".strip())
@@ -60,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mmtard-bench {__version__}")
+    parser.add_argument(
+        "--debug", action="store_true", help="print the traceback of an error, such as your model's"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (evaluate, training, listing, show, compare, board, verify):
         module.add(commands)

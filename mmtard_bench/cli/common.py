@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -47,8 +48,15 @@ def seed(text: str) -> int:
 
 
 def say_error(message: str) -> None:
-    """What went wrong, as a sentence."""
+    """Print what went wrong."""
     print(printable(f"mmtard-bench: {message}"), file=sys.stderr)
+
+
+def say_input_error(error: InputError, arguments: argparse.Namespace) -> None:
+    """Print an error; with ``--debug``, the traceback of what caused it as well."""
+    if arguments.debug:
+        print(printable("".join(traceback.format_exception(error)).rstrip()), file=sys.stderr)
+    say_error(str(error))
 
 
 def output(text: str) -> Path:

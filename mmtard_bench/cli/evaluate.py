@@ -3,7 +3,7 @@
 import argparse
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from mmtard_bench.cli.common import (
     output,
     positive,
     say_error,
+    say_input_error,
     seed,
 )
 from mmtard_bench.errors import InputError
@@ -241,7 +242,7 @@ def _eval(arguments: argparse.Namespace) -> int:
                         file = file_name(f"{clip.name}--{data.task.name}", threat, job.identity)
                         write_record(arguments.out / file, records[-1])
             except InputError as error:
-                say_error(str(error))
+                say_input_error(error, arguments)
                 status = STATUS_INPUT
             if arguments.json:
                 for record in records:
@@ -266,7 +267,8 @@ def _run(arguments: argparse.Namespace) -> int:
             try:
                 return _run_suite(arguments, processes)
             except InputError as error:  # the same on all processes
-                _error_of(processes)(str(error))
+                if processes.first:
+                    say_input_error(error, arguments)
                 return STATUS_INPUT
     except ProcessLost as error:
         if str(error):
@@ -276,11 +278,6 @@ def _run(arguments: argparse.Namespace) -> int:
         if processes.first:
             raise
         return STATUS_INTERRUPT
-
-
-def _error_of(processes: "Processes") -> Callable[[str], None]:
-    """How to say what all processes know: the first speaks for them."""
-    return say_error if processes.first else _say_nothing
 
 
 def _say_nothing(*_: object, **__: object) -> None:
@@ -315,7 +312,6 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
     )
     engine = Engine(arguments.engine, arguments.precision)
     status = 0
-    tell = _error_of(processes)
     progress = RunProgress(Console(highlight=False), quiet=not processes.first)
     with progress, told(progress.say):
         for spec in specs:
@@ -328,7 +324,8 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
                 ):
                     records.append(record)
             except InputError as error:
-                tell(str(error))
+                if processes.first:
+                    say_input_error(error, arguments)
                 status = STATUS_INPUT
             if not records:
                 continue
@@ -337,7 +334,8 @@ def _run_suite(arguments: argparse.Namespace, processes: "Processes") -> int:
             progress.say(text)
             for record in records:
                 if record.error is not None:
-                    tell(record.error)
+                    if processes.first:
+                        say_error(record.error)
                     status = STATUS_INPUT
     return status
 

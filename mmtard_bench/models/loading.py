@@ -20,6 +20,8 @@ from mmtard_bench.models.towers import with_adapter, with_visual
 from mmtard_bench.models.transformers_clip import load_transformers
 from mmtard_bench.schema import Text, checked
 
+_DEBUG = "mmtard-bench --debug COMMAND prints the traceback."
+
 
 @checked
 def load_model(spec: Text | Path) -> Clip:
@@ -109,7 +111,9 @@ def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
     except Exception as error:  # the user's own code: whatever it raises, others get their turn
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is None or not module_name.startswith(missing):
-            raise InputError(f"'{spec}': importing {module_name} failed: {error!r}") from error
+            raise InputError(
+                f"'{spec}': importing {module_name} failed: {error!r}. {_DEBUG}"
+            ) from error
         raise InputError(
             f"'{spec}': there is no architecture and no module '{module_name}'. "
             f"{registry.near_matches(module_name, open_clip.list_models())} A model is {FORMS}."
@@ -131,7 +135,7 @@ def _made_by(spec: str, factory: Callable[[], object]) -> Clip:
     except InputError:
         raise
     except Exception as error:  # other people's code
-        raise InputError(f"'{spec}' could not be loaded: it raised {error!r}.") from error
+        raise InputError(f"'{spec}' could not be loaded: it raised {error!r}. {_DEBUG}") from error
     clip = require_clip(made, f"what '{spec}' returned")
     if not isinstance(clip.module, nn.Module):
         return clip

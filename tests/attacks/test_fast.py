@@ -20,7 +20,7 @@ from mmtard_bench.attacks.fast.rows import Samples, search_all
 from mmtard_bench.attacks.fast.square import Square, pattern
 from mmtard_bench.types import Eps, ThreatModel
 from tests.attacks.test_reference import Small
-from tests.conftest import Linear
+from tests.conftest import Linear, whole
 
 CPU = torch.device("cpu")
 

@@ -8,10 +8,11 @@ import torch
 
 import mmtard_bench as mb
 from mmtard_bench import registry
-from mmtard_bench.attacks.base import CountPasses, Engine, norm_of
+from mmtard_bench.attacks.base import Attack, AttackResult, CountPasses, Engine, norm_of
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.cli import main
 from mmtard_bench.evaluation.job import threat_facts
+from mmtard_bench.testing import check_attack
 from tests.conftest import Linear, attack
 
 PLUGIN = '''
@@ -59,6 +60,51 @@ def test_square_stays_in_the_ball_and_its_budget(engine, norm, eps):
     # The first and the last images are looked at as well.
     assert max(found.forward) <= 150 + 3
     assert counter.forward_rows == sum(found.forward)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["pgd-40", "apgd-pair", "square-500"])
+def test_the_kit_passes_our_attacks(name, norm):
+    found = check_attack(name, norm=norm)
+    assert found.breakable >= 15
+    # The cross-entropy of PGD may run after another class than the nearest.
+    least = {"pgd-40": 0.8, "apgd-pair": 1, "square-500": 0.3}[name]
+    assert found.broken >= least * found.breakable
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("outside", "distance"),
+        ("claims", "classified correctly"),
+        ("shares", "depend on the other samples"),
+        ("forgets", "not one result for each sample"),
+    ],
+)
+def test_the_kit_finds_a_fault(fault, words, monkeypatch):
+    list(registry.attacks)
+    monkeypatch.setattr(registry.attacks, "_items", dict(registry.attacks._items))
+
+    @mb.register_attack("faulty")
+    def faulty(threat, n_classes):
+        def run(work):
+            count, image = len(work.ids), work.images.clone()
+            nobody = [None] * count
+            if fault == "outside":
+                image[0] = (image[0] + 2 * float(threat.eps)).clamp(0, 1)
+            if fault == "claims":
+                nobody[0] = "faulty"
+            if fault == "shares" and count > 16:
+                found = attack("pgd-40", work.model, image, work.labels, eps=str(threat.eps))
+                image, nobody = found.adversarial, found.broken_by
+            if fault == "forgets":
+                return iter([([0], AttackResult(image[:1], [None], [0], [0]))])
+            return AttackResult(image, nobody, [0] * count, [0] * count)
+
+        return Attack("faulty", {}, run)
+
+    with pytest.raises(AssertionError, match=words):
+        check_attack("faulty")
 
 
 def test_square_finds_what_there_is_to_find():
