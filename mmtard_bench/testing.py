@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmtard_bench.attacks.base import Engine, EngineName, Work, joined, norm_of
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.models.clip import Clip, Preprocess
-from mmtard_bench.types import Eps, Norm, ThreatModel
+from mmtard_bench.types import ClipModel, Eps, Norm, ThreatModel
 
 TOKENS = 1741
 """The least prime with which no two prompts of digits/digit and digits/unseen share a token."""
@@ -49,7 +49,7 @@ class LinearClassifier(nn.Module):
         It is the margin over the dual norm of the difference of the weights, the least over the
         other classes. The box [0, 1] is not taken into account.
         """
-        logits = self(images)
+        logits = self.forward(images)
         gaps = logits.gather(1, labels[:, None]) - logits
         normals = self.weight[labels][:, None, :] - self.weight[None]
         dual = normals.abs().sum(2) if norm == "linf" else normals.norm(dim=2)
@@ -59,7 +59,7 @@ class LinearClassifier(nn.Module):
         """Images (N, 3, H, W) away from the faces of the box, with the model's own labels (N,)."""
         generator = torch.Generator().manual_seed(seed)
         images = 0.3 + 0.4 * torch.rand((count, *self.shape), generator=generator)
-        return images, self(images).argmax(1)
+        return images, self.forward(images).argmax(1)
 
 
 class ToyModule(nn.Module):
@@ -86,7 +86,7 @@ def tokenize(texts: Sequence[str]) -> Tensor:
     return torch.tensor([zlib.crc32(text.encode()) % TOKENS for text in texts])
 
 
-def toy_clip(module: nn.Module | None = None, name: str = "toy", size: int = 32) -> Clip:
+def toy_clip(module: ClipModel | None = None, name: str = "toy", size: int = 32) -> Clip:
     """A module (default: a ``ToyModule``) as a ``Clip`` for images of size x size pixels.
 
     Examples:
