@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         list_tasks as list_tasks,
         run as run,
     )
+    from mmtard_bench.data.memory import task_of as task_of
     from mmtard_bench.errors import InputError as InputError
     from mmtard_bench.evaluation.evaluate import evaluate as evaluate
     from mmtard_bench.models.clip import Clip as Clip, Preprocess as Preprocess
@@ -49,6 +50,7 @@ _WHERE = {
     "list_suites": "tasks.suites",
     "list_tasks": "api",
     "run": "api",
+    "task_of": "data.memory",
     "Clip": "models.clip",
     "InputError": "errors",
     "Preprocess": "models.clip",

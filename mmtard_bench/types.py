@@ -140,6 +140,7 @@ class Task:
     """Zero-shot classification of one data set with one set of prompts, or retrieval.
 
     ``data`` is a registered data set or a spec: ``parquet:FILES``, ``imagefolder:DIR``,
+    ``saved:DIR`` (by ``save_to_disk`` of the package datasets),
     ``hub:ORG/NAME[@REVISION]``, ``wds:ORG/NAME[@REVISION]``, ``wds:DIR``; a path may begin with
     the name of an environment variable, ``$NAME``. ``classes`` overrides the names that the data
     set carries (one name a label, in label order). An empty ``label_column`` says that the data
@@ -216,8 +217,8 @@ class Protocol:
 class Suite:
     """Tasks with their threat models + sample count + seed. Its meaning never changes.
 
-    ``plan`` gives the threat models of each task, in order. Reference attacks work on blocks of
-    ``block`` consecutive samples. With ``skip_damaged``, samples whose images are damaged are left
+    ``plan`` gives the threat models of each task, in order. ``n`` is None for all samples.
+    Reference attacks work on blocks of ``block`` consecutive samples. With ``skip_damaged``, samples whose images are damaged are left
     out, and records say which. With ``curve``, ``plan`` has the largest radii first, and a sample
     that stood at one counts as standing at the smaller ones. ``digest`` hashes what the suite
     means, not how its file is written.
@@ -227,7 +228,7 @@ class Suite:
     description: str
     protocol: str | None
     plan: tuple[tuple[Task, tuple[ThreatModel, ...]], ...]
-    n: int
+    n: int | None
     seed: int
     block: int
     digest: str

@@ -9,7 +9,7 @@ import mmtard_bench as mb
 from mmtard_bench import testing
 from mmtard_bench.errors import InputError
 
-EXAMPLES = ("run", "evaluate", "attack", "frame")
+EXAMPLES = ("run", "evaluate", "attack", "frame", "task_of")
 
 
 @pytest.fixture(scope="module")

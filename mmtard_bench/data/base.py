@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmtard_bench.errors import InputError
 from mmtard_bench.files import lines_in
 
-OUTSIDE = ("parquet", "imagefolder", "hub", "wds")
+OUTSIDE = ("parquet", "imagefolder", "saved", "hub", "wds")
 """What the data spec of a task from outside begins with, before a colon."""
 
 

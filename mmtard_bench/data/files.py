@@ -29,10 +29,15 @@ from mmtard_bench.types import Task
 
 @silent
 def open_outside(task: Task) -> CaptionedDataset:
-    """Open ``task.data`` (``parquet:``, ``imagefolder:`` or ``hub:``). Raises InputError."""
+    """Open ``task.data``, which is not ``wds:``. Raises InputError."""
     scheme, _, where = task.data.partition(":")
-    open_it = {"parquet": _open_parquet, "imagefolder": open_folder, "hub": _open_hub}[scheme]
-    return open_it(task, where)
+    kinds = {
+        "parquet": _open_parquet,
+        "imagefolder": open_folder,
+        "saved": _open_saved,
+        "hub": _open_hub,
+    }
+    return kinds[scheme](task, where)
 
 
 def _open_parquet(task: Task, where: str) -> TableDataset:
@@ -108,6 +113,28 @@ def _digest(files: Iterable[str]) -> str:
         with Path(name).open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
     return sha.hexdigest()
+
+
+def _open_saved(task: Task, where: str) -> TableDataset:
+    """A data set, or a dictionary of splits, that ``datasets`` wrote by ``save_to_disk``."""
+    folder = local_path(where, task.data)
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # datasets, arrow and system errors have no common base
+        raise InputError(
+            f"{task.data} could not be read: {first_line(error)} Expected a directory that "
+            "save_to_disk of the package datasets wrote."
+        ) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        split = split_of(task, loaded)
+        loaded, folder = loaded[split], folder / split
+    files = [file["filename"] for file in loaded.cache_files]
+    outside = [name for name in files if Path(name).resolve().parent != folder.resolve()]
+    if outside:
+        raise InputError(f"{task.data} names files outside of {folder}: {few(outside)}.")
+    if not len(loaded):
+        raise InputError(f"{task.data} is empty: expected at least one image.")
+    return as_dataset(task, loaded, f"sha256:{_digest(files)}")
 
 
 def _open_hub(task: Task, where: str) -> CaptionedDataset:

@@ -40,11 +40,14 @@ class TableDataset:
         if not self.task.label_column:
             return [-1] * len(self.table)
         values: list[int] = _raw(self.table, self.task.label_column).to_pylist()
+        if self._named:
+            places: dict[Any, int] = {name: place for place, name in enumerate(self.class_names)}
+            values = [places.get(value, value) for value in values]
         for i, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise InputError(
                     f"{self.task.data}: the label of sample '{self.ids[i]}' is {value!r}; "
-                    "expected whole numbers from 0."
+                    "expected whole numbers from 0, or names of classes."
                 )
         return values
 
@@ -62,7 +65,17 @@ class TableDataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         feature = self.table.features.get(self.task.label_column)
+        if self._named:
+            found = set(_raw(self.table, self.task.label_column).to_pylist()) - {None, ""}
+            # In the order of the task where it knows all names, else sorted.
+            return self.task.classes if found <= {*self.task.classes} else tuple(sorted(found))
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+
+    @property
+    def _named(self) -> bool:
+        """Whether the labels are names of classes."""
+        feature = self.table.features.get(self.task.label_column)
+        return getattr(feature, "dtype", None) in ("string", "large_string")
 
     def image(self, index: int) -> Pixels:
         value = _raw(self.table, self.task.image_column)[index].as_py()

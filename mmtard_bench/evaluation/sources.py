@@ -10,7 +10,7 @@ from mmtard_bench.models.loading import load_known
 from mmtard_bench.models.specs import is_data
 from mmtard_bench.records.schema import Record, digest_of
 from mmtard_bench.tasks.samples import TaskData, load_task
-from mmtard_bench.tasks.suites import list_suites, load_suite, with_overrides
+from mmtard_bench.tasks.suites import load_suite, shipped_suites, with_overrides
 from mmtard_bench.types import Eps, Suite, ThreatModel
 
 
@@ -23,10 +23,10 @@ def suite_of(record: Record, file: Path | None = None) -> Suite:
     if record.suite is None:
         raise InputError("A record is of no suite, so its samples are not known.")
     base, *changes = record.suite.name.split("+")
-    if file is None and base not in list_suites():
+    if file is None and base not in shipped_suites():
         raise InputError(
             f"A record is of the suite '{base}', which does not ship; expected one of "
-            f"{', '.join(list_suites())}."
+            f"{', '.join(shipped_suites())}."
         )
     given = dict(re.findall(r"(n|seed)([0-9]{1,10})", "+".join(changes)))
     n, seed = (int(given[key]) if key in given else None for key in ("n", "seed"))

@@ -7,6 +7,7 @@ unnoticed by whoever knows its digest, and no figure can change without its samp
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -220,6 +221,16 @@ class Record(_Sparse):
     model_seconds: float | None = Field(default=None, ge=0, le=1e9)
     created: str
     samples: list[Sample]
+
+    def save(self, path: str | Path) -> None:
+        """Write the record to a file, as ``run`` does: all of it or nothing.
+
+        Raises:
+            InputError: If the file cannot be written.
+        """
+        from mmtard_bench.records.files import write_record
+
+        write_record(Path(path), self)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

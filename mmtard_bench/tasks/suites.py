@@ -5,15 +5,18 @@ A threat model counts for every task, or for those that its ``tasks`` names.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mmtard_bench import registry
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, reason
 from mmtard_bench.files import suite_folder
 from mmtard_bench.records.schema import digest_of
 from mmtard_bench.schema import Strict, read_table, validate
@@ -34,7 +37,7 @@ class _SuiteFile(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*-v[0-9]+$")
     description: str
     protocol: str | None = None
-    n: int = Field(ge=1)
+    n: Annotated[int, Field(ge=1)] | Literal["all"]
     seed: int = Field(ge=0, lt=2**32)
     block: int = Field(default=64, ge=1)
     skip_damaged: bool = False
@@ -43,19 +46,46 @@ class _SuiteFile(Strict):
     threats: list[_ThreatTable] = Field(min_length=1)
 
 
-def list_suites() -> list[str]:
+def shipped_suites() -> list[str]:
     """The names of the suites that ship."""
     return sorted(path.stem for path in suite_folder().glob("*.toml"))
 
 
+def list_suites() -> list[str]:
+    """The names of the suites that ship, and of those of installed packages."""
+    return sorted(_suite_files())
+
+
+def _suite_files() -> dict[str, Path]:
+    """Every suite by name; one that ships hides another of its name.
+
+    A package adds the .toml files of one of its folders by an entry point of the group
+    ``mmtard_bench.suites``, whose value is that folder as a package: ``my_package.suites``.
+    """
+    found: dict[str, Path] = {}
+    for entry in entry_points(group="mmtard_bench.suites"):
+        try:
+            folder = Path(str(resources.files(entry.value)))
+        except (ImportError, TypeError) as error:
+            warnings.warn(
+                f"The suites of the entry point '{entry.name}' ({entry.value}) are missing: "
+                f"{reason(error)}. Repair or remove it.",
+                stacklevel=2,
+            )
+            continue
+        found |= {path.stem: path for path in folder.glob("*.toml")}
+    return found | {name: suite_folder() / f"{name}.toml" for name in shipped_suites()}
+
+
 def load_suite(name: str) -> Suite:
     """Load a suite by name, or from a path that ends in .toml. Raises InputError."""
-    path = Path(name) if name.endswith(".toml") else suite_folder() / f"{name}.toml"
-    if not name.endswith(".toml") and name not in list_suites():
+    files = {} if name.endswith(".toml") else _suite_files()
+    if not name.endswith(".toml") and name not in files:
         raise InputError(
-            f"There is no suite '{name}'. {registry.near_matches(name, list_suites())} "
+            f"There is no suite '{name}'. {registry.near_matches(name, files)} "
             "A path to a suite of your own ends in .toml."
         )
+    path = files.get(name, Path(name))
     parsed = validate(
         _SuiteFile,
         read_table(path, "suite"),
@@ -133,7 +163,7 @@ def _assemble(parsed: _SuiteFile) -> Suite:
         description=parsed.description,
         protocol=parsed.protocol,
         plan=plan,
-        n=parsed.n,
+        n=None if parsed.n == "all" else parsed.n,
         seed=parsed.seed,
         block=parsed.block,
         skip_damaged=parsed.skip_damaged,
