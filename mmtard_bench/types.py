@@ -218,10 +218,10 @@ class Suite:
     """Tasks with their threat models + sample count + seed. Its meaning never changes.
 
     ``plan`` gives the threat models of each task, in order. ``n`` is None for all samples.
-    Reference attacks work on blocks of ``block`` consecutive samples. With ``skip_damaged``, samples whose images are damaged are left
-    out, and records say which. With ``curve``, ``plan`` has the largest radii first, and a sample
-    that stood at one counts as standing at the smaller ones. ``digest`` hashes what the suite
-    means, not how its file is written.
+    Reference attacks work on blocks of ``block`` consecutive samples. With ``skip_damaged``,
+    samples whose images are damaged are left out, and records name them. With ``curve``, ``plan``
+    has the largest radii first, and a sample that is robust at one counts as robust at the smaller
+    ones. ``digest`` hashes what the suite means, not how its file is written.
     """
 
     name: str

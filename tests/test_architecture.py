@@ -118,6 +118,7 @@ def test_the_public_names_are_pinned():
         "register_model",
         "register_task",
         "run",
+        "task_of",
     ]
     for name in mmtard_bench.__all__:
         assert getattr(mmtard_bench, name).__doc__
