@@ -7,7 +7,7 @@ import torch
 
 import mmtard_bench as mb
 from mmtard_bench import testing
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, StorageError
 
 EXAMPLES = ("run", "evaluate", "attack", "frame", "task_of")
 
@@ -45,6 +45,44 @@ def test_a_run_is_read_the_second_time_and_reports_progress(tmp_path):
     assert again == first
     assert not told
     assert {record.identity for record in mb.records(tmp_path)} == {r.identity for r in first}
+
+
+def test_a_saved_record_has_the_bytes_of_a_run_and_counts_as_finished(tmp_path):
+    records = mb.run("quick-v1", "tiny-clip", out=tmp_path / "a", n=6)
+    files = {mb.read_record(path).identity: path for path in (tmp_path / "a").rglob("*.json")}
+    assert len(files) == len(records)
+    for record in records:
+        written = files[record.identity]
+        saved = tmp_path / "b" / written.relative_to(tmp_path / "a")
+        record.save(str(saved))
+        assert saved.read_bytes() == written.read_bytes()
+        assert [path.name for path in saved.parent.glob(".*.tmp")] == []
+    told = []
+    again = mb.run("quick-v1", "tiny-clip", out=tmp_path / "b", n=6, progress=told.append)
+    assert again == records
+    assert not told
+
+
+def test_a_record_is_not_saved_over_a_directory(tmp_path):
+    record = mb.evaluate("tiny-clip", task="digits/digit", threat="pgd-1", eps="2/255", n=4)
+    with pytest.raises(StorageError, match="could not be written"):
+        record.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_run_resumes_and_gives_the_same_record(tmp_path):
+    def stop(progress):
+        if any((tmp_path / "two").rglob("[!.]*.json")):
+            raise KeyboardInterrupt  # as Ctrl-C does
+
+    whole = mb.run("quick-v1", "tiny-clip", out=tmp_path / "whole", n=6)
+    with pytest.raises(KeyboardInterrupt):
+        mb.run("quick-v1", "tiny-clip", out=tmp_path / "two", n=6, progress=stop)
+    finished = mb.records(tmp_path / "two")
+    assert 0 < len(finished) < len(whole)
+    resumed = mb.run("quick-v1", "tiny-clip", out=tmp_path / "two", n=6)
+    assert resumed[: len(finished)] == finished
+    assert [(r.identity, r.samples) for r in resumed] == [(r.identity, r.samples) for r in whole]
 
 
 def linear(images):

@@ -1,6 +1,5 @@
 """Read and write records as files."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -11,7 +10,6 @@ from pydantic import (
 )
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.files import write_atomically
 from mmtard_bench.records.schema import (
     Record,
 )
@@ -22,13 +20,8 @@ _MARKS = {"identity", "samples", "sample_ids_digest"}
 
 
 def to_text(record: Record) -> str:
-    """The canonical text of a record: JSON, one line a sample, closed by a hash of the rest."""
-    body = record.model_dump(mode="json")
-    samples = body.pop("samples")
-    head = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
-    lines = ",\n".join(f"  {json.dumps(s, ensure_ascii=False)}" for s in samples)
-    text = f'{head[:-2]},\n "samples": [\n{lines}\n ]'
-    return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+    """The canonical text of a record."""
+    return record.to_text()
 
 
 def from_text(text: str, where: str) -> Record:
@@ -64,7 +57,7 @@ def _read(path: str | Path) -> str:
 
 def write_record(path: Path, record: Record) -> None:
     """Write a record atomically. Raises StorageError if it cannot be written."""
-    write_atomically(path, to_text(record))
+    record.save(path)
 
 
 def made_at(record: Record) -> datetime:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from mmtard_bench.errors import InputError
+from mmtard_bench.files import write_atomically
 from mmtard_bench.records.edits import NameEdit
 from mmtard_bench.records.recall import Ranks, Recalls, recalls_of, require_ranks
 from mmtard_bench.records.statistics import wilson
@@ -282,6 +283,22 @@ class Record(_Sparse):
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval of the robust accuracy. Raises InputError on failure."""
         return self._results().robust_interval
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as ``run`` does: the same bytes, whole or not at all.
+
+        An existing file is replaced. Raises StorageError if the file cannot be written.
+        """
+        write_atomically(Path(path), self.to_text())
+
+    def to_text(self) -> str:
+        """The canonical text of a record: JSON, one line a sample, closed by a hash of the rest."""
+        body = self.model_dump(mode="json")
+        samples = body.pop("samples")
+        head = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
+        lines = ",\n".join(f"  {json.dumps(s, ensure_ascii=False)}" for s in samples)
+        text = f'{head[:-2]},\n "samples": [\n{lines}\n ]'
+        return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
     def _results(self) -> Results:
         if self.results is None:
