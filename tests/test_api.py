@@ -188,3 +188,13 @@ def test_records_is_a_function_and_a_folder(folder):
     assert mmtard_bench.records.schema.Record is mb.Record
     with pytest.raises(InputError, match="no directory nowhere"):
         mb.records("nowhere")
+
+
+def test_an_error_of_the_progress_callback_is_the_callers():
+    def tired(progress):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        mb.evaluate(
+            "tiny-clip", task="digits/digit", threat="pgd-1", eps="1/255", n=4, progress=tired
+        )

@@ -26,6 +26,14 @@ from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps, Several, Surface, Task, ThreatModel, ThreatNorm
 
 
+class _ReportFailed(BaseException):
+    """The caller's own function of progress raised: no failure of the model or the attack."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def execute(
     job: Job,
     resources: Resources,
@@ -44,18 +52,24 @@ def execute(
     and a note says so. Of several processes each settles its share, and all return the record.
     Whatever the model or the attack does wrong, and images that cannot be used, become a record
     with status "error": a failure never counts as robust. Raises what ``keep`` raises if that is a
-    StorageError.
+    StorageError, and what ``report`` raises.
     """
     started = time.monotonic()
     spent = sum(batch.seconds for batch in earlier)
     used = resources.batch_size or 0
     processes = resources.processes
 
+    def tell(progress: Progress) -> None:
+        try:
+            report(progress)
+        except Exception as error:
+            raise _ReportFailed(error) from error
+
     def settle() -> tuple[Evaluation, list[Flag], list[Batch]]:
         nonlocal used
         job.data.require_images(job.threat.surface, workers=resources.workers)
         evaluation = Evaluation(job, resources, known or {})
-        doubts, own = evaluation.inspect(), evaluation.run(earlier, keep, report)
+        doubts, own = evaluation.inspect(), evaluation.run(earlier, keep, tell)
         used = evaluation.batch_size
         return evaluation, doubts, own
 
@@ -70,6 +84,8 @@ def execute(
         said = list(dict.fromkeys(said))
     except StorageError:
         raise
+    except _ReportFailed as failed:
+        raise failed.error from None
     except Exception as error:  # whatever a model or an attack raises, it must not look robust
         seconds = _since(started, spent)
         return _record(job, resources, used, error=reason(error), seconds=seconds)

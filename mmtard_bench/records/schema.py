@@ -223,16 +223,6 @@ class Record(_Sparse):
     created: str
     samples: list[Sample]
 
-    def save(self, path: str | Path) -> None:
-        """Write the record to a file, as ``run`` does: all of it or nothing.
-
-        Raises:
-            InputError: If the file cannot be written.
-        """
-        from mmtard_bench.records.files import write_record
-
-        write_record(Path(path), self)
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.identity != identity_of(self):
