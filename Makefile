@@ -34,13 +34,13 @@ demo: install
 	@echo "written to runs/LEADERBOARD.md"
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/mmtard-bench leaderboard --check --html
 
 # What a branch adds to the leaderboard since $BASE. Other levels need the weights, and hours.

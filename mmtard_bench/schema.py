@@ -111,6 +111,10 @@ def fitting(kind: TypeAdapter[T], value: object, what: str) -> T:
         ) from error
 
 
+_KIND = re.compile(r"[\[-]|^(TaskTable|str)$")
+"""What pydantic puts beside keys: the kinds of a union, such as "constrained-int"."""
+
+
 @contextmanager
 def explained(what: str, remedy: str = "") -> Iterator[None]:
     """Turn a pydantic error into an InputError: ``what`` is not valid, the reasons, a remedy."""
@@ -129,7 +133,7 @@ def explain(error: ValidationError) -> str:
         p for p in problems if not (p["loc"][-1:] == ("str",) and isinstance(p["input"], dict))
     ]
     for problem in problems[:3]:
-        where = ".".join(str(part) for part in problem["loc"] if part not in ("TaskTable", "str"))
+        where = ".".join(str(part) for part in problem["loc"] if not _KIND.search(str(part)))
         if problem["type"] == "extra_forbidden":
             said.append(f"the key '{where}' is unknown")
         elif problem["type"] == "missing":

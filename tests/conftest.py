@@ -26,6 +26,9 @@ from mmtard_bench.attacks.base import (
     joined,
 )
 from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.attacks.fast.apgd import Apgd
+from mmtard_bench.attacks.fast.fab import Fab
+from mmtard_bench.attacks.fast.square import Square
 from mmtard_bench.cli import main
 from mmtard_bench.testing import (
     TOKENS,
@@ -114,6 +117,30 @@ def cli(tmp_path: Path) -> Cli:
             timeout=300,
             **options,
         )
+
+    return run
+
+
+@pytest.fixture
+def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches of the fast engine make ten steps: for tests that are not about their strength."""
+    for search in (Apgd, Fab, Square):
+        monkeypatch.setitem(search.__init__.__kwdefaults__, "steps", 10)
+
+
+@pytest.fixture
+def forked(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """Run ``mmtard-bench`` in a new process that has everything imported, as ``cli`` otherwise."""
+    from tests.forked import Forked
+
+    def run(
+        *arguments: object, before: Callable[[], None] = int
+    ) -> subprocess.CompletedProcess[str]:
+        words = [*map(str, arguments)]
+        said = tmp_path_factory.mktemp("said") / "by"
+        process = Forked(words, tmp_path, {}, said, before)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(words, process.returncode or 0, out, err)
 
     return run
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -12,7 +13,13 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mmtard_bench.cli", "mmtard_bench.evaluation.run", __name__])
 
 
-def run_command(words: list[str], folder: str, env: dict[str, str], said: tuple[str, str]) -> None:
+def run_command(
+    words: list[str],
+    folder: str,
+    env: dict[str, str],
+    said: tuple[str, str],
+    before: Callable[[], None],
+) -> None:
     """In the new process: run ``mmtard-bench`` as if it had been started there."""
     from mmtard_bench.cli import main
 
@@ -20,18 +27,26 @@ def run_command(words: list[str], folder: str, env: dict[str, str], said: tuple[
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(env)
     os.chdir(folder)
+    before()
     sys.exit(main(words))
 
 
 class Forked:
-    """As much of ``subprocess.Popen`` as tests need."""
+    """As much of ``subprocess.Popen`` as tests need; ``before`` is called in the new process."""
 
-    def __init__(self, words: list[str], folder: Path, env: dict[str, str], said: Path) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path,
+        env: dict[str, str],
+        said: Path,
+        before: Callable[[], None] = int,
+    ) -> None:
         said.mkdir(parents=True)
         self.said = said / "out", said / "err"
         paths = str(self.said[0]), str(self.said[1])
         self.process: ForkServerProcess = CONTEXT.Process(
-            target=run_command, args=(words, str(folder), env, paths)
+            target=run_command, args=(words, str(folder), env, paths, before)
         )
         self.process.start()
 

@@ -11,9 +11,6 @@ import pytest
 from pydantic import BaseModel
 
 from mmtard_bench import registry
-from mmtard_bench.attacks.fast.apgd import Apgd
-from mmtard_bench.attacks.fast.fab import Fab
-from mmtard_bench.attacks.fast.square import Square
 from mmtard_bench.cli import main
 from mmtard_bench.tasks.suites import _SuiteFile, _ThreatTable
 from mmtard_bench.tasks.tables import TaskTable
@@ -50,16 +47,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
+def test_what_a_page_shows_runs(page, tmp_path, monkeypatch, short_attacks):
     """Every block, in order, in one directory, as a reader runs them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for kind in (registry.models, registry.attacks):
         monkeypatch.setattr(kind, "_items", dict.fromkeys(kind) | kind._items)
     modules = {*sys.modules}
-    # Pages score robust models, of which each sample costs all of an attack.
-    for search in (Apgd, Fab, Square):
-        monkeypatch.setitem(search.__init__.__kwdefaults__, "steps", 10)
     (tmp_path / "leaderboard").symlink_to(REPOSITORY / "leaderboard")
     for block in blocks(page):
         if block.file is not None:
@@ -98,7 +92,7 @@ def test_the_reference_names_every_key(page):
     assert named == {key for model in KEYS[page] for key in model.model_fields}
 
 
-def test_the_example_runs(capsys, monkeypatch):
+def test_the_example_runs(capsys, monkeypatch, short_attacks):
     monkeypatch.setattr(sys, "argv", ["score_a_model.py"])
     runpy.run_path(str(REPOSITORY / "examples" / "score_a_model.py"), run_name="__main__")
     rows = re.findall(r"^(\S+) +(\d+/255) +([\d.]+)% +([\d.]+)%$", capsys.readouterr().out, re.M)

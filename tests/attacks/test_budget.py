@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from mmtard_bench.attacks import reference
 from mmtard_bench.attacks.base import Engine, norm_of
 from mmtard_bench.attacks.catalogue import build_attack
+from mmtard_bench.attacks.fast.square import Square
 from mmtard_bench.types import Eps, ThreatModel
 from tests.conftest import Linear, attack, passes
 
@@ -179,9 +181,15 @@ def test_no_adversarial_leaves_the_ball_or_the_box(
 @pytest.mark.parametrize("engine", ["reference", "fast"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["apgd-pair", "autoattack-standard", "autoattack-rand", "cw-l2"])
-def test_larger_attacks_stay_inside(name, norm, engine):
+def test_larger_attacks_stay_inside(name, norm, engine, monkeypatch):
     if name == "cw-l2" and norm == "linf":
         pytest.skip("cw-l2 is an L2 attack")
+    if engine == "fast" and name in ("autoattack-rand", "cw-l2"):
+        pytest.skip("one form under both engines")
+    # Only ball and box are asserted: Square need not end.
+    monkeypatch.setitem(Square.__init__.__kwdefaults__, "steps", 300)
+    short = reference._square
+    monkeypatch.setattr(reference, "_square", lambda threat, _: short(threat, 300))
     for seed in range(2):
         model = Linear(5, seed=seed)
         images = torch.rand((6, 3, 6, 6), generator=torch.Generator().manual_seed(seed)).round()

@@ -124,7 +124,7 @@ def test_an_image_tower_under_another_text_tower_is_flagged():
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "teacher-robust"])
-def test_the_tiny_models_are_not_flagged(name):
+def test_the_tiny_models_are_not_flagged(name, short_attacks):
     record = mb.evaluate(name, task="digits/digit", threat="apgd-pair", eps="8/255", n=32)
     assert codes(record) == set()
 

@@ -162,7 +162,7 @@ def test_suites(here, mine, changes, words):
         ("toys:nan", ["NaN", "4 images"]),
         ("toys:narrow", ["width 5", "width 16"]),
         ("toys:blind", ["ignores its input"]),
-        ("toys:no_clip", ["ToyClip", "mmtard_bench.Clip"]),
+        ("toys:no_clip", ["ToyModule", "mmtard_bench.Clip"]),
         ("toys:headless", ["encode_image"]),
         ("toys:missing", ["no function 'missing'"]),
         ("toys:raises", ["could not be loaded", "no luck"]),
@@ -393,24 +393,21 @@ def test_more_samples_than_there_are(here, mine, tmp_path):
     assert_sentence(done, "n = 5", "holds 4")
 
 
-def test_class_names_that_occur_twice_are_a_warning(cli, mine, tmp_path):
+def test_class_names_that_occur_twice_are_a_warning(forked, mine, tmp_path):
     data = parquet(tmp_path / "d.parquet", GOOD, [0, 1, 2, 1])
     task = table("pets", data, classes=["cat", "dog", "cat"])
-    done = cli("run", mine(task=task), "--model", "tiny-clip")
+    done = forked("run", mine(task=task), "--model", "tiny-clip")
     assert done.returncode == 0, done.stderr
     assert "warning" in done.stderr
     assert "more than once (cat)" in done.stderr
 
 
-def test_no_network(cli, mine):
-    offline = {"HF_HUB_OFFLINE": "1"}
-    done = cli("run", mine(), "--model", "hf-hub:nobody/nothing", env=offline)
+def test_no_network(cli, forked, mine):
+    done = forked("run", mine(), "--model", "hf-hub:nobody/nothing")
     assert_sentence(done, "hf-hub:nobody/nothing", "network")
-    done = cli("run", mine(), "--model", "ViT-B-32:openai", env=offline)
+    done = forked("run", mine(), "--model", "ViT-B-32:openai")
     assert_sentence(done, "ViT-B-32:openai", "not in the cache", "HF_HUB_OFFLINE")
-    done = cli(
-        "run", mine(task=table("x", "hub:nobody/nothing")), "--model", "tiny-clip", env=offline
-    )
+    done = forked("run", mine(task=table("x", "hub:nobody/nothing")), "--model", "tiny-clip")
     assert_sentence(done, "hub:nobody/nothing", "network")
     # A closed port, as where there is no network at all.
     closed = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -418,31 +415,39 @@ def test_no_network(cli, mine):
     assert_sentence(done, "hf-hub:nobody/nothing", "network")
 
 
-def test_a_read_only_output_directory(cli, mine, tmp_path):
+def as_anybody() -> None:
+    """Root may write anywhere: drop CAP_DAC_OVERRIDE, of which a new program gets none back."""
+    libc = ctypes.CDLL(None)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    held = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, held) == 0
+    for word in range(3):  # effective, permitted, inheritable of the first 32
+        held[word] &= ~(1 << 1)
+    assert libc.capset(header, held) == 0
+
+
+def test_a_read_only_output_directory(forked, mine, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
-
-    def as_anybody() -> None:
-        # Root may write anywhere: give that up (PR_CAPBSET_DROP, CAP_DAC_OVERRIDE).
-        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
-
-    done = cli("run", mine(), "--model", "tiny-clip", "--out", "locked/runs", preexec_fn=as_anybody)
+    command = ("run", mine(), "--model", "tiny-clip", "--out", "locked/runs")
+    done = forked(*command, before=as_anybody)
     assert_sentence(done, "locked/runs", "cannot be written", "--out")
 
 
-def test_a_full_disk_loses_nothing(cli, mine, tmp_path):
-    first = cli("run", mine(), "--model", "tiny-clip")
+def nearly_full() -> None:
+    """No file may grow beyond a kilobyte: writing fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+
+
+def test_a_full_disk_loses_nothing(forked, here, mine, tmp_path):
+    first = here("run", mine(), "--model", "tiny-clip")
     assert first.returncode == 0, first.stderr
     kept = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.json")}
     assert kept
-
-    def nearly_full() -> None:
-        # No file may grow beyond a kilobyte: writing fails as on a full disk.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
-
-    done = cli("run", mine(attack="pgd-3", n=40), "--model", "tiny-clip", preexec_fn=nearly_full)
+    command = ("run", mine(attack="pgd-3", n=40), "--model", "tiny-clip")
+    done = forked(*command, before=nearly_full)
     assert_sentence(done, "could not be written")
     assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.json")} == kept
-    again = cli("run", mine(attack="pgd-3", n=40), "--model", "tiny-clip")
+    again = here(*command)
     assert again.returncode == 0, again.stderr
 
 

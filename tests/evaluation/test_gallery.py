@@ -236,7 +236,7 @@ def test_another_ending_is_refused(tmp_path):
         write_gallery(gallery_of(broken()), tmp_path / "x.gif")
 
 
-def test_an_entry_through_the_command_line(here: Cli, tmp_path):
+def test_an_entry_through_the_command_line(here: Cli, tmp_path, short_attacks):
     threat = "apgd-pair linf 8/255"
     record = choose_record(read_entry(ENTRY).records, task="digits/digit", threat=threat)
     attacked = [sample for sample in record.samples if sample.clean_correct]

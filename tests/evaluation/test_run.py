@@ -267,7 +267,7 @@ def test_what_was_settled_before_a_failure_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("attack", ["pgd-5", "apgd-pair"])
-def test_an_interrupted_record_goes_on_where_it_was(attack):
+def test_an_interrupted_record_goes_on_where_it_was(attack, short_attacks):
     n = 40 if attack == "pgd-5" else 20
     data = load_task(find_task("digits/digit"), n=n, seed=0)
     clip = mb.load_model("student-tecoa")
@@ -453,16 +453,16 @@ def test_kill_and_resume_gives_the_same_verdicts(tmp_path):
         assert truth(resumed[record.identity]) == truth(record)
 
 
-def test_two_processes_may_not_work_in_one_run_directory(cli, tmp_path):
+def test_two_processes_may_not_work_in_one_run_directory(forked, tmp_path):
     suite = with_overrides(load_suite("quick-v1"), n=3, seed=None)
     folder = run_folder(tmp_path / "runs", suite, mb.load_model("tiny-clip"))
     folder.mkdir(parents=True)
     command = ["run", "quick-v1", "--model", "tiny-clip", "--n", "3"]
     with FileLock(folder / ".lock"):
-        assert_sentence(cli(*command), "Another process is working in", "--out")
+        assert_sentence(forked(*command), "Another process is working in", "--out")
     # A lock file that a dead process left behind does not matter.
     assert (folder / ".lock").exists()
-    assert cli(*command).returncode == 0
+    assert forked(*command).returncode == 0
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
@@ -477,30 +477,30 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     assert "the same command goes on from there" in errors
 
 
-def test_show_and_leaderboard_read_a_run(cli, tmp_path):
-    assert cli("run", "quick-v1", "--model", "tiny-clip", "--n", "3").returncode == 0
-    shown = cli("show", "runs")
+def test_show_and_leaderboard_read_a_run(here, tmp_path):
+    assert here("run", "quick-v1", "--model", "tiny-clip", "--n", "3").returncode == 0
+    shown = here("show", "runs")
     assert shown.returncode == 0
     assert "worst case linf 8/255" in shown.stdout
-    records = json.loads(cli("show", "runs", "--json").stdout)
+    records = json.loads(here("show", "runs", "--json").stdout)
     assert len(records) == 3
     leaderboard = ("leaderboard", "--records", "runs", "--output", "board/README.md")
-    assert cli(*leaderboard).returncode == 0
+    assert here(*leaderboard).returncode == 0
     text = (tmp_path / "board" / "README.md").read_text()
     assert "mmtard-bench run quick-v1 --model tiny-clip --n 3" in text
-    assert cli(*leaderboard, "--check").returncode == 0
+    assert here(*leaderboard, "--check").returncode == 0
     (tmp_path / "board" / "README.md").write_text(text.replace("3 samples", "30 samples"))
-    stale = cli(*leaderboard, "--check")
+    stale = here(*leaderboard, "--check")
     assert stale.returncode == 1
     assert "stale" in stale.stderr
 
 
-def test_lists_and_doctor(cli):
+def test_lists_and_doctor(here):
     for kind in ("models", "datasets", "tasks", "threats", "protocols", "suites"):
-        listed = json.loads(cli("list", kind, "--json").stdout)
+        listed = json.loads(here("list", kind, "--json").stdout)
         assert listed
         assert all(item["name"] and item["description"] for item in listed)
-    doctor = cli("doctor")
+    doctor = here("doctor")
     assert doctor.returncode == 0, doctor.stdout
     assert "everything fits together" in doctor.stdout
 

@@ -148,13 +148,13 @@ def test_models_on_two_revisions_of_the_data_are_in_two_figures(tmp_path):
     assert all("--t-data-" in path.name for path in written)
 
 
-def test_the_entries_that_ship(cli: Cli, tmp_path):
+def test_the_entries_that_ship(here: Cli, tmp_path):
     for model in ("teacher-robust", "tiny-clip"):  # of all of them: reading takes seconds
         (tmp_path / "entries" / model).mkdir(parents=True)
         for name in ("card.json", "digits-v1.json"):
             source = REPOSITORY / "leaderboard/entries" / model / name
             shutil.copy(source, tmp_path / "entries" / model / name)
-    done = cli("plot", "entries", "--out", "figures")
+    done = here("plot", "entries", "--out", "figures")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     paths = [tmp_path / line for line in done.stdout.splitlines()]
@@ -168,15 +168,15 @@ def test_the_entries_that_ship(cli: Cli, tmp_path):
         assert picture(path).width > 1000
 
 
-def test_a_run_of_a_curve_through_the_command_line(cli: Cli, tmp_path):
+def test_a_run_of_a_curve_through_the_command_line(here: Cli, tmp_path):
     for number, (eps, outcomes) in enumerate(RADII.items()):
         write_record(tmp_path / "run" / f"{number}.json", at(eps, outcomes))
-    done = cli("plot", "run")
+    done = here("plot", "run")
     assert done.returncode == 0, done.stderr
     paths = [tmp_path / line for line in done.stdout.splitlines()]
     assert {path.parent for path in paths} == {tmp_path / "figures" / "run"}
     assert [picture(path).format for path in paths] == ["PNG", "PNG"]
-    one = cli("plot", "run/0.json", "--out", "one")
+    one = here("plot", "run/0.json", "--out", "one")
     assert one.stdout.splitlines() == [
         str(next((tmp_path / "one").iterdir()).relative_to(tmp_path))
     ]

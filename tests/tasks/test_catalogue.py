@@ -68,7 +68,7 @@ def test_imagenets_prompts_are_open_clips():
     assert list(imagenet_templates()) == [f("{}") for f in open_clip.OPENAI_IMAGENET_TEMPLATES]
 
 
-def test_they_are_listed_without_torch_or_a_network(cli):
+def test_they_are_listed_without_torch_or_a_network(here):
     code = (
         "import sys; from mmtard_bench.cli import main; status = main(['list', 'tasks', '--json']);"
         "heavy = {'torch', 'datasets', 'huggingface_hub', 'open_clip'} & set(sys.modules);"
@@ -81,7 +81,7 @@ def test_they_are_listed_without_torch_or_a_network(cli):
     assert listed["pcam"]["n_classes"] == 2
     assert listed["pcam"]["citation"] == "Veeling et al., 2018, arXiv 1806.03962"
     assert listed["imagenet-folder"]["templates"] == 80
-    plain = cli("list", "tasks")
+    plain = here("list", "tasks")
     assert "cifar10 " in plain.stdout
     assert "attacked at the native resolution" in plain.stdout
 
