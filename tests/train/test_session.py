@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from copy import deepcopy
 
 import datasets
@@ -27,6 +25,7 @@ from mmtard_bench.train.make.ship import ship
 from mmtard_bench.train.methods import METHODS
 from mmtard_bench.train.towers import require_apart
 from tests.conftest import wait_for
+from tests.forked import Forked
 from tests.models.toys import add_toys
 
 
@@ -151,20 +150,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(step, run_small, monkeypatch):
 
 
 def test_kill_9_in_the_middle_and_resume(recipe, tmp_path, run_small):
-    arguments = [sys.executable, "-m", "mmtard_bench", "train", str(recipe), "--device", "cpu"]
     slow = ["--set", "steps=40", "--set", "log_every=100", "--set", "validation.every=100"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [*arguments, *slow, "--out", str(tmp_path / "cut")]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    command = ["train", str(recipe), "--device", "cpu", *slow, "--out", str(tmp_path / "cut")]
+    process = Forked(command, tmp_path, {}, tmp_path / "said")
     try:
         wait_for("step-*/progress.json", tmp_path / "cut", process, seconds=120)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate(60)
     assert not (tmp_path / "cut" / "card.json").exists()
-    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Going on from step" in done.stdout
+    again = Forked([*command, "--resume"], tmp_path, {}, tmp_path / "again")
+    out, errors = again.communicate(300)
+    assert again.returncode == 0, errors
+    assert "Going on from step" in out
     whole = run_small("whole", "steps=40", "log_every=100", "validation.every=100")
     assert_same(weights(whole), weights(tmp_path / "cut"))
 
