@@ -64,7 +64,7 @@ def fallen(entry: Entry, ball: Ball, cells: Path) -> list[set[str]]:
         if seed in found:
             continue
         record = ball.strongest
-        data = chosen(data_of(record, suite_of(record)), [*ball.standing, *ball.broken])
+        data = chosen(data_of(record, suite_of(record)), [*ball.robust, *ball.broken])
         threat = replace(threat_of(record), attack=ATTACK)
         clip, resources = mb.load_model(entry.card.weights), Resources(torch.device("cpu"))
         started = time.monotonic()
@@ -138,18 +138,18 @@ def main() -> None:
         fell = fallen(entry, ball, arguments.cells)
         n = len(ball.records[0].samples)
         false = round(POINTS * n)
-        again = [len(found & set(ball.standing)) for found in fell]
+        again = [len(found & set(ball.robust)) for found in fell]
         stood = [len(set(ball.broken) - found) for found in fell]
         print(
-            f"{model}: {len(ball.standing)} of {n} robust; other seeds break {again} of them, "
+            f"{model}: {len(ball.robust)} of {n} robust; other seeds break {again} of them, "
             f"and leave {stood} of the {len(ball.broken)} broken ones robust"
         )
-        robust = len(ball.standing) + false
+        robust = len(ball.robust) + false
         forged = honest = 0
         for trial in range(TRIALS):
             lies = random.Random(trial).sample(ball.broken, false)
-            forged += refused([*ball.standing, *lies], fell, trial, balls)
-            honest += refused(ball.standing, fell, trial, balls)
+            forged += refused([*ball.robust, *lies], fell, trial, balls)
+            honest += refused(ball.robust, fell, trial, balls)
         low, high = wilson(forged, TRIALS)
         print(
             f"  forged by {100 * POINTS:.0f} points: {forged} of {TRIALS} refused "

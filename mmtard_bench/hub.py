@@ -314,7 +314,7 @@ def _explain(chain: list[BaseException]) -> str:
     if any_is(_RateLimitError):
         return (
             f"the hub limits the rate of requests ({first}). Wait, or log in with `hf auth login` "
-            "for a higher limit, and run the same command again: it goes on from the cache."
+            "for a higher limit, and run the same command again: it resumes from the cache."
         )
     if any_is(GatedRepoError) or status & {401, 403}:
         return (
@@ -334,7 +334,7 @@ def _explain(chain: list[BaseException]) -> str:
         return (
             f"the hub could not be reached, or what answered was no hub: {_telling(chain)}. Check "
             "the network (a proxy or a login page in between?) and run the same command again: "
-            "it goes on from the cache."
+            "it resumes from the cache."
         )
     if any_is(HFValidationError):
         return "that is no name of a repository; write ORG/NAME."

@@ -21,7 +21,7 @@ STATUS_INTERRUPT = 130
 STATUS_PIPE = 141
 """As of a program that SIGPIPE ends."""
 
-KEPT = "What was finished is kept; the same command goes on from there."
+KEPT = "What was finished is kept; the same command resumes from there."
 AGAIN = "The same command begins again."
 """What commands that take long say when they are stopped."""
 

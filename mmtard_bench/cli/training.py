@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe"
     )
-    command.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    command.add_argument("--resume", action="store_true", help="resume the run in --out")
     command.add_argument("--device", choices=("auto", "cpu"), default="auto")
     command.add_argument(
         "--tracker", action="append", default=[], help="tensorboard, wandb; may be repeated"

@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
         "--reattack",
         type=positive,
         metavar="K",
-        help=f"attack K robust samples of each task and ball afresh (for re-attacked: {DRAWS})",
+        help=f"re-attack K robust samples of each task and ball (default for re-attacked: {DRAWS})",
     )
     command.add_argument("--seed", type=seed, help="of the draw of samples; random unless given")
     command.add_argument("--adversarials", type=Path, metavar="FILE", help="replay its images")

@@ -22,10 +22,10 @@ from mmtard_bench.types import ThreatModel
 class Outcome:
     """What became of one sample.
 
-    ``image`` and ``adversarial`` are (3, H, W) in [0, 1]; the latter is None for a sample that
-    stands or was wrong to begin with. ``before`` and ``after`` are the model's predictions, places
-    of classes; ``broken`` is true where a fresh float32 pass confirmed what the attack claims.
-    ``name`` is what an attack on the text made of the class's.
+    ``image`` and ``adversarial`` are (3, H, W) in [0, 1]; the latter is None for a sample that is
+    robust, or whose clean image is misclassified. ``before`` and ``after`` are the predictions of
+    the model, as places of classes. ``broken`` is true where a new float32 pass confirmed the claim
+    of the attack. ``name`` is what an attack on the text made of the name of the class.
     """
 
     id: str

@@ -110,7 +110,7 @@ def batch_size_of(given: int | None, fit: int, device: torch.device) -> int:
     """
     size = given or min(fit, MOST.get(device.type, 64))
     if device.type == "cpu" and size > fit:
-        _LOG.warning("A batch of %d does not fit in memory: going on with %d.", size, fit)
+        _LOG.warning("A batch of %d does not fit in memory; the next ones have %d.", size, fit)
         return fit
     return size
 
@@ -186,7 +186,7 @@ def smaller(size: int, *, least: int = 1) -> int:
             "more, or attack smaller images (surface 'model')."
         )
     half = max(size // 2, least)
-    _LOG.warning("A batch of %d does not fit in memory: going on with %d.", size, half)
+    _LOG.warning("A batch of %d does not fit in memory; the next ones have %d.", size, half)
     return half
 
 

@@ -25,7 +25,7 @@ Embeddings = tuple[str, str]
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that are settled, one at least: what a run keeps so that it can go on from there.
+    """Samples that are settled, one at least: what a run keeps so that it can resume.
 
     ``seconds`` is its part of the time that passed: with two processes at work, half of what it
     took. In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked
@@ -208,7 +208,7 @@ class Evaluation(Attacker):
             if i is not None and not last.right:
                 claim = claim or self.job.threat.attack
             # An unconfirmed claim counts: the attack gave the sample up as broken, so nobody can
-            # say that it would have stood against the rest.
+            # say that it would be robust under the rest.
             broken = claim is not None
             name = result.names[i] if broken and i is not None and result.names else None
             samples.append(

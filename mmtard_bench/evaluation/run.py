@@ -104,7 +104,7 @@ def _run_record(
     progress: RunProgress,
     above: Sequence[Record],
 ) -> Record:
-    """Make or read one record; samples that stood in ``above`` are taken over from there."""
+    """Make or read one record; samples that are robust in ``above`` are taken over from there."""
     processes = resources.processes
     identity = processes.agree(lambda: job.identity)
     if len(set(processes.gather(identity, str))) > 1:

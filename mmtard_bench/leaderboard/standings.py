@@ -206,7 +206,10 @@ def _threats(records: Iterable[Record], task: str) -> list[str]:
 
 def _joint(raws: Iterable[Scored], task: str, balls: Iterable[str]) -> list[str]:
     joint = {
-        w.ball for raw in raws for w in raw.worst if w.task == task and (w.threats > 1 or w.fell)
+        w.ball
+        for raw in raws
+        for w in raw.worst
+        if w.task == task and (w.threats > 1 or w.broken_since)
     }
     return [ball for ball in balls if ball in joint]
 
@@ -263,7 +266,7 @@ def _places(rows: Sequence[Row], raws: Sequence[Scored], deciding: str) -> list[
             (w.task, x): verdict
             for w in raws[i].worst
             if w.ball == deciding
-            for x, verdict in w.stands.items()
+            for x, verdict in w.robust.items()
         }
         for i in complete
     ]

@@ -141,7 +141,7 @@ def _verdicts(places: Mapping[tuple[Group, str], Record]) -> dict[tuple[Group, s
             found[group, record.threat.name] = [sample.robust for sample in record.samples]
         for worst in worst_cases(records):
             if worst.threats > 1:
-                found[group, f"worst case {worst.ball}"] = list(worst.stands.values())
+                found[group, f"worst case {worst.ball}"] = list(worst.robust.values())
     return found
 
 

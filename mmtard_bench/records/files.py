@@ -10,9 +10,7 @@ from pydantic import (
 )
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.records.schema import (
-    Record,
-)
+from mmtard_bench.records.schema import Record, unseal
 from mmtard_bench.schema import explain
 
 _MARKS = {"identity", "samples", "sample_ids_digest"}
@@ -27,9 +25,7 @@ def to_text(record: Record) -> str:
 def from_text(text: str, where: str) -> Record:
     """Read a record's canonical text. Raises InputError if a byte of it is not as written."""
     try:
-        body = json.loads(text)
-        del body["sha256"]
-        record = Record.model_validate_json(json.dumps(body))
+        record = Record.model_validate_json(unseal(text))
         why = "" if to_text(record) == text else "it is not the text that this program wrote."
     except ValidationError as error:
         why = explain(error)

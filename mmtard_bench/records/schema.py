@@ -287,13 +287,28 @@ class Record(_Sparse):
         samples = body.pop("samples")
         head = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False)
         lines = ",\n".join(f"  {json.dumps(s, ensure_ascii=False)}" for s in samples)
-        text = f'{head[:-2]},\n "samples": [\n{lines}\n ]'
-        return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+        return seal(f'{head[:-2]},\n "samples": [\n{lines}\n ]')
 
     def _results(self) -> Results:
         if self.results is None:
             raise InputError(f"The evaluation failed, so there is no accuracy: {self.error}")
         return self.results
+
+
+def seal(text: str) -> str:
+    """A JSON object whose end is open, closed by a hash of what stands before."""
+    return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def unseal(text: str) -> str:
+    """The JSON object of a sealed text without its hash, which is not checked.
+
+    The caller writes what it read again and compares the texts: that checks every byte. Raises
+    KeyError without a hash, and what ``json.loads`` raises.
+    """
+    body = json.loads(text)
+    del body["sha256"]
+    return json.dumps(body)
 
 
 def digest_of(value: object) -> str:

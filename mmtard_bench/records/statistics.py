@@ -93,14 +93,14 @@ class Pairs(NamedTuple):
     compared: Truths
 
 
-def all_pairs(stands: Sequence[Mapping[Key, bool]]) -> Pairs:
+def all_pairs(robust: Sequence[Mapping[Key, bool]]) -> Pairs:
     """Compare models with each other, each given as which of its samples stand.
 
     McNemar's exact test on the common samples, Holm's correction over all pairs that have any.
     """
-    places = {key: i for i, key in enumerate(dict.fromkeys(key for of in stands for key in of))}
-    right, wrong = np.zeros((2, len(stands), len(places)))
-    for i, of in enumerate(stands):
+    places = {key: i for i, key in enumerate(dict.fromkeys(key for of in robust for key in of))}
+    right, wrong = np.zeros((2, len(robust), len(places)))
+    for i, of in enumerate(robust):
         columns = np.fromiter((places[key] for key in of), dtype=np.intp, count=len(of))
         verdicts = np.fromiter(of.values(), dtype=np.bool_, count=len(of))
         right[i, columns], wrong[i, columns] = verdicts, ~verdicts

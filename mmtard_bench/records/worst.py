@@ -14,28 +14,29 @@ from mmtard_bench.records.statistics import wilson
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Which samples stand against every threat model of one task and ball, by id, in order.
+    """Which samples are robust under every threat model of one task and ball, by id, in order.
 
     A ball is norm, eps and surface, and how many edits of the text go with them; ``threat`` is one
-    of the ball's, ``threats`` how many there are.
+    of the ball's, ``threats`` is how many there are, and ``broken_since`` counts the samples that a
+    stronger attack broke after the records were made.
     """
 
     task: str
     ball: str
     threat: ThreatFacts
     threats: int
-    stands: Mapping[str, bool]
-    fell: int = 0
+    robust: Mapping[str, bool]
+    broken_since: int = 0
 
     @property
     def accuracy(self) -> float:
-        """Share of the samples that stand."""
-        return sum(self.stands.values()) / len(self.stands)
+        """The share of robust samples."""
+        return sum(self.robust.values()) / len(self.robust)
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval of the accuracy."""
-        return wilson(sum(self.stands.values()), len(self.stands))
+        return wilson(sum(self.robust.values()), len(self.robust))
 
 
 def by_ball(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -61,11 +62,11 @@ def worst_cases(records: Iterable[Record]) -> list[WorstCase]:
                 f"The records of {task} do not hold the same samples of the same data. Run the "
                 "suite again, so that all of them are on the data as they are now."
             )
-        stands = {
+        robust = {
             samples[0].id: all(sample.robust for sample in samples)
             for samples in zip(*(record.samples for record in group), strict=True)
         }
-        found.append(WorstCase(task, ball, group[0].threat, len(group), stands))
+        found.append(WorstCase(task, ball, group[0].threat, len(group), robust))
     return found
 
 
@@ -127,10 +128,10 @@ class Ball:
         return min(self.records, key=lambda record: _weakness(record.threat.attack))
 
     @cached_property
-    def standing(self) -> list[str]:
+    def robust(self) -> list[str]:
         """The ids of the samples that no attack broke: the worst case."""
         (case,) = worst_cases(self.records)
-        return [name for name, stood in case.stands.items() if stood]
+        return [name for name, robust in case.robust.items() if robust]
 
     @cached_property
     def broken(self) -> list[str]:

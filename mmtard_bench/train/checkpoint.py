@@ -1,4 +1,4 @@
-"""What a training run leaves on disk: the model with its card, and states to go on from."""
+"""What a training run leaves on disk: the model with its card, and states to resume from."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ ORIGIN = "origin.json"
 
 
 class Origin(Strict):
-    """What a run must not change while it goes on; lies in its directory from the start.
+    """What a run must not change when it resumes; lies in its directory from the start.
 
     ``digests`` are those of the student's start, of the teachers and of the data.
     """
@@ -179,7 +179,7 @@ class States:
         if not states:
             return None
         step, folder = list(states.items())[-1]
-        remedy = f"Delete {folder}, and --resume goes on from the state before."
+        remedy = f"Delete {folder}, and --resume continues from the state before."
         progress = _read(folder / "progress.json", Progress, remedy)
         assert progress is not None
         why = self._damage(step, folder, progress)
@@ -243,7 +243,7 @@ def claim(folder: Path, *, resume: bool) -> None:
     ours = (folder / ORIGIN).exists()
     if ours and not resume:
         raise InputError(
-            f"{folder} holds a training run; add --resume to go on with it, or choose another "
+            f"{folder} holds a training run; add --resume to continue it, or choose another "
             "--out. Nothing there was touched."
         )
     try:

@@ -67,7 +67,7 @@ class Place:
 
 
 def train(named: Named, place: Place, console: Console) -> Card:
-    """Train a recipe's student in ``place.folder``, or go on with it there.
+    """Train a recipe's student in ``place.folder``, or resume it there.
 
     Interrupted, it saves its state first. Raises InputError for whatever is wrong with the
     recipe, its models, its data or the directory; what was saved before stays.
@@ -177,7 +177,7 @@ class Session:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def _restore(self) -> int:
-        """Load the newest state; returns the step to go on from, 0 without one."""
+        """Load the newest state; returns the step to resume from, 0 without one."""
         found = self.states.latest()
         if found is None:
             return 0
@@ -187,7 +187,7 @@ class Session:
         except Exception as error:  # torch, pickle, safetensors and system errors: no common base
             raise InputError(
                 f"The state {folder} cannot be read ({type(error).__name__}). Delete it, and "
-                "--resume goes on from the state before."
+                "--resume continues from the state before."
             ) from error
         self.seconds = progress.seconds
         self._say(f"Going on from step {progress.step}.")

@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_attacked_again_in_smaller_batches(data, error, nam
     assert record.samples == whole.samples
     assert record.notes == whole.notes
     assert record.environment.batch_size < 16
-    assert "does not fit in memory: going on with" in caplog.text
+    assert "does not fit in memory; the next ones have" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["pgd-4", "joint-charmer-k0-pgd-2", "cw-linf-3"])
@@ -134,7 +134,7 @@ def test_a_batch_size_is_chosen_and_lowered_where_the_system_would_kill(caplog):
     assert batch_size_of(256, 1000, CPU) == batch_size_of(256, 16, cuda) == 256
     assert not caplog.messages
     assert batch_size_of(256, 16, CPU) == 16
-    assert caplog.messages == ["A batch of 256 does not fit in memory: going on with 16."]
+    assert caplog.messages == ["A batch of 256 does not fit in memory; the next ones have 16."]
 
 
 def test_no_pass_is_spent_where_two_images_do_not_fit():
@@ -212,4 +212,4 @@ def test_small_work_spends_next_to_nothing_on_the_batch_size(tmp_path):
 def test_halving_is_logged(caplog):
     with caplog.at_level(logging.WARNING):
         assert batch_size.smaller(5) == 2
-    assert caplog.messages == ["A batch of 5 does not fit in memory: going on with 2."]
+    assert caplog.messages == ["A batch of 5 does not fit in memory; the next ones have 2."]

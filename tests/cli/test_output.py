@@ -53,7 +53,7 @@ def test_a_run_keeps_what_is_finished_and_says_so(lost, status, why, here, tmp_p
         done = here(*command)
     assert done.returncode == status
     assert why in done.stderr
-    assert "the same command goes on from there" in done.stderr
+    assert "the same command resumes from there" in done.stderr
     assert [record.status for record in load_records(tmp_path / "runs")] == ["ok"]
     assert "pgd-20 linf 8/255: clean 100.0%, robust 0.0% (already there)" in here(*command).stdout
 

@@ -118,7 +118,7 @@ def test_unknown_samples_are_refused(data):
 def test_balls_say_what_stands_and_what_broke():
     one, other = made("rrbbw", attack="pgd-5"), made("rbrbw", attack="cw-linf-5")
     (ball,) = balls_of([one, other])
-    assert ball.standing == ["s/0"]
+    assert ball.robust == ["s/0"]
     assert ball.broken == ["s/1", "s/2", "s/3"]
     assert ball.strongest is other
     assert not ball.edits

@@ -474,7 +474,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path):
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "the same command goes on from there" in errors
+    assert "the same command resumes from there" in errors
 
 
 def test_show_and_leaderboard_read_a_run(here, tmp_path):

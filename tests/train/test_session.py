@@ -387,7 +387,7 @@ def test_whatever_is_not_as_it_was_saved_in_a_state_is_noticed(tmp_path):
         whole = path.read_bytes()
         damaged = whole[:-2] + b"!" + whole[-1:]
         path.write_bytes(damaged)
-        refused("is damaged: .* --resume goes on from the state before")
+        refused("is damaged: .* --resume continues from the state before")
         path.write_bytes(whole)
     said = json.loads((state / "progress.json").read_text())
     for key, value, words in (

@@ -91,9 +91,9 @@ def after_breaks(
             for i, case in enumerate(cases):
                 if not fallen.is_in(case.task, case.threat):
                     continue
-                ids = {x for x in fallen.ids if case.stands.get(x)}
-                stands = {**case.stands, **dict.fromkeys(ids, False)}
-                cases[i] = replace(case, stands=stands, fell=case.fell + len(ids))
+                ids = {x for x in fallen.ids if case.robust.get(x)}
+                robust = {**case.robust, **dict.fromkeys(ids, False)}
+                cases[i] = replace(case, robust=robust, broken_since=case.broken_since + len(ids))
                 broken |= {(case.task, x) for x in ids}
         if broken:
             credits.append(Credit(found.by, found.paper, found.date, len(broken)))

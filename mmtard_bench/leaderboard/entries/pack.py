@@ -4,7 +4,6 @@
 exactly the text that ``pack`` writes.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.records.recall import Ranks
-from mmtard_bench.records.schema import Count, Digest, Record, Sample
+from mmtard_bench.records.schema import Count, Digest, Record, Sample, seal, unseal
 from mmtard_bench.schema import Strict, explain
 
 ROBUST, WRONG = ".", "x"
@@ -75,9 +74,7 @@ def pack(records: Sequence[Record]) -> str:
 def unpack(text: str, where: str) -> list[Record]:
     """The records in the text of a file. Raises InputError if it is not as ``pack`` writes it."""
     try:
-        body = json.loads(text)
-        del body["sha256"]
-        packed = Pack.model_validate_json(json.dumps(body))
+        packed = Pack.model_validate_json(unseal(text))
         records = [_record(one, packed) for one in packed.records]
         why = "" if pack(records) == text else "it is not the text that this program wrote."
     except ValidationError as error:
@@ -166,8 +163,7 @@ def _to_text(body: Pack) -> str:
 
     shared = ",\n".join(f'  "{key}": {line(value)}' for key, value in body.samples.items())
     records = ",\n".join(f"  {line(record)}" for record in body.records)
-    text = (
+    return seal(
         f'{{\n "pack_version": {body.pack_version},\n "samples": {{\n{shared}\n }},\n'
         f' "records": [\n{records}\n ]'
     )
-    return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'

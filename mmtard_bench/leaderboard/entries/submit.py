@@ -141,7 +141,7 @@ def newest(records: Sequence[Record]) -> dict[str, list[Record]]:
         if not is_complete(whole[suite]):
             raise InputError(
                 f"The run of {suite} lacks records, or has records that failed or are of older "
-                "data; run the suite again with the same command, which goes on from there."
+                "data; run the suite again with the same command, which resumes."
             )
     return whole
 

@@ -142,7 +142,7 @@ def _robust(known: list[Break], run: Run) -> dict[tuple[str, str], set[str]]:
     mine = [each for each in known if each.model == model and each.suite == run.suite]
     cases, _ = after_breaks(worst_cases(run.records), mine)
     return {
-        (case.task, case.ball): {name for name, verdict in case.stands.items() if verdict}
+        (case.task, case.ball): {name for name, verdict in case.robust.items() if verdict}
         for case in cases
     }
 

@@ -88,7 +88,7 @@ def reattack(
     started = time.monotonic()
     for done, (run, ball, place) in enumerate(balls, 1):
         where = f"{run.suite.name}, {ball.task} {ball.name}"
-        ids = draw(ball.standing, count, seed=seed, where=where)
+        ids = draw(ball.robust, count, seed=seed, where=where)
         draws.append(_attacked(ball, place, clip, resources, ids, seed=seed, where=where))
         left = (time.monotonic() - started) / done * (len(balls) - done)
         line = f"re-attacked: {draws[-1].line(len(balls))}"
@@ -97,7 +97,7 @@ def reattack(
     for first, (_, ball, place) in zip(draws, balls, strict=True):
         if not first.suspicious:
             continue
-        rest = [name for name in ball.standing if name not in first.ids]
+        rest = [name for name in ball.robust if name not in first.ids]
         ids = draw(
             rest,
             size_of_second(first.robust, len(first.ids)),
@@ -146,7 +146,7 @@ def _attacked(
         where=where,
         attack=place.threat.attack,
         n=len(place.data.labels),
-        robust=len(ball.standing),
+        robust=len(ball.robust),
         ids=tuple(ids),
         broken=broken,
     )

@@ -185,7 +185,7 @@ def replay_images(
             raise InputError(f"{where}: {stack.suite} has no such task and ball.")
         ball, data = balls[key]
         found = replay_stack(file, place, data, clip, resources)
-        robust = set(found.broken) & set(ball.standing)
+        robust = set(found.broken) & set(ball.robust)
         if found.outside:
             raise InputError(f"{where}: the image of '{found.outside[0]}' is outside the ball.")
         if robust:
