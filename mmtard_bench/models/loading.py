@@ -2,7 +2,8 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -64,7 +65,8 @@ def _load_base(spec: str) -> Clip:
         return load_open_clip(spec, spec, None)
     if scheme in open_clip.list_models():
         return load_open_clip(spec, scheme, None if rest == "random" else rest)
-    return _from_factory(spec, scheme, rest)
+    with _working_directory():
+        return _from_factory(spec, scheme, rest)
 
 
 def require_clip(value: object, what: str) -> Clip:
@@ -102,10 +104,20 @@ def load_local_dir(path: Path, name: str) -> Clip:
     return load_open_clip(name, f"local-dir:{path}", None)
 
 
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """Modules of the working directory can be imported meanwhile, as for python -m."""
+    before, here = [*sys.path], str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here not in before and here in sys.path:
+            sys.path.remove(here)
+
+
 def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
-    # As for python -m: the user's own module may lie in the directory that they work in.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's own code: whatever it raises, others get their turn
