@@ -125,7 +125,7 @@ def entry(monkeypatch):
         robust = [f"s{i}" for i in range(400)]
         places = [
             (
-                SimpleNamespace(task=f"t{i}", name="linf 1/255", standing=robust),
+                SimpleNamespace(task=f"t{i}", name="linf 1/255", robust=robust),
                 SimpleNamespace(threat=SimpleNamespace(attack="pgd-20"), data=Share(share)),
             )
             for i, share in enumerate(shares)
