@@ -27,14 +27,15 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_apgd_goes_through_the_points_of_the_reference_code(norm, targeted):
+@pytest.mark.parametrize("scale", [1, 30])
+def test_apgd_goes_through_the_points_of_the_reference_code(norm, targeted, scale):
     # In float64: in float32 sums of another order drift apart within a hundred steps. The reference
     # code keeps losses in float32, so that a step may count as a rise for one and not the other.
     model = Small().double()
     images = torch.rand((8, 3, 8, 8), generator=torch.Generator().manual_seed(5)).double()
     labels = model(images).argmax(1)
-    # A radius at which nothing breaks, so that both go all the way.
-    eps = 1 / 255 if norm == "linf" else 4 / 255
+    # In a small ball all end in a corner; in a large one they do not, and the steps' sizes matter.
+    eps = scale / 255 if norm == "linf" else 4 * scale / 255
     looked = []
 
     class Seen(torch.nn.Module):
