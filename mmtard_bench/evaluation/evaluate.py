@@ -1,4 +1,4 @@
-"""Score one (model, task, threat model): from facts to a record, without touching files."""
+"""Score one model on one task under one threat model; no file is written."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -126,8 +126,8 @@ def evaluate(
 
     Args:
         model: A ``Clip`` or anything that ``load_model`` takes.
-        task: A registered task, a data spec (``parquet:``, ``imagefolder:``, ``wds:``, ``hub:``)
-            or a ``Task``.
+        task: A registered task, a data spec (``parquet:``, ``imagefolder:``, ``saved:``, ``wds:``,
+            ``hub:``) or a ``Task``, such as ``task_of`` makes.
         threat: The name of an attack, or a ``ThreatModel``, which has the next three arguments.
         eps: The radius as an exact fraction such as "8/255"; "1/1" is one edit of a class name.
         norm: "linf", "l2" or "levenshtein"; default: "l2" for cw-l2, "levenshtein" for attacks on

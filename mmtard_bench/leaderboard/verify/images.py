@@ -98,8 +98,9 @@ def as_images(pixels: Pixels) -> Tensor:
     return flat.permute(0, 3, 1, 2).contiguous()
 
 
-def read_adversarials(path: Path) -> Adversarials:
+def read_adversarials(path: str | Path) -> Adversarials:
     """Read the header of a file of adversarial images. Raises InputError for any other file."""
+    path = Path(path)
     try:
         size = path.stat().st_size
         if size > LARGEST:
@@ -135,9 +136,23 @@ def _require_shapes(file: Any, contents: Contents) -> None:
 
 
 def write_adversarials(
-    path: Path, model: str, stacks: Sequence[tuple[Stack, Pixels]]
+    path: str | Path, model: str, stacks: Sequence[tuple[Stack, Pixels]]
 ) -> Adversarials:
-    """Write a file of adversarial images for the model with the digest ``model``."""
+    """Write a file of adversarial images, for ``mmtard-bench break --adversarials``.
+
+    Args:
+        path: The file.
+        model: The digest of the model that the images were made for (``Clip.digest``).
+        stacks: Each task and ball with its images, (N, H, W, 3) of uint8 or uint16, where the
+            largest number is white.
+
+    Returns:
+        What ``read_adversarials`` reads from the file.
+
+    Raises:
+        InputError: If the images have another shape or type, or the file cannot be written.
+    """
+    path = Path(path)
     contents = Contents(version=1, model=model, stacks=[stack for stack, _ in stacks])
     tensors = {str(i): np.ascontiguousarray(pixels) for i, (_, pixels) in enumerate(stacks)}
     write_atomically(path, save(tensors, {_KEY: contents.model_dump_json()}))
