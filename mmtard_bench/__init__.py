@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         list_tasks as list_tasks,
         run as run,
     )
-    from mmtard_bench.data.memory import task_of as task_of
     from mmtard_bench.errors import InputError as InputError
     from mmtard_bench.evaluation.evaluate import evaluate as evaluate
     from mmtard_bench.models.clip import Clip as Clip, Preprocess as Preprocess
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
         register_model as register_model,
         register_task as register_task,
     )
+    from mmtard_bench.tasks.memory import task_of as task_of
     from mmtard_bench.tasks.suites import list_suites as list_suites
     from mmtard_bench.types import Task as Task, ThreatModel as ThreatModel
 
@@ -50,7 +50,7 @@ _WHERE = {
     "list_suites": "tasks.suites",
     "list_tasks": "api",
     "run": "api",
-    "task_of": "data.memory",
+    "task_of": "tasks.memory",
     "Clip": "models.clip",
     "InputError": "errors",
     "Preprocess": "models.clip",

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mmtard_bench import registry
-from mmtard_bench.attacks.base import Classifier, Engine, EngineName, Work, joined
+from mmtard_bench.attacks.base import Classifier, Engine, EngineName, Work
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.checks import require_in_ball
@@ -184,7 +184,7 @@ def attack(
             seed=seed,
             batch_size=batch_size,
         )
-        found = joined(list(algorithm.parts(work)))
+        found = algorithm.whole(work)
         classifier.require_finite()
         points = found.adversarial.detach()
         require_in_ball(points, images[rows], attacker)

@@ -177,7 +177,7 @@ def check_attack(
     beyond = distance > radius * (1 + 1e-4)
     assert not bool((broken & beyond).any()), f"{name}: breaks what no point in the ball breaks"
     if attack.block is None:
-        half = joined(list(attack.parts(work(slice(0, samples // 2)))))
+        half = attack.whole(work(slice(0, samples // 2)))
         whole = found.broken_by[: samples // 2]
         assert half.broken_by == whole, f"{name}: verdicts depend on the other samples"
     breakable = distance < radius * (1 - 1e-4)

@@ -16,14 +16,13 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from mmtard_bench import registry
 from mmtard_bench.attacks.base import (
-    Attack,
     AttackResult,
     CountPasses,
     Engine,
     EngineName,
     Work,
-    joined,
 )
 from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.attacks.fast.apgd import Apgd
@@ -51,11 +50,6 @@ REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
-def whole(attack: Attack, work: Work) -> AttackResult:
-    """What an attack finds on all samples."""
-    return joined(list(attack.parts(work)))
-
-
 def attack(
     name: str,
     model: nn.Module,
@@ -73,8 +67,7 @@ def attack(
     threat = ThreatModel(name, norm, Eps.parse(eps, norm=norm))
     with torch.no_grad():
         width = classes or model(images[:1]).shape[1]
-    return whole(
-        build_attack(threat, n_classes=width, engine=Engine(engine)),
+    return build_attack(threat, n_classes=width, engine=Engine(engine)).whole(
         Work(
             model=model,
             images=images,
@@ -119,6 +112,20 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return run
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registries that forget what a test adds."""
+    for kind in (
+        registry.models,
+        registry.datasets,
+        registry.attacks,
+        registry.fast_attacks,
+        registry.tasks,
+    ):
+        list(kind)
+        monkeypatch.setattr(kind, "_items", dict(kind._items))
 
 
 @pytest.fixture

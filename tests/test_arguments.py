@@ -12,7 +12,6 @@ import torch
 import mmtard_bench as mb
 from mmtard_bench.attacks.base import Engine
 from mmtard_bench.models.tiny import WEIGHTS
-from mmtard_bench.records.files import write_record
 from mmtard_bench.schema import checked
 from mmtard_bench.types import Eps, ThreatModel
 from tests.conftest import ToyClip, wrap
@@ -109,7 +108,7 @@ def test_paths_are_text_or_path(tmp_path):
     with pytest.raises(mb.InputError, match=r"open_clip_config\.json"):
         mb.load_model(tmp_path)
     record = scored()
-    write_record(tmp_path / "a.json", record)
+    record.save(tmp_path / "a.json")
     assert mb.read_record(str(tmp_path / "a.json")) == mb.read_record(tmp_path / "a.json") == record
     for wrong in (None, 3, "gone.json", tmp_path, "a\0b"):
         with pytest.raises(mb.InputError, match="cannot be read"):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from mmtard_bench import registry
 from mmtard_bench.cli import main
 from mmtard_bench.tasks.suites import _SuiteFile, _ThreatTable
 from mmtard_bench.tasks.tables import TaskTable
@@ -47,12 +46,10 @@ def blocks(page: Path) -> list[Block]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_shows_runs(page, tmp_path, monkeypatch, short_attacks):
+def test_what_a_page_shows_runs(page, tmp_path, monkeypatch, own, short_attacks):
     """Every block, in order, in one directory, as a reader runs them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for kind in (registry.models, registry.attacks):
-        monkeypatch.setattr(kind, "_items", dict.fromkeys(kind) | kind._items)
     modules = {*sys.modules}
     (tmp_path / "leaderboard").symlink_to(REPOSITORY / "leaderboard")
     for block in blocks(page):

@@ -15,18 +15,10 @@ import mmtard_bench as mb
 from mmtard_bench import hub, registry
 from mmtard_bench.attacks.base import Attack, AttackResult
 from mmtard_bench.hub import quiet, told
-from mmtard_bench.records.files import load_records, made_at, oldest_first, write_record
+from mmtard_bench.records.files import load_records, made_at, oldest_first
 from mmtard_bench.tasks.samples import load_task
 from tests.conftest import ToyClip, wrap
 from tests.test_arguments import scored
-
-
-@pytest.fixture
-def own(monkeypatch):
-    """Registries that forget what a test adds."""
-    for kind in (registry.models, registry.datasets, registry.attacks, registry.tasks):
-        list(kind)
-        monkeypatch.setattr(kind, "_items", dict(kind._items))
 
 
 def test_what_others_register_may_fail_with_their_name(own):
@@ -194,7 +186,7 @@ def test_only_tasks_are_registered(own):
 
 def test_other_files_below_a_run_are_passed_over_and_damaged_records_are_not(tmp_path, here):
     record = scored()
-    write_record(tmp_path / "runs" / "a.json", record)
+    record.save(tmp_path / "runs" / "a.json")
     others = {
         "runs/ard/card.json": "{}",
         "runs/study/checkpoints/x/card.json": '{"recipe_name": "ard", "seconds": 3.0}',

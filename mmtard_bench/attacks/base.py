@@ -174,6 +174,10 @@ class Attack:
         else:
             yield from (part for part in found if len(part[0]))
 
+    def whole(self, work: Work) -> AttackResult:
+        """What the attack finds on all samples, of which there is one at least."""
+        return joined(list(self.parts(work)))
+
 
 @checked
 @dataclass(frozen=True)

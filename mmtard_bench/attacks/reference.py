@@ -269,6 +269,6 @@ def build_square(threat: ThreatModel, n_classes: int) -> Attack:
     queries = number_of(threat)
     parameters: dict[str, str | int | float]
     parameters = {"code": "pyautoattack", "stages": "square", "queries": queries}
-    stages = [_square(threat, queries)]
-    passes = sum(most for _, _, most in stages)
-    return Attack(threat.attack, parameters, _ensemble(stages, []), block=BLOCK, passes=passes)
+    stage = _square(threat, queries)
+    _, _, passes = stage
+    return Attack(threat.attack, parameters, _ensemble([stage], []), block=BLOCK, passes=passes)

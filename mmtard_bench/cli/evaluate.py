@@ -210,7 +210,6 @@ def _eval(arguments: argparse.Namespace) -> int:
     from mmtard_bench.evaluation.progress import RunProgress
     from mmtard_bench.evaluation.run import file_name
     from mmtard_bench.models.loading import load_model
-    from mmtard_bench.records.files import to_text, write_record
     from mmtard_bench.records.tables import table_of
     from mmtard_bench.tasks.samples import find_task, load_task
 
@@ -240,13 +239,13 @@ def _eval(arguments: argparse.Namespace) -> int:
                     progress.stop()
                     if arguments.out is not None:
                         file = file_name(f"{clip.name}--{data.task.name}", threat, job.identity)
-                        write_record(arguments.out / file, records[-1])
+                        records[-1].save(arguments.out / file)
             except InputError as error:
                 say_input_error(error, arguments)
                 status = STATUS_INPUT
             if arguments.json:
                 for record in records:
-                    print(json.dumps(json.loads(to_text(record))), flush=True)
+                    print(json.dumps(json.loads(record.to_text())), flush=True)
             elif records:
                 progress.say(f"{clip.name} on {data.task.name}\n\n{table_of(records)}\n")
             for record in records:

@@ -59,13 +59,12 @@ def _show(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) is not None:
             raise InputError(f"--{name} is for a gallery; add --gallery, or leave it out.")
 
-    from mmtard_bench.records.files import to_text
     from mmtard_bench.records.tables import table_of
     from mmtard_bench.records.worst import counted
 
     records = records_at(arguments.path)
     if arguments.json:
-        print("[" + ",\n".join(to_text(record).strip() for record in records) + "]")
+        print("[" + ",\n".join(record.to_text().strip() for record in records) + "]")
         return 0
     groups: dict[str, list[Record]] = {}
     for record in records:

@@ -62,7 +62,7 @@ class TableDataset:
             )
         return captions_in(given, f"{self.task.data}: sample '{self.ids[index]}'")
 
-    @property
+    @cached_property
     def class_names(self) -> tuple[str, ...]:
         feature = self.table.features.get(self.task.label_column)
         if self._named:

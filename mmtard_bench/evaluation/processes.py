@@ -1,8 +1,8 @@
 """Several processes that work on one run: who does what, and what they tell each other.
 
-A launcher (torchrun, accelerate launch, srun) starts them and says in RANK, WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT who they are. They exchange JSON over torch.distributed (gloo), never
-pickles. Where one of them ends, its launcher ends the others.
+A launcher starts them. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who they are: torchrun and
+accelerate launch set these variables, for srun the user does. They exchange JSON over
+torch.distributed (gloo), never pickles. Where one of them ends, its launcher ends the others.
 """
 
 import os

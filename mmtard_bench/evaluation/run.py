@@ -19,7 +19,7 @@ from mmtard_bench.evaluation.resume import Partial
 from mmtard_bench.files import _unwritable, only_process
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.curves import follows, known_from_above
-from mmtard_bench.records.files import read_record, write_record
+from mmtard_bench.records.files import read_record
 from mmtard_bench.records.schema import Record, Sample
 from mmtard_bench.records.tables import percent
 from mmtard_bench.tasks.samples import load_task
@@ -166,7 +166,7 @@ def _finished(path: Path, identity: str, known: Mapping[str, Sample]) -> Record 
 
 
 def _written(path: Path, record: Record) -> Record:
-    write_record(path, record)
+    record.save(path)
     return record
 
 

@@ -107,13 +107,14 @@ def load_local_dir(path: Path, name: str) -> Clip:
 @contextmanager
 def _working_directory() -> Iterator[None]:
     """Modules of the working directory can be imported meanwhile, as for python -m."""
-    before, here = [*sys.path], str(Path.cwd())
-    if "" not in sys.path and here not in sys.path:
+    here = str(Path.cwd())
+    missing = not {"", here} & {*sys.path}
+    if missing:
         sys.path.insert(0, here)
     try:
         yield
     finally:
-        if here not in before and here in sys.path:
+        if missing and here in sys.path:
             sys.path.remove(here)
 
 

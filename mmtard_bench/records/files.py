@@ -17,16 +17,11 @@ _MARKS = {"identity", "samples", "sample_ids_digest"}
 """Keys that only records have."""
 
 
-def to_text(record: Record) -> str:
-    """The canonical text of a record."""
-    return record.to_text()
-
-
 def from_text(text: str, where: str) -> Record:
     """Read a record's canonical text. Raises InputError if a byte of it is not as written."""
     try:
         record = Record.model_validate_json(unseal(text))
-        why = "" if to_text(record) == text else "it is not the text that this program wrote."
+        why = "" if record.to_text() == text else "it is not the text that this program wrote."
     except ValidationError as error:
         why = explain(error)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -49,11 +44,6 @@ def _read(path: str | Path) -> str:
         return Path(path).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise InputError(f"The record {path} cannot be read: {error}.") from error
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Write a record atomically. Raises StorageError if it cannot be written."""
-    record.save(path)
 
 
 def made_at(record: Record) -> datetime:

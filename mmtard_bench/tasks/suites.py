@@ -79,13 +79,15 @@ def _suite_files() -> dict[str, Path]:
 
 def load_suite(name: str) -> Suite:
     """Load a suite by name, or from a path that ends in .toml. Raises InputError."""
-    files = {} if name.endswith(".toml") else _suite_files()
-    if not name.endswith(".toml") and name not in files:
-        raise InputError(
-            f"There is no suite '{name}'. {registry.near_matches(name, files)} "
-            "A path to a suite of your own ends in .toml."
-        )
-    path = files.get(name, Path(name))
+    path = Path(name) if name.endswith(".toml") else suite_folder() / f"{name}.toml"
+    if not name.endswith(".toml") and name not in shipped_suites():
+        files = _suite_files()
+        if name not in files:
+            raise InputError(
+                f"There is no suite '{name}'. {registry.near_matches(name, files)} "
+                "A path to a suite of your own ends in .toml."
+            )
+        path = files[name]
     parsed = validate(
         _SuiteFile,
         read_table(path, "suite"),

@@ -15,7 +15,7 @@ from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.evaluate import execute
 from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.records.edits import levenshtein, names_another_class
-from mmtard_bench.records.files import from_text, to_text
+from mmtard_bench.records.files import from_text
 from mmtard_bench.records.worst import worst_cases
 from mmtard_bench.registry import attack_family
 from mmtard_bench.tasks import classifier as zero_shot
@@ -23,7 +23,7 @@ from mmtard_bench.tasks.classifier import ZeroShotClassifier, embed_names
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.tasks.watched import WatchedPrompts
 from mmtard_bench.types import Eps, Task, ThreatModel
-from tests.conftest import ToyClip, assert_sentence, whole, wrap
+from tests.conftest import ToyClip, assert_sentence, wrap
 
 CPU = torch.device("cpu")
 SMALL = "ab "
@@ -230,7 +230,7 @@ def test_the_record_has_the_edited_names_and_anybody_can_check_them(records):
     record = records["tiny-clip", 2]
     clip = mb.load_model("tiny-clip")
     data = load_task(find_task("digits/digit"), n=24, seed=0)
-    assert from_text(to_text(record), "here") == record
+    assert from_text(record.to_text(), "here") == record
     classes = list(data.classes)
     for row, sample in enumerate(record.samples):
         assert (sample.edit is not None) == (sample.broken_by is not None)
@@ -349,7 +349,7 @@ def test_a_model_that_answers_at_random_gets_a_record_with_flags(edits):
     codes = {flag.code for flag in record.flags}
     assert "randomised-output" in codes
     assert "unconfirmed-adversarials" in codes or edits
-    assert from_text(to_text(record), "here") == record
+    assert from_text(record.to_text(), "here") == record
     # What the attack's own pass has wrong is broken, with an edit or without.
     assert record.robust_accuracy < record.clean_accuracy
     broken = [s for s in record.samples if s.broken_by]
@@ -414,8 +414,9 @@ def test_what_is_wrong_in_one_pass_of_pgd_is_broken_alone_and_with_edits(threat)
 
         __call__ = features
 
-    result = whole(
-        build_attack(ThreatModel(threat, "linf", Eps.parse("8/255")), n_classes=2, engine=Engine()),
+    result = build_attack(
+        ThreatModel(threat, "linf", Eps.parse("8/255")), n_classes=2, engine=Engine()
+    ).whole(
         Work(
             model=Once(),
             images=torch.full((3, 3, 4, 4), 0.5),

@@ -20,7 +20,7 @@ from mmtard_bench.attacks.fast.rows import Samples, search_all
 from mmtard_bench.attacks.fast.square import Square, pattern
 from mmtard_bench.types import Eps, ThreatModel
 from tests.attacks.test_reference import Small
-from tests.conftest import Linear, whole
+from tests.conftest import Linear
 
 CPU = torch.device("cpu")
 
@@ -115,8 +115,7 @@ def test_what_a_lower_precision_finds_counts_once_float32_agrees(name):
     def run(model):
         attack = build_attack(threat, n_classes=4, engine=Engine("fast", "bfloat16"))
         assert attack.parameters["attack_precision"] == "bfloat16"
-        return whole(
-            attack,
+        return attack.whole(
             Work(
                 model=model,
                 images=images,

@@ -14,7 +14,7 @@ import pytest
 from mmtard_bench.cli import main
 from mmtard_bench.cli.output import OutputLost, guarded_errors, guarded_output
 from mmtard_bench.evaluation.progress import RunProgress
-from mmtard_bench.records.files import load_records, write_record
+from mmtard_bench.records.files import load_records
 from tests.conftest import assert_sentence
 from tests.leaderboard.test_leaderboard import made
 
@@ -89,7 +89,7 @@ def test_errors_that_nobody_reads_change_no_status(monkeypatch):
 
 
 def test_characters_that_do_not_fit_are_escaped_and_json_stays_json(tmp_path):
-    write_record(tmp_path / "r.json", made("rb", name="süß 🍰"))
+    made("rb", name="süß 🍰").save(tmp_path / "r.json")
     shown = {}
     for encoding in ("ascii", "utf-8"):
         for form in ((), ("--json",)):

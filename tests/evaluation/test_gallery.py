@@ -23,7 +23,6 @@ from mmtard_bench.evaluation.gallery import (
 from mmtard_bench.evaluation.gallery_page import to_html, to_png, write_gallery
 from mmtard_bench.evaluation.sources import load_model_of, threat_of
 from mmtard_bench.leaderboard.entries.folder import read_entry
-from mmtard_bench.records.files import write_record
 from mmtard_bench.records.schema import Record
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.leaderboard.test_leaderboard import in_suite, made
@@ -269,7 +268,7 @@ def test_a_run_of_a_suite_of_ones_own(here: Cli, tmp_path):
 
 
 def test_bad_input_is_a_sentence(here: Cli, tmp_path):
-    write_record(tmp_path / "x.json", made("rb"))
+    made("rb").save(tmp_path / "x.json")
     assert_sentence(here("show", "x.json", "--gallery", "--out", "x.pdf"), "neither a page")
     assert_sentence(here("show", "x.json", "--gallery", "--samples", "s/9"), "no sample 's/9'")
     assert_sentence(here("show", "x.json", "--gallery"), "loaded as data", "--weights")

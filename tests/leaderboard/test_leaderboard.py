@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.markdown import render
-from mmtard_bench.records.files import from_text, to_text, write_record
+from mmtard_bench.records.files import from_text
 from mmtard_bench.records.schema import Record, SuiteFacts, identity
 from mmtard_bench.records.tables import table_of
 from mmtard_bench.records.worst import worst_cases
@@ -18,7 +18,7 @@ def in_suite(record: Record, records: int = 1, **changes: object) -> Record:
     changed = record.model_copy(update={"suite": suite, **changes})
     parts = ("suite", "model", "task", "threat", "seed", "precision", "sample_ids_digest")
     new = identity(**{part: getattr(changed, part) for part in parts})
-    return from_text(to_text(changed.model_copy(update={"identity": new})), "here")
+    return from_text(changed.model_copy(update={"identity": new}).to_text(), "here")
 
 
 def made(outcomes: str, name: str = "m", attack: str = "pgd-5", **changes: object) -> Record:
@@ -212,7 +212,7 @@ def test_show_tells_records_of_older_data_apart(here, tmp_path):
         "2-old": made("rrrr", attack="pgd-2", **facts),
         "1-new": made("rrrb", attack="pgd-1", **later),
     }.items():
-        write_record(tmp_path / "runs" / f"{name}.json", record)
+        record.save(tmp_path / "runs" / f"{name}.json")
     done = here("show", "runs")
     assert done.returncode == 0, done.stderr
     assert "not counted: runs/1-old.json: there is a newer record of pgd-1" in done.stdout
@@ -221,7 +221,7 @@ def test_show_tells_records_of_older_data_apart(here, tmp_path):
     assert "75.0" in done.stdout
     assert "worst case" not in done.stdout
     assert "100.0 [51.0, 100.0]  100.0" not in done.stdout
-    write_record(tmp_path / "runs" / "2-new.json", made("rbrr", attack="pgd-2", **later))
+    made("rbrr", attack="pgd-2", **later).save(tmp_path / "runs" / "2-new.json")
     assert "50.0" in next(
         row for row in here("show", "runs").stdout.splitlines() if "worst case" in row
     )

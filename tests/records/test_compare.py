@@ -16,7 +16,6 @@ from scipy.stats import binom, binomtest
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.records.compare import compare
-from mmtard_bench.records.files import write_record
 from mmtard_bench.records.schema import Record, SuiteFacts
 from mmtard_bench.records.statistics import all_pairs, difference_interval, holm, mcnemar
 from tests.conftest import REPOSITORY, Cli, assert_sentence
@@ -234,7 +233,7 @@ def test_a_record_made_again_replaces_itself():
 def test_the_command_says_who_is_better_and_for_how_many_it_corrected(here: Cli, tmp_path):
     for name, outcomes in (("one", "r" * 30 + "bb"), ("two", "b" * 30 + "rr")):
         for record in shared(name, outcomes, outcomes):
-            write_record(tmp_path / name / f"{record.threat.attack}.json", record)
+            record.save(tmp_path / name / f"{record.threat.attack}.json")
     done = here("compare", "one", "two")
     assert done.returncode == 0, done.stderr
     assert "A: one (d)\nB: two (d)" in done.stdout
@@ -278,7 +277,7 @@ def test_bad_input_is_a_sentence(here: Cli, tmp_path):
         "both": [one, in_suite(two, model=weights)],
     }.items():
         for i, record in enumerate(records):
-            write_record(tmp_path / folder / f"{i}.json", record)
+            record.save(tmp_path / folder / f"{i}.json")
     assert_sentence(here("compare", "one", "both"), "2 models (one, two)", "Name the directory")
     assert_sentence(here("compare", "one", "two"), "nothing to compare")
     assert_sentence(here("compare", "one", "nowhere"), "There is no directory nowhere")

@@ -18,7 +18,7 @@ from mmtard_bench.evaluation.progress import RunProgress
 from mmtard_bench.evaluation.run import Partial, run_model
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.curves import known_from_above
-from mmtard_bench.records.files import from_text, to_text, write_record
+from mmtard_bench.records.files import from_text
 from mmtard_bench.records.schema import Record, Sample, aggregate
 from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.tasks.suites import load_suite
@@ -207,12 +207,12 @@ def test_what_contradicts_a_larger_radius_is_made_again(tmp_path):
     saved = larger.samples[place].model_copy(update={"robust": True, "broken_by": None})
     samples = [*larger.samples[:place], saved, *larger.samples[place + 1 :]]
     changed = larger.model_copy(update={"samples": samples, "results": aggregate(samples)})
-    write_record(path, from_text(to_text(changed), "here"))
+    from_text(changed.to_text(), "here").save(path)
     again = run(suite, clip, tmp_path)
     assert_monotone(again)
     assert again[1].samples[place].robust
     # And back: who stood only on that word is attacked again.
-    write_record(path, larger)
+    larger.save(path)
     assert [r.samples for r in run(suite, clip, tmp_path)] == [larger.samples, smaller.samples]
 
 

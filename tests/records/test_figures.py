@@ -9,7 +9,6 @@ from PIL import Image
 
 from mmtard_bench.records.curves import eps_curves
 from mmtard_bench.records.figures import by_task, draw, robust_after
-from mmtard_bench.records.files import write_record
 from mmtard_bench.records.schema import Record, aggregate, digest_of
 from mmtard_bench.records.statistics import wilson
 from tests.conftest import REPOSITORY, Cli, assert_sentence
@@ -170,7 +169,7 @@ def test_the_entries_that_ship(here: Cli, tmp_path):
 
 def test_a_run_of_a_curve_through_the_command_line(here: Cli, tmp_path):
     for number, (eps, outcomes) in enumerate(RADII.items()):
-        write_record(tmp_path / "run" / f"{number}.json", at(eps, outcomes))
+        at(eps, outcomes).save(tmp_path / "run" / f"{number}.json")
     done = here("plot", "run")
     assert done.returncode == 0, done.stderr
     paths = [tmp_path / line for line in done.stdout.splitlines()]
@@ -187,9 +186,9 @@ def test_bad_input_is_a_sentence(here: Cli, tmp_path):
     (tmp_path / "empty").mkdir()
     assert_sentence(here("plot", "empty"), "There are no records below empty")
     failed = made("rb", status="error", error="broke", results=None, samples=[])
-    write_record(tmp_path / "failed" / "x.json", failed)
+    failed.save(tmp_path / "failed" / "x.json")
     assert_sentence(here("plot", "failed"), "No record is finished")
-    write_record(tmp_path / "good" / "x.json", made("rb"))
+    made("rb").save(tmp_path / "good" / "x.json")
     (tmp_path / "file").write_text("")
     assert_sentence(here("plot", "good", "--out", "file"), "could not be written")
     (tmp_path / "good" / "y.json").write_text('{"identity": "1"}')

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from mmtard_bench.errors import InputError
 from mmtard_bench.records import edits
 from mmtard_bench.records.edits import NameEdit
-from mmtard_bench.records.files import from_text, read_record, to_text, write_record
+from mmtard_bench.records.files import from_text, read_record
 from mmtard_bench.records.recall import Ranks
 from mmtard_bench.records.schema import (
     SCHEMA_VERSION,
@@ -107,10 +107,10 @@ def record_of(
 
 def test_records_of_the_first_version_stay_readable_under_an_identity_of_their_own():
     old, new = record_of([sample(0, "robust")], version=1), record_of([sample(0, "robust")])
-    assert from_text(to_text(old), "here") == old
+    assert from_text(old.to_text(), "here") == old
     assert old.identity != new.identity
     with pytest.raises(InputError, match="identity"):
-        from_text(to_text(old.model_copy(update={"schema_version": 2})), "here")
+        from_text(old.model_copy(update={"schema_version": 2}).to_text(), "here")
 
 
 OUTCOMES = st.lists(st.sampled_from(["wrong", "robust", "broken"]), min_size=1, max_size=30)
@@ -119,7 +119,7 @@ OUTCOMES = st.lists(st.sampled_from(["wrong", "robust", "broken"]), min_size=1, 
 @given(outcomes=OUTCOMES)
 def test_a_record_survives_a_round_trip_and_its_aggregates_follow(outcomes):
     record = record_of([sample(i, o) for i, o in enumerate(outcomes)])
-    again = from_text(to_text(record), "here")
+    again = from_text(record.to_text(), "here")
     assert again == record
     n = len(outcomes)
     assert again.robust_accuracy == outcomes.count("robust") / n
@@ -131,7 +131,7 @@ def test_a_record_survives_a_round_trip_and_its_aggregates_follow(outcomes):
 @settings(max_examples=150)
 @given(outcomes=OUTCOMES, place=st.floats(0, 1, exclude_max=True), value=st.integers(32, 126))
 def test_any_edit_of_a_stored_file_is_detected(outcomes, place, value):
-    text = to_text(record_of([sample(i, o) for i, o in enumerate(outcomes)]))
+    text = record_of([sample(i, o) for i, o in enumerate(outcomes)]).to_text()
     i = int(place * len(text))
     edited = text[:i] + chr(value) + text[i + 1 :]
     if edited != text:
@@ -141,7 +141,7 @@ def test_any_edit_of_a_stored_file_is_detected(outcomes, place, value):
 
 @given(outcomes=OUTCOMES, place=st.floats(0, 1, exclude_max=True))
 def test_a_file_cut_short_is_detected(outcomes, place):
-    text = to_text(record_of([sample(i, o) for i, o in enumerate(outcomes)]))
+    text = record_of([sample(i, o) for i, o in enumerate(outcomes)]).to_text()
     with pytest.raises(InputError, match="cut short"):
         from_text(text[: int(place * len(text))], "here")
 
@@ -168,7 +168,7 @@ FORGERIES = {
 @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
 def test_a_forgery_with_a_fresh_hash_is_still_refused(forgery):
     """Whoever recomputes the closing hash must still make the record agree with itself."""
-    body = json.loads(to_text(record_of([sample(0, "robust"), sample(1, "broken")])))
+    body = json.loads(record_of([sample(0, "robust"), sample(1, "broken")]).to_text())
     forgery(body)
     with pytest.raises(InputError):
         from_text(sealed(body), "here")
@@ -195,7 +195,7 @@ def test_wilson_agrees_with_scipy():
 
 def test_writing_is_atomic_and_leaves_no_litter(tmp_path):
     record = record_of([sample(0, "robust")])
-    write_record(tmp_path / "a" / "r.json", record)
+    record.save(tmp_path / "a" / "r.json")
     assert read_record(tmp_path / "a" / "r.json") == record
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["r.json"]
 
@@ -203,7 +203,7 @@ def test_writing_is_atomic_and_leaves_no_litter(tmp_path):
 def test_a_directory_in_the_way_is_a_sentence(tmp_path):
     (tmp_path / "a").write_text("a file")
     with pytest.raises(InputError, match="could not be written"):
-        write_record(tmp_path / "a" / "r.json", record_of([sample(0, "robust")]))
+        record_of([sample(0, "robust")]).save(tmp_path / "a" / "r.json")
 
 
 def retrieval_record(ranks: list[tuple[int, int, int, int]]) -> Record:
@@ -222,15 +222,17 @@ def retrieval_record(ranks: list[tuple[int, int, int, int]]) -> Record:
     ("field", "value"), [("seconds", 1e308), ("seconds", 1e300), ("model_seconds", 1e10)]
 )
 def test_seconds_that_add_up_to_infinity_are_refused(field, value):
-    text = to_text(record_of([sample(0, "robust")])).replace(
-        '"seconds": ', f'"{field}": {value}, "x": '
+    text = (
+        record_of([sample(0, "robust")])
+        .to_text()
+        .replace('"seconds": ', f'"{field}": {value}, "x": ')
     )
     with pytest.raises(InputError, match=field):
         from_text(text, "here")
 
 
 def test_a_count_beyond_what_adds_up_is_refused():
-    text = to_text(record_of([sample(0, "robust")]))
+    text = record_of([sample(0, "robust")]).to_text()
     huge = re.sub(r'"forward": [0-9]+', f'"forward": {10**400}', text, count=1)
     assert huge != text
     with pytest.raises(InputError):
@@ -244,7 +246,7 @@ RANKS = st.integers(2, 12).flatmap(
 
 @given(ranks=RANKS)
 def test_recalls_follow_from_the_ranks_and_survive_a_round_trip(ranks):
-    record = from_text(to_text(retrieval_record(ranks)), "here")
+    record = from_text(retrieval_record(ranks).to_text(), "here")
     recalls = record.results.recalls
     for place, k in enumerate((1, 5, 10)):
         n = len(ranks)
@@ -276,7 +278,7 @@ RETRIEVAL_FORGERIES = {
 
 @pytest.mark.parametrize("forgery", RETRIEVAL_FORGERIES.values(), ids=RETRIEVAL_FORGERIES)
 def test_forged_ranks_are_refused(forgery):
-    body = json.loads(to_text(retrieval_record([(1, 2, 1, 2), (3, 3, 1, 1), (1, 1, 2, 2)])))
+    body = json.loads(retrieval_record([(1, 2, 1, 2), (3, 3, 1, 1), (1, 1, 2, 2)]).to_text())
     forgery(body)
     with pytest.raises(InputError):
         from_text(sealed(body), "here")
@@ -294,7 +296,7 @@ def text_record(edits: int = 1) -> Record:
 
 def test_an_edit_survives_a_round_trip():
     record = text_record()
-    assert from_text(to_text(record), "here") == record
+    assert from_text(record.to_text(), "here") == record
     assert record.samples[1].edit.distance == 1
     assert record.threat.ball == "levenshtein 1/1"
 
@@ -314,7 +316,7 @@ EDIT_FORGERIES = {
 
 @pytest.mark.parametrize("forgery", EDIT_FORGERIES.values(), ids=EDIT_FORGERIES)
 def test_forged_edits_are_refused(forgery):
-    body = json.loads(to_text(text_record()))
+    body = json.loads(text_record().to_text())
     forgery(body)
     with pytest.raises(InputError):
         from_text(sealed(body), "here")
@@ -325,7 +327,7 @@ def test_names_that_take_long_to_compare_are_refused_unread(monkeypatch, lengths
     def slow(one, other):
         raise AssertionError("the distance was computed")
 
-    body = json.loads(to_text(text_record()))
+    body = json.loads(text_record().to_text())
     names = dict(zip(("original", "adversarial"), ("x" * n for n in lengths), strict=True))
     body["samples"][1]["edit"] = names
     monkeypatch.setattr(edits, "levenshtein", slow)
@@ -339,7 +341,7 @@ def test_no_edit_is_an_edit_of_distance_zero():
     samples[1] = samples[1].model_copy(update={"edit": edit})
     threat = {"norm": "levenshtein", "eps": "0/1", "parameters": {"edits": 0}}
     record = record_of(samples, attack="text-charmer-k0", threat=threat)
-    assert from_text(to_text(record), "here") == record
+    assert from_text(record.to_text(), "here") == record
 
 
 def test_a_radius_that_is_not_the_number_of_edits_is_refused():
@@ -352,7 +354,7 @@ def test_a_radius_that_is_not_the_number_of_edits_is_refused():
 
 
 def test_what_only_some_records_have_is_not_written_in_the_others():
-    text = to_text(record_of([sample(0, "robust"), sample(1, "broken")]))
+    text = record_of([sample(0, "robust"), sample(1, "broken")]).to_text()
     for word in ("ranks", "recalls", "edit"):
         assert word not in text
     # Written as null it is not the canonical text.

@@ -18,7 +18,7 @@ from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.evaluate import execute
 from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.evaluation.loop import Batch
-from mmtard_bench.records.files import from_text, to_text
+from mmtard_bench.records.files import from_text
 from mmtard_bench.records.recall import Ranks, recalls_of
 from mmtard_bench.registry import tasks
 from mmtard_bench.tasks.retrieval import (
@@ -260,7 +260,7 @@ def test_clean_ranks_of_a_record_agree_with_brute_force():
     recalls = record.results.recalls
     assert record.clean_accuracy == recalls.image_to_text[0]
     assert record.robust_accuracy == recalls.image_to_text_attacked[0]
-    assert from_text(to_text(record), "here") == record
+    assert from_text(record.to_text(), "here") == record
 
 
 def test_an_attack_lowers_recall_and_a_defended_model_keeps_more():

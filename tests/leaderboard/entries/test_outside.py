@@ -8,7 +8,6 @@ import pytest
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard.entries.folder import require_outside
-from mmtard_bench.records.files import write_record
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.leaderboard.test_leaderboard import made
 
@@ -21,7 +20,7 @@ def entry(tmp_path: Path) -> Path:
     (tmp_path / ENTRY).mkdir(parents=True)
     for name in ("card.json", "digits-v1.json"):
         shutil.copy(REPOSITORY / ENTRY / name, tmp_path / ENTRY / name)
-    write_record(tmp_path / "runs" / "r.json", made("rb"))
+    made("rb").save(tmp_path / "runs" / "r.json")
     return tmp_path / ENTRY
 
 
@@ -97,7 +96,7 @@ def test_a_checkpoint_is_no_entry(tmp_path):
 def test_what_lies_in_an_entry_already_is_named_with_what_to_do(entry, here: Cli):
     (entry / "figures").mkdir()
     assert_sentence(here("leaderboard"), "figures is not a plain file", "Remove it")
-    write_record(Path("one.json"), made("rb"))
+    made("rb").save(Path("one.json"))
     done = here("submit", "one.json", "--name", "tiny-clip", "--weights", "tiny-clip")
     assert_sentence(done, f"{ENTRY}/figures is not a plain file", "Remove it")
 

@@ -13,7 +13,6 @@ from mmtard_bench.leaderboard.page.build import build
 from mmtard_bench.leaderboard.page.facts import page_facts
 from mmtard_bench.leaderboard.page.plots import palette, plots
 from mmtard_bench.leaderboard.reported import Reported
-from mmtard_bench.records.files import write_record
 from mmtard_bench.records.statistics import wilson
 from mmtard_bench.records.tables import percent
 from tests.conftest import Cli, assert_sentence
@@ -161,7 +160,7 @@ def test_names_cannot_draw():
 
 def test_the_command_writes_the_page_and_notices_when_it_is_stale(here: Cli, tmp_path):
     for number, record in enumerate(records("mine", 30, 20, 10)):
-        write_record(tmp_path / "runs" / f"{number}.json", record)
+        record.save(tmp_path / "runs" / f"{number}.json")
     command = ("leaderboard", "--records", "runs", "--output", "out/BOARD.md")
     assert here(*command).returncode == 0
     page = tmp_path / "out" / "index.html"

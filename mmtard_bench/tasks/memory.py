@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmtard_bench import registry
 from mmtard_bench.data.base import Pixels, few, sample_ids
 from mmtard_bench.errors import InputError
+from mmtard_bench.tasks.samples import DEFAULT_TEMPLATE
 from mmtard_bench.types import Task
 
 _EXPECTED = (
@@ -40,7 +41,7 @@ def task_of(
     labels: Sequence[int] | Sequence[str] | Any,
     *,
     classes: Sequence[str],
-    templates: Sequence[str] = ("a photo of a {}.",),
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
 ) -> Task:
     """A task whose data is in memory, for ``evaluate`` and ``run``.
 

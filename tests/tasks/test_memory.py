@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 import mmtard_bench as mb
-from mmtard_bench import registry
 from mmtard_bench.cli import main
 from mmtard_bench.evaluation.sources import suite_of
 from mmtard_bench.tasks import suites
@@ -20,10 +19,7 @@ CLASSES = ["dog", "cat", "bird"]
 NUMBERS = [1, 0, 0, 1, 2, 0]
 
 
-@pytest.fixture(autouse=True)
-def own(monkeypatch):
-    list(registry.datasets)
-    monkeypatch.setattr(registry.datasets, "_items", dict(registry.datasets._items))
+pytestmark = pytest.mark.usefixtures("own")
 
 
 def loaded(task):
