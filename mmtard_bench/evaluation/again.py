@@ -4,15 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmtard_bench.attacks.base import Engine
+from mmtard_bench.evaluation.attacker import Attacker
 from mmtard_bench.evaluation.device import Resources, full_float32
 from mmtard_bench.evaluation.job import FAST, prepare
-from mmtard_bench.evaluation.loop import Evaluation
 from mmtard_bench.models.clip import Clip
-from mmtard_bench.records.schema import Flag
 from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.tasks.scoring import Verdict
 from mmtard_bench.types import ThreatModel
@@ -53,63 +51,20 @@ def attack_again(
     With the engine and seed of a record its verdicts come again, where randomness is a sample's
     own; reference attacks draw theirs by blocks. Raises ModelError for a model that fails.
     """
-    judge = Judge(clip, data, threat, resources, seed=seed, engine=engine)
-    size = judge.evaluation.chunk_size
+    with full_float32():
+        attacker = Attacker(prepare(clip, data, threat, seed=seed, engine=engine), resources)
+    size = attacker.chunk_size
     for first in range(0, len(data.labels), size):
         rows = range(first, min(first + size, len(data.labels)))
         with full_float32():
-            found = list(_outcomes(judge, rows))
+            found = list(_outcomes(attacker, rows))
         yield from found
 
 
-class Judge:
-    """Fresh float32 passes of a model over the samples of a task."""
-
-    def __init__(
-        self,
-        clip: Clip,
-        data: TaskData,
-        threat: ThreatModel,
-        resources: Resources,
-        *,
-        seed: int = 0,
-        engine: Engine = FAST,
-    ) -> None:
-        data.require_images(threat.surface, workers=resources.workers)
-        with full_float32():
-            job = prepare(clip, data, threat, seed=seed, engine=engine)
-            self.evaluation = Evaluation(job, resources, {})
-
-    def images(self, rows: Sequence[int]) -> Tensor:
-        """The clean images of some rows, (N, 3, H, W), on the device."""
-        images = torch.stack([self.evaluation.image(row) for row in rows])
-        return images.to(self.evaluation.device)
-
-    def verdicts(self, images: Tensor, rows: Sequence[int]) -> list[Verdict]:
-        """What the model makes of images in the places of some rows."""
-        with full_float32():
-            return self.evaluation.judge(images.to(self.evaluation.device), rows)
-
-    def clean(self) -> list[Verdict]:
-        """What the model makes of every clean image."""
-        size, count = self.evaluation.batch_size, len(self.evaluation.job.data.labels)
-        found = []
-        for first in range(0, count, size):
-            rows = range(first, min(first + size, count))
-            found += self.verdicts(self.images(rows), rows)
-        return found
-
-    def doubts(self) -> list[Flag]:
-        """What the checks of the model find, as in an evaluation."""
-        with full_float32():
-            return self.evaluation.inspect()
-
-
-def _outcomes(judge: Judge, rows: Sequence[int]) -> Iterator[Outcome]:
-    evaluation = judge.evaluation
-    data = evaluation.job.data
-    images = judge.images(rows)
-    before = judge.verdicts(images, rows)
+def _outcomes(attacker: Attacker, rows: Sequence[int]) -> Iterator[Outcome]:
+    data = attacker.data
+    images = attacker.images(rows)
+    before = attacker.judge(images, rows)
 
     def outcome(place: int, verdict: Verdict, **found: Any) -> Outcome:
         row = rows[place]
@@ -126,9 +81,9 @@ def _outcomes(judge: Judge, rows: Sequence[int]) -> Iterator[Outcome]:
     places = [place for place, verdict in enumerate(before) if verdict.right]
     yield from (outcome(place, clean) for place, clean in enumerate(before) if not clean.right)
     right = images[places]
-    for some, result in evaluation.attack(right, [rows[i] for i in places]):
+    for some, result in attacker.attack(right, [rows[i] for i in places]):
         now = [places[i] for i in some]
-        after = evaluation.confirm([rows[place] for place in now], right[some], result)
+        after = attacker.confirm([rows[place] for place in now], right[some], result)
         for i, place in enumerate(now):
             last = after.get(rows[place], before[place])
             claim = result.broken_by[i]
@@ -139,6 +94,6 @@ def _outcomes(judge: Judge, rows: Sequence[int]) -> Iterator[Outcome]:
                 place,
                 last,
                 adversarial=result.adversarial[i].float().cpu(),
-                broken_by=claim or evaluation.job.threat.attack,
+                broken_by=claim or attacker.job.threat.attack,
                 name=result.names[i] if result.names else None,
             )

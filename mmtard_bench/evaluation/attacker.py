@@ -1,34 +1,20 @@
-"""One job on one device: its samples are judged, attacked and confirmed, as many as fit at once."""
+"""Attack the samples of a job on one device, as many as fit at once, and confirm the result."""
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mmtard_bench.attacks.base import AttackResult, Part, Work, joined
-from mmtard_bench.data.threads import worker_count
 from mmtard_bench.errors import ModelError
-from mmtard_bench.evaluation.checks import inspect_model, require_in_ball
-from mmtard_bench.evaluation.device import (
-    Resources,
-    available_memory,
-    batch_size_of,
-    halving,
-    is_out_of_memory,
-    rows_that_fit,
-    smaller,
-)
+from mmtard_bench.evaluation.bench import Bench
+from mmtard_bench.evaluation.checks import require_in_ball
+from mmtard_bench.evaluation.device import Resources, is_out_of_memory, smaller
 from mmtard_bench.evaluation.headway import Headway
 from mmtard_bench.evaluation.job import Job
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.folding import folded, using
 from mmtard_bench.records.edits import NameEdit, names_another_class
-from mmtard_bench.records.schema import Flag
-from mmtard_bench.tasks.retrieval import RetrievalScorer
-from mmtard_bench.tasks.scoring import Aim, Verdict, ZeroShotScorer
-
-PROBES = 32
-"""Samples that the checks of the model look at."""
+from mmtard_bench.tasks.scoring import Aim, Verdict
 
 REFILLS = 4
 """Batches of samples that an attack gets at once if it refills them."""
@@ -36,53 +22,17 @@ REFILLS = 4
 CHUNK_BYTES = 2**30
 """Of images that an attack gets at once, where that is more than one image."""
 
-COPIES = 4
-"""Of the images that go to an attack together: the least that it keeps."""
 
-
-class Attacker:
-    """The classifier of a job with its head, on a device."""
+class Attacker(Bench):
+    """The attack of a job on the samples of its task, and the check of what the attack finds."""
 
     def __init__(self, job: Job, resources: Resources) -> None:
+        job.data.require_images(job.threat.surface, workers=resources.workers)
+        block = job.attack.block or 1
+        super().__init__(job.clip, job.data, job.threat.surface, resources, block=block)
         self.job = job
-        self.processes = resources.processes
-        self.workers = worker_count(resources.workers)
-        self.device = resources.device
-        job.clip.to(self.device)
-        scorer = RetrievalScorer if job.data.task.metric == "retrieval" else ZeroShotScorer
-        self.scorer = scorer(job.clip, job.data, self.device)
-        first = self.image(0).to(self.device)
-        fit = self._rows_that_fit(first)
-        self.batch_size = batch_size_of(resources.batch_size, fit, self.device)
-        self.most_images = max(CHUNK_BYTES // first.nbytes, 1)
-        # Two, as the checks compare images with each other.
-        count = min(PROBES, len(self.scorer.labels), max(fit, 2))
-        others = [self.image(row).to(self.device) for row in range(1, count)]
-        self.probes = torch.stack([first, *others])
+        self.most_images = max(CHUNK_BYTES // self.probes[0].nbytes, 1)
         self.tower = folded(job.clip, self.probes) if job.attack.refills else None
-
-    def _rows_that_fit(self, image: Tensor) -> int:
-        """The largest batch size, once a model and size of images.
-
-        Raises ModelError where memory does not suffice for the images alone.
-        """
-        available = available_memory(self.device)
-        if self.device.type == "cpu":
-            available /= self.processes.world
-        count = min(self.job.attack.block or 1, len(self.scorer.labels))
-        needed = COPIES * image.nbytes * count
-        if needed > available:
-            raise ModelError(
-                f"{self.job.threat.attack} attacks {count} images of {image.shape[2]} x "
-                f"{image.shape[1]} pixels at once, for which it needs at least "
-                f"{needed / 2**30:.1f} GiB; {available / 2**30:.1f} GiB are available. Use the "
-                "surface 'model', the engine fast, or a suite with a smaller block."
-            )
-        key = (image.shape, self.device)
-        found = self.job.clip.cache.batch_sizes
-        if key not in found:
-            found[key] = rows_that_fit(self.scorer.classifier, image, available)
-        return found[key]
 
     @property
     def chunk_size(self) -> int:
@@ -91,26 +41,6 @@ class Attacker:
         if attack.block is not None:
             return attack.block
         return min(self.batch_size * (REFILLS if attack.refills else 1), self.most_images)
-
-    def image(self, row: int) -> Tensor:
-        """The clean image of a row of the manifest, (3, H, W)."""
-        job = self.job
-        return job.data.image(row, surface=job.threat.surface, preprocess=job.clip.preprocess)
-
-    def inspect(self) -> list[Flag]:
-        """Check the model on the first samples of the manifest."""
-
-        def inspect(count: int) -> list[Flag]:
-            return inspect_model(
-                self.scorer.classifier,
-                self.probes[:count],
-                self.scorer.labels[:count],
-                classes=self.scorer.columns,
-                scale=float(self.job.clip.scale()),
-            )
-
-        found, _ = halving(inspect, len(self.probes), least=min(2, len(self.probes)))
-        return [*found, *self.scorer.doubts()]
 
     def attack(
         self, images: Tensor, rows: list[int], headway: Headway | None = None
@@ -195,26 +125,6 @@ class Attacker:
         names = [result.names[i] for i in chosen] if result.names else []
         self._require_edits(rows, names)
         return dict(zip(rows, self.judge(found, rows, names=names), strict=True))
-
-    def judge(
-        self,
-        images: Tensor,
-        rows: Sequence[int],
-        *,
-        size: int | None = None,
-        names: Sequence[str | None] = (),
-    ) -> list[Verdict]:
-        """What the model makes of images in the places of some rows, ``size`` at a time.
-
-        Without ``size`` that is the batch size, which halves where it does not fit in memory.
-        """
-        verdicts, fit = halving(
-            lambda size: self.scorer.judge(images, rows, size=size, names=names),
-            size or min(self.batch_size, len(rows)),
-        )
-        if size is None and fit < min(self.batch_size, len(rows)):
-            self.batch_size = fit
-        return verdicts
 
     def _require_edits(self, rows: Sequence[int], names: Sequence[str | None]) -> None:
         data, most = self.job.data, self.job.attack.edits or 0

@@ -67,7 +67,6 @@ def execute(
 
     def settle() -> tuple[Evaluation, list[Flag], list[Batch]]:
         nonlocal used
-        job.data.require_images(job.threat.surface, workers=resources.workers)
         evaluation = Evaluation(job, resources, known or {})
         doubts, own = evaluation.inspect(), evaluation.run(earlier, keep, tell)
         used = evaluation.batch_size

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import mmtard_bench as mb
-from mmtard_bench.evaluation import attacker, device as batch_size
+from mmtard_bench.evaluation import attacker, bench, device as batch_size
 from mmtard_bench.evaluation.device import (
     Resources,
     available_memory,
@@ -178,20 +178,20 @@ class Widest(ToyClip):
 def test_large_images_go_one_by_one_where_memory_is_short(photographs, monkeypatch):
     pixels = 4 * 3 * 400 * 600
     decoded: list[int] = []
-    image = attacker.Attacker.image
+    image = bench.Bench.image
     monkeypatch.setattr(
-        attacker.Attacker, "image", lambda self, row: decoded.append(row) or image(self, row)
+        bench.Bench, "image", lambda self, row: decoded.append(row) or image(self, row)
     )
-    monkeypatch.setattr(attacker, "available_memory", lambda _: 20.0 * pixels)
+    monkeypatch.setattr(bench, "available_memory", lambda _: 20.0 * pixels)
     monkeypatch.setattr(attacker, "CHUNK_BYTES", pixels)
     record = mb.evaluate(wrap(Widest()), task=photographs, threat="pgd-2", eps="1/255")
     assert record.status == "ok", record.error
     # Two for the checks of the model, each sample once; the checks look at two together.
     assert (Widest.most, record.environment.batch_size) == (2, 1)
     assert len(decoded) == 2 + 4
-    monkeypatch.setattr(attacker, "available_memory", lambda _: 3.0 * pixels)
+    monkeypatch.setattr(bench, "available_memory", lambda _: 3.0 * pixels)
     record = mb.evaluate(wrap(ToyClip()), task=photographs, threat="pgd-2", eps="1/255")
-    assert "attacks 1 images of 600 x 400 pixels at once" in record.error
+    assert "(1 at once, of 600 x 400 pixels)" in record.error
     assert "surface 'model'" in record.error
 
 

@@ -7,7 +7,8 @@ import torch
 
 import mmtard_bench as mb
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation.again import Judge, attack_again
+from mmtard_bench.evaluation.again import attack_again
+from mmtard_bench.evaluation.bench import Bench
 from mmtard_bench.evaluation.checks import inside
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.evaluate import execute
@@ -68,12 +69,12 @@ def test_images_are_in_the_ball_and_misclassified(clip, data):
     model = threat("pgd-5")
     outcomes = list(attack_again(clip, data, model, RESOURCES, seed=0))
     broken = [outcome for outcome in outcomes if outcome.broken]
-    judge = Judge(clip, chosen(data, [o.id for o in broken]), model, RESOURCES)
+    bench = Bench(clip, chosen(data, [o.id for o in broken]), "native", RESOURCES)
     images = torch.stack([outcome.adversarial for outcome in broken])
     rows = range(len(broken))
-    assert torch.equal(judge.images(rows), torch.stack([outcome.image for outcome in broken]))
-    assert inside(images, judge.images(rows), norm="linf", eps=8 / 255).all()
-    verdicts = judge.verdicts(images, rows)
+    assert torch.equal(bench.images(rows), torch.stack([outcome.image for outcome in broken]))
+    assert inside(images, bench.images(rows), norm="linf", eps=8 / 255).all()
+    verdicts = bench.judge(images, rows)
     assert [v.prediction for v in verdicts] == [outcome.after for outcome in broken]
     assert not any(verdict.right for verdict in verdicts)
 
@@ -89,9 +90,9 @@ def test_verdicts_do_not_follow_from_who_else_is_attacked(clip, data):
 
 def test_the_clean_pass_is_that_of_an_evaluation(clip, data):
     record = execute(prepare(clip, data, threat("pgd-1"), seed=0), RESOURCES)
-    judge = Judge(clip, data, threat("pgd-1"), RESOURCES)
-    assert [v.prediction for v in judge.clean()] == [s.prediction for s in record.samples]
-    assert judge.doubts() == []
+    bench = Bench(clip, data, "native", RESOURCES)
+    assert [v.prediction for v in bench.clean()] == [s.prediction for s in record.samples]
+    assert bench.inspect() == []
 
 
 def test_inside_looks_at_ball_and_box():

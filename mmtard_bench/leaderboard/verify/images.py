@@ -20,9 +20,10 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from mmtard_bench.errors import InputError, first_line
-from mmtard_bench.evaluation.again import Judge, attack_again
+from mmtard_bench.evaluation.again import attack_again
+from mmtard_bench.evaluation.bench import Bench
 from mmtard_bench.evaluation.checks import inside
-from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.device import Resources, full_float32
 from mmtard_bench.evaluation.sources import chosen, data_of, suite_of, threat_of
 from mmtard_bench.files import write_atomically
 from mmtard_bench.leaderboard.entries.breaks import PixelBall
@@ -31,6 +32,7 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.schema import Name, Record
 from mmtard_bench.records.worst import Ball, balls_of
 from mmtard_bench.schema import Strict, explain
+from mmtard_bench.tasks.prompts import understood
 from mmtard_bench.tasks.samples import TaskData
 from mmtard_bench.types import Eps, ThreatModel
 
@@ -168,6 +170,7 @@ class Replayed:
     broken: list[str]
 
 
+@full_float32()
 def replay_stack(
     file: Adversarials, place: int, data: TaskData, clip: Clip, resources: Resources
 ) -> Replayed:
@@ -179,21 +182,19 @@ def replay_stack(
         InputError: If the task does not have a sample, or if the images have another size.
     """
     stack = file.contents.stacks[place]
-    data = chosen(data, stack.ids)
+    data = understood(clip, chosen(data, stack.ids))
     eps = Eps.parse(stack.eps, norm=stack.norm)
-    judge = Judge(clip, data, ThreatModel("pgd-1", stack.norm, eps, stack.surface), resources)
+    bench = Bench(clip, data, stack.surface, resources)
     replayed = Replayed([], [], [])
-    given, expected = file.size(place), tuple(judge.images([0]).shape[2:])
+    given, expected = file.size(place), tuple(bench.images([0]).shape[2:])
     if given != expected:
         raise InputError(
             f"{file.path}, {stack.name}: its images are {given}; those of the task are {expected}."
         )
-    size = judge.evaluation.batch_size
-    for first in range(0, len(stack.ids), size):
-        rows = range(first, min(first + size, len(stack.ids)))
-        clean, found = judge.images(rows), file.images(place, rows).to(resources.device)
+    for rows in bench.chunks():
+        clean, found = bench.images(rows), file.images(place, rows).to(bench.device)
         good = inside(found, clean, norm=stack.norm, eps=float(eps)).tolist()
-        before, after = judge.verdicts(clean, rows), judge.verdicts(found, rows)
+        before, after = bench.judge(clean, rows), bench.judge(found, rows)
         for row, was, now, within in zip(rows, before, after, good, strict=True):
             group = replayed.broken if was.right and not now.right else replayed.unbroken
             (group if within else replayed.outside).append(stack.ids[row])
@@ -226,19 +227,20 @@ def gather(
     return stacks
 
 
+@full_float32()
 def _gather(
     clip: Clip, ball: Ball, resources: Resources, *, seed: int, tell: Callable[[str], None]
 ) -> list[tuple[Stack, Pixels]]:
     record = ball.strongest
     suite, threat = suite_of(record), threat_of(record)
-    data = chosen(data_of(record, suite), ball.broken)
+    data = understood(clip, chosen(data_of(record, suite), ball.broken))
     images = {
         outcome.id: outcome.adversarial
         for outcome in attack_again(clip, data, threat, resources, seed=seed)
         if outcome.broken and outcome.adversarial is not None
     }
     stacks = []
-    for ids, pixels in quantised(Judge(clip, data, threat, resources), threat, images):
+    for ids, pixels in quantised(Bench(clip, data, threat.surface, resources), threat, images):
         stack = Stack(
             suite=suite.name,
             task=ball.task,
@@ -260,7 +262,7 @@ def _gather(
 
 
 def quantised(
-    judge: Judge, threat: ThreatModel, images: dict[str, Tensor]
+    bench: Bench, threat: ThreatModel, images: dict[str, Tensor]
 ) -> Iterator[tuple[list[str], Pixels]]:
     """Quantise adversarial images: yields ids and images (N, H, W, 3) of 8 bits, then of 16 bits.
 
@@ -268,21 +270,21 @@ def quantised(
     clean image, then the same with 16 bits. The first form that lies in the ball and breaks the
     sample is kept. An image with no such form is left out.
     """
-    order = {name: row for row, name in enumerate(judge.evaluation.job.data.manifest.ids)}
+    order = {name: row for row, name in enumerate(bench.data.manifest.ids)}
     left = [name for name in order if name in images]
     for kind in (np.uint8, np.uint16):
         ids: list[str] = []
         kept: list[Pixels] = []
         for nearest in (True, False):
-            size = judge.evaluation.batch_size
+            size = bench.batch_size
             for some in [left[i : i + size] for i in range(0, len(left), size)]:
                 rows = [order[name] for name in some]
-                clean = judge.images(rows)
+                clean = bench.images(rows)
                 wanted = torch.stack([images[name] for name in some])
                 pixels = _rounded(wanted, clean.cpu(), kind, nearest=nearest)
                 again = as_images(pixels).to(clean.device)
                 good = inside(again, clean, norm=threat.pixel_norm, eps=float(threat.eps))
-                verdicts = judge.verdicts(again, rows)
+                verdicts = bench.judge(again, rows)
                 for name, image, within, verdict in zip(
                     some, pixels, good.tolist(), verdicts, strict=True
                 ):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import get_args
 
 from mmtard_bench.errors import InputError
-from mmtard_bench.evaluation.again import Judge
+from mmtard_bench.evaluation.bench import Bench
 from mmtard_bench.evaluation.checks import ModelCode
-from mmtard_bench.evaluation.device import Resources
+from mmtard_bench.evaluation.device import Resources, full_float32
 from mmtard_bench.evaluation.job import prepare
 from mmtard_bench.leaderboard.entries.card import Card
 from mmtard_bench.leaderboard.verify.images import Adversarials, replay_stack
@@ -16,8 +16,8 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.recall import CUTOFFS
 from mmtard_bench.records.schema import Flag, Sample
 from mmtard_bench.records.worst import balls_of
+from mmtard_bench.tasks.prompts import understood
 from mmtard_bench.tasks.retrieval import RetrievalScorer
-from mmtard_bench.tasks.scoring import Verdict
 
 BORDERLINE = 0.005
 """The share of samples whose prediction may differ by rounding on another machine; at least one."""
@@ -44,9 +44,10 @@ def replay(formed: Formed, clip: Clip, resources: Resources) -> str:
         first = group[0]
         for place in group:
             _require_identity(place, formed, clip)
-        judge = Judge(clip, first.data, first.threat, resources)
-        answers = _answers(judge, judge.clean())
-        doubts = judge.doubts()
+        data = understood(clip, first.data)
+        with full_float32():
+            bench = Bench(clip, data, first.threat.surface, resources)
+            answers, doubts = _answers(bench), bench.inspect()
         samples += len(answers)
         for place in group:
             _require_flags(place, doubts)
@@ -97,15 +98,15 @@ def _require_flags(place: Place, doubts: Sequence[Flag]) -> None:
         )
 
 
-def _answers(judge: Judge, verdicts: Sequence[Verdict]) -> list[Answer]:
+def _answers(bench: Bench) -> list[Answer]:
     """For each sample its prediction; in retrieval, the cutoffs k that its ranks are within.
 
     Ranks are not compared directly: rounding changes them too often.
     """
-    scorer = judge.evaluation.scorer
+    verdicts, scorer = bench.clean(), bench.scorer
     if not isinstance(scorer, RetrievalScorer):
         return [(verdict.prediction,) for verdict in verdicts]
-    ids = judge.evaluation.job.data.manifest.ids
+    ids = bench.data.manifest.ids
     pairs = zip(ids, verdicts, strict=True)
     captions = scorer.caption_ranks({name: (v.embedding, v.embedding) for name, v in pairs})
     return [

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import mmtard_bench as mb
-from mmtard_bench.evaluation.again import Judge, attack_again
+from mmtard_bench.evaluation.again import attack_again
+from mmtard_bench.evaluation.bench import Bench
 from mmtard_bench.evaluation.checks import inside
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.leaderboard.verify.images import (
@@ -62,7 +63,7 @@ def test_what_is_kept_still_breaks_and_survives_a_file(clip, data, tmp_path, nor
             ),
             pixels,
         )
-        for ids, pixels in quantised(Judge(clip, data, threat, RESOURCES), threat, images)
+        for ids, pixels in quantised(Bench(clip, data, threat.surface, RESOURCES), threat, images)
     ]
     kept = [name for stack, _ in stacks for name in stack.ids]
     assert len(set(kept)) == len(kept)
@@ -86,7 +87,7 @@ def test_sixteen_bits_are_for_what_eight_do_not_hold(clip, data):
     images = images_of(clip, data, threat)
     kinds = [
         pixels.dtype
-        for _, pixels in quantised(Judge(clip, data, threat, RESOURCES), threat, images)
+        for _, pixels in quantised(Bench(clip, data, threat.surface, RESOURCES), threat, images)
     ]
     assert kinds == [np.uint16]
 
