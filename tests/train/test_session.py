@@ -150,7 +150,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(step, run_small, monkeypatch):
 
 
 def test_kill_9_in_the_middle_and_resume(recipe, tmp_path, run_small):
-    slow = ["--set", "steps=40", "--set", "log_every=100", "--set", "validation.every=100"]
+    slow = ["--set", "steps=16", "--set", "log_every=100", "--set", "validation.every=100"]
     command = ["train", str(recipe), "--device", "cpu", *slow, "--out", str(tmp_path / "cut")]
     process = Forked(command, tmp_path, {}, tmp_path / "said")
     try:
@@ -163,7 +163,7 @@ def test_kill_9_in_the_middle_and_resume(recipe, tmp_path, run_small):
     out, errors = again.communicate(300)
     assert again.returncode == 0, errors
     assert "Going on from step" in out
-    whole = run_small("whole", "steps=40", "log_every=100", "validation.every=100")
+    whole = run_small("whole", "steps=16", "log_every=100", "validation.every=100")
     assert_same(weights(whole), weights(tmp_path / "cut"))
 
 
@@ -411,9 +411,10 @@ def test_whatever_is_not_as_it_was_saved_in_a_state_is_noticed(tmp_path):
 
 def test_a_resumed_run_with_dropout_ends_the_same(run_small, monkeypatch):
     vit = ["student=ViT-S-32-alt:random", "lora.rank=2", "lora.alpha=2.0", "lora.dropout=0.5"]
-    vit += ["steps=4", "batch=2", "attack.steps=1", "validation.samples=2", "surface=native"]
+    vit += ["steps=2", "save_every=1", "batch=2", "attack.steps=1", "validation.samples=2"]
+    vit += ["surface=native"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        stop_at(patch, 3, Killed())
+        stop_at(patch, 1, Killed())
         run_small("cut", *vit)
     whole, cut = run_small("whole", *vit), run_small("cut", *vit, resume=True)
     assert_same(weights(whole), weights(cut))
