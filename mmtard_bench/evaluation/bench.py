@@ -15,6 +15,7 @@ from mmtard_bench.evaluation.device import (
     halving,
     rows_that_fit,
 )
+from mmtard_bench.evaluation.gradients import check_levels, check_precision
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.schema import Flag
 from mmtard_bench.tasks.retrieval import RetrievalScorer
@@ -89,13 +90,22 @@ class Bench:
         """Check the model on the first samples of the manifest."""
 
         def inspect(count: int) -> list[Flag]:
-            return inspect_model(
+            probes = self.probes[:count]
+            found = inspect_model(
                 self.scorer.classifier,
-                self.probes[:count],
+                probes,
                 self.scorer.labels[:count],
                 classes=self.scorer.columns,
                 scale=float(self.clip.scale()),
+                largest=min(self.batch_size, len(self.scorer.labels), 4 * count),
             )
+            with torch.no_grad():
+                logits, embeddings = (
+                    self.scorer.classifier(probes),
+                    self.clip.image_features(probes),
+                )
+            precise = check_precision(self.clip, probes)
+            return [*found, *check_levels(logits, embeddings), *([precise] if precise else [])]
 
         found, _ = halving(inspect, len(self.probes), least=min(2, len(self.probes)))
         return [*found, *self.scorer.doubts()]

@@ -6,7 +6,7 @@ randomised and adaptive defences AutoAttack prints; here they are data.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 from unittest import mock
 
@@ -15,15 +15,17 @@ import torch.nn.functional as F
 from scipy.special import bdtrc
 from torch import Tensor
 
-from mmtard_bench.attacks.base import Classifier, margin, norm_of
+from mmtard_bench.attacks.base import Classifier, norm_of
 from mmtard_bench.errors import ModelError
+from mmtard_bench.evaluation.gradients import check_prediction, check_zero, gradients_of
 from mmtard_bench.records.schema import Flag, Sample
 from mmtard_bench.tasks.watched import require_logits
 from mmtard_bench.types import Norm, ThreatModel
 
 _RANDOM = 1e-4  # of the range of the logits
 _BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
-_FEW_ZERO = 0.05  # share of samples without a gradient that an honest model may have
+_SIZES = (2, 33, 64, 128)  # of batches that are compared
+_TURNED = 0.1  # one minus the cosine of gradients in two batches
 _CHANCE_LEVEL = 0.05
 _SCALES = (5.0, 1000.0)  # CLIP starts at 14.3 and ends at 100
 
@@ -35,9 +37,13 @@ ModelCode = Literal[
     "softmax-output",
     "unusual-logit-scale",
     "zero-gradients",
+    "gradient-does-not-predict",
+    "precision-dependent",
+    "coarse-logits",
+    "dominant-dimension",
     "equal-class-embeddings",
 ]
-"""What ``inspect_model`` and ``check_head`` may find."""
+"""What the checks of a model may find, here, in ``gradients`` and in ``check_head``."""
 SampleCode = Literal[
     "clean-accuracy-at-chance", "square-beats-gradients", "unconfirmed-adversarials"
 ]
@@ -73,9 +79,18 @@ def _reach(eps: float) -> float:
 
 
 def inspect_model(
-    model: Classifier, images: Tensor, labels: Tensor, *, classes: int, scale: float
+    model: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    scale: float,
+    largest: int = 0,
 ) -> list[Flag]:
     """Probe a classifier with a few images (N, 3, H, W) before it is attacked.
+
+    ``largest`` is the largest batch that an evaluation makes. Gradients are checked on the images
+    and near them, where pixels have no 8-bit values, as in adversarial images.
 
     Raises ModelError for output that is NaN, of the wrong shape, or the same for every image.
     Returns what speaks against taking its robustness at face value.
@@ -84,6 +99,7 @@ def inspect_model(
         logits = model(images)
         require_logits(logits, rows=len(images), classes=classes)
         again = model(images)
+    recorded = model(images.clone().requires_grad_()).detach()
     spread = float(logits.max() - logits.min()) or 1.0
     if bool((images != images[:1]).any()) and bool(
         (logits - logits[:1]).abs().max() <= 1e-6 * spread
@@ -94,15 +110,25 @@ def inspect_model(
         )
     found: list[Flag | None] = [
         _check_random(logits, again, spread),
+        _check_recorded(logits, recorded, spread),
         _check_batch(model, images, logits, spread),
+        _check_large_batches(model, images, logits, spread, largest=largest),
         _check_inference(model, images),
         _check_softmax(logits),
         _check_scale(scale),
     ]
     right = logits.argmax(1) == labels
-    if bool(right.any()):
-        found.append(_check_gradients(model, images[right], labels[right]))
-    return [warning for warning in found if warning is not None]
+    for points in (images, near(images)):
+        if bool(right.any()):
+            found.append(check_zero(model, points[right], labels[right]))
+        found.append(check_prediction(model, points))
+    return list({flag.code: flag for flag in found if flag is not None}.values())
+
+
+def near(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) with uniform noise of up to 2/255, in [0, 1]."""
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    return (images + (noise - 0.5) * (4 / 255)).clamp(0, 1)
 
 
 def _check_random(first: Tensor, second: Tensor, spread: float) -> Flag | None:
@@ -127,6 +153,35 @@ def _check_batch(model: Classifier, images: Tensor, logits: Tensor, spread: floa
         detail="an image alone and in a batch get logits that differ by "
         f"{difference:.1e} of their range",
     )
+
+
+def _check_recorded(plain: Tensor, recorded: Tensor, spread: float) -> Flag | None:
+    difference = float((plain - recorded).abs().max()) / spread
+    if difference <= _BATCH:
+        return None
+    return Flag(
+        code="randomised-output",
+        detail=f"passes with and without gradients differ by {difference:.1e} of the logits' range",
+    )
+
+
+def _check_large_batches(
+    model: Classifier, images: Tensor, logits: Tensor, spread: float, *, largest: int
+) -> Flag | None:
+    """Whether images that are repeated to a large batch keep their logits and gradients."""
+    expected = gradients_of(model, images)
+    for size in sorted({min(size, largest) for size in _SIZES if size <= largest}):
+        rows = torch.arange(size, device=images.device).flip(0) % len(images)
+        with torch.no_grad():
+            difference = float((model(images[rows]) - logits[rows]).abs().max()) / spread
+        turned = 1 - F.cosine_similarity(gradients_of(model, images[rows]), expected[rows])
+        if difference > _BATCH or float(turned.median()) > _TURNED:
+            return Flag(
+                code="batch-dependent-output",
+                detail=f"in a batch of {size} logits differ by {difference:.1e} of their range, "
+                f"and gradients by {float(turned.median()):.1e} in cosine (median)",
+            )
+    return None
 
 
 def _check_inference(model: Classifier, images: Tensor) -> Flag | None:
@@ -166,41 +221,15 @@ def _check_scale(scale: float) -> Flag | None:
     )
 
 
-def _check_gradients(model: Classifier, images: Tensor, labels: Tensor) -> Flag | None:
-    losses: dict[str, Callable[[Tensor], Tensor]] = {
-        "cross-entropy": lambda logits: F.cross_entropy(logits, labels, reduction="sum"),
-        "margin": lambda logits: margin(logits, labels).sum(),
-    }
-    points = images.clone().requires_grad_()
-    for name, loss in losses.items():
-        logits = model(points)
-        if not logits.requires_grad:
-            zero, share = len(points), 1.0
-        else:
-            (gradient,) = torch.autograd.grad(loss(logits), points, allow_unused=True)
-            missing = (
-                torch.ones(len(points), dtype=torch.bool)
-                if gradient is None
-                else ~(gradient.flatten(1).abs().amax(1) > 0)
-            )
-            zero, share = int(missing.sum()), float(missing.float().mean())
-        if share > _FEW_ZERO:
-            return Flag(
-                code="zero-gradients",
-                detail=f"the gradient of the {name} is zero or NaN for {zero} of {len(points)} "
-                "correctly classified images; gradient-based attacks cannot see past that",
-            )
-    return None
-
-
-def check_samples(samples: Sequence[Sample]) -> list[Flag]:
-    """What the verdicts of a record give reason to doubt."""
+def check_samples(samples: Sequence[Sample], attack: str) -> list[Flag]:
+    """What the verdicts of a record under an attack give reason to doubt."""
     doubts = []
     chance = check_chance(samples)
     if chance is not None:
         doubts.append(chance)
+    # Square alone has no gradients to beat.
     square = check_square([sample.broken_by for sample in samples])
-    if square is not None:
+    if square is not None and not attack.startswith("square-"):
         doubts.append(square)
     unconfirmed = sum(sample.unconfirmed for sample in samples)
     if unconfirmed:

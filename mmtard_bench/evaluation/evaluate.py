@@ -90,7 +90,7 @@ def execute(
         return _record(job, resources, used, error=reason(error), seconds=seconds)
     if job.data.task.metric == "retrieval":
         said.append(NOTE)
-    doubts += check_samples(samples)
+    doubts += check_samples(samples, job.threat.attack)
     return _record(
         job,
         resources,

@@ -11,7 +11,11 @@ from mmtard_bench.records.schema import Record
 MASKING = frozenset(
     {
         "batch-dependent-output",
+        "coarse-logits",
+        "dominant-dimension",
+        "gradient-does-not-predict",
         "optimises-at-inference",
+        "precision-dependent",
         "randomised-output",
         "softmax-output",
         "square-beats-gradients",
@@ -19,7 +23,7 @@ MASKING = frozenset(
         "zero-gradients",
     }
 )
-"""Flags of ``evaluation.checks``: signs that gradients mislead attacks (Athalye et al., 2018)."""
+"""Flags that are signs of gradient masking: gradients mislead attacks (Athalye et al., 2018)."""
 
 Kind = Literal[
     "incomplete", "masking", "flag", "protocol", "broken", "verified", "unverified", "fact"
@@ -42,7 +46,10 @@ LEVELS_MEAN: Mapping[Level, str] = {
 }
 """What each level of verification means, from the strongest to the weakest."""
 _INCOMPLETE = "a record of the suite is missing or failed, so the row has no place"
-_MASKING = "gradients may mislead the attacks, so the true robust accuracy may be lower"
+_MASKING = (
+    "gradients may mislead the attacks, so the true robust accuracy may be lower; the row has no "
+    "place"
+)
 _BROKEN = "a stronger attack broke these samples later; the worst case counts them as broken"
 _UNVERIFIED = "nobody has verified these records yet"
 _DAY = "the day of the newest record"
@@ -63,6 +70,11 @@ LEGEND = (
     *(Badge("fact", f"{engine} engine", meaning) for engine, meaning in _ENGINES.items()),
 )
 """An example of every badge with its meaning, in the order in which a row shows them."""
+
+
+def masks(records: Iterable[Record]) -> bool:
+    """Whether a record has a sign of gradient masking. It counts for the whole row."""
+    return any(flag.code in MASKING for record in records for flag in record.flags)
 
 
 def badges(

@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from mmtard_bench.leaderboard.badges import newest
+from mmtard_bench.leaderboard.badges import masks, newest
 from mmtard_bench.leaderboard.board import Board
 from mmtard_bench.leaderboard.entries.breaks import after_breaks
 from mmtard_bench.leaderboard.rows import Row, Scored, row_of
@@ -220,10 +220,10 @@ def _deciding(balls: Sequence[str]) -> str:
 
 
 def _best_first(row: Row, deciding: str) -> tuple[bool, list[float], str, str]:
-    """The sort key of rows: the deciding ball, then the other balls; incomplete rows come last."""
+    """The sort key of rows: the deciding ball, then the others; rows without place come last."""
     worst = [row.worst.get(deciding), *row.worst.values()]
     values = [-(accuracy.value if accuracy else 0.0) for accuracy in worst]
-    return not row.complete, values if row.complete else [], row.model, row.digest
+    return row.place is None, values if row.complete else [], row.model, row.digest
 
 
 def _never_better_below(rows: Iterable[Row]) -> Iterable[Row]:
@@ -258,9 +258,10 @@ def _places(rows: Sequence[Row], raws: Sequence[Scored], deciding: str) -> list[
     """The place of each row: one more than the number of significantly better rows.
 
     Models are compared in the deciding ball, on the samples of all tasks together; models without
-    common samples, by their figures. A row that is not complete has no place (None).
+    common samples, by their figures. A row that is not complete, or has a sign of gradient masking,
+    has no place (None).
     """
-    complete = [i for i, raw in enumerate(raws) if raw.complete]
+    ranked = [i for i, raw in enumerate(raws) if raw.complete and not masks(raw.records)]
     robust = [
         {
             (w.task, x): verdict
@@ -268,11 +269,11 @@ def _places(rows: Sequence[Row], raws: Sequence[Scored], deciding: str) -> list[
             if w.ball == deciding
             for x, verdict in w.robust.items()
         }
-        for i in complete
+        for i in ranked
     ]
-    worst = [rows[i].worst.get(deciding) for i in complete]
+    worst = [rows[i].worst.get(deciding) for i in ranked]
     figures = np.array([accuracy.value if accuracy else 0.0 for accuracy in worst])
     better, compared = all_pairs(robust)
     ahead = np.where(compared, better, figures[:, None] > figures[None, :]).sum(0)
-    places = dict(zip(complete, ahead.tolist(), strict=True))
+    places = dict(zip(ranked, ahead.tolist(), strict=True))
     return [1 + places[i] if i in places else None for i in range(len(rows))]

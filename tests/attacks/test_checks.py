@@ -157,6 +157,7 @@ def test_square_beating_gradients_is_flagged():
     by_square = [s for s in record.samples if s.broken_by == "square"]
     assert len(by_square) >= 2
     assert "square-beats-gradients" in codes(record)
+    assert "square-beats-gradients" not in codes(scored(Rounding(seed=5), "square-300", n=48))
 
 
 class Nan(ToyClip):

@@ -137,7 +137,7 @@ def _require_said(place: Place) -> None:
     if unknown:
         raise InputError(f"{place.name}: the flag '{min(unknown)}' does not exist; remove it.")
     derived = [flag for flag in record.flags if flag.code in get_args(SampleCode)]
-    if derived != check_samples(record.samples):
+    if derived != check_samples(record.samples, record.threat.attack):
         raise InputError(f"{place.name}: its flags do not follow from its samples.")
     due = [*data.notes, *([NOTE] if data.task.metric == "retrieval" else [])]
     if not set(due) <= set(record.notes):
