@@ -26,11 +26,11 @@ RANDOM = 2
 """How many random directions are compared with the gradient at each step size."""
 
 _FEW_ZERO = 0.05  # share of images without a gradient that an honest model may have
-_PREDICTED = 0.2  # least median of actual over predicted rise; honest models have 0.87 or more
+_PREDICTED = 0.2  # least median of actual over predicted rise; honest: 0.92 or more
 _BETTER = 0.5  # least share of images whose gradient beats random directions; honest: 1.0
-_PRECISION = 1e-2  # of the spread of the embeddings between images; honest: 2e-4 or less
+_PRECISION = 1e-2  # of the spread of the embeddings between images; honest: 4e-7 or less
 _TURNED = 0.9  # least median cosine of float32 and float64 gradients; honest: 0.9999 or more
-_LEVELS = 2**14  # least range of an image's logits, in units of float32 rounding; honest: 1e6
+_LEVELS = 2**14  # least range of an image's logits, in units of float32 rounding; honest: 5e6
 _DISTINCT = 0.5  # least share of distinct logits
 _DOMINANT = 0.99  # most of an embedding's squared norm that one dimension may have
 
@@ -158,13 +158,17 @@ def check_levels(logits: Tensor, embeddings: Tensor) -> list[Flag]:
     return found
 
 
-def gradients_of(model: Classifier, images: Tensor) -> Tensor:
-    """Gradients (N, P) of the sum of each image's logits in a fixed direction; zeros for none."""
+def answers_and_gradients(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, C), and gradients (N, P) of the sum of each image's logits in a fixed direction.
+
+    Gradients are zeros where none reaches the pixels.
+    """
     points = images.clone().requires_grad_()
     logits = model(points)
     along = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0))
     gradient = _gradient((logits @ along.to(logits)).sum(), points)
-    return torch.zeros_like(points.flatten(1)) if gradient is None else gradient.flatten(1)
+    flat = torch.zeros_like(points) if gradient is None else gradient
+    return logits.detach(), flat.flatten(1)
 
 
 def _embedded(
