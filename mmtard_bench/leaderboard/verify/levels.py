@@ -3,7 +3,8 @@
 - *well-formed*: the records are complete and consistent with this version. No model is needed.
 - *replayed*: the weights give the clean predictions of the records, and stored adversarial images
   break the samples that they are stored for.
-- *re-attacked*: a random draw of the robust samples is attacked with another seed and stays robust.
+- *re-attacked*: a random draw of the robust samples is attacked with another seed, then by Square,
+  and stays robust.
 - *reproduced*: a second run of the whole suite gives the same verdicts.
 
 No code of an entry is executed.

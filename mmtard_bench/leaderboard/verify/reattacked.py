@@ -1,9 +1,12 @@
-"""Level "re-attacked": attack a random draw of an entry's robust samples with another seed."""
+"""Level "re-attacked": attack a random draw of an entry's robust samples by other means.
+
+The strongest attack of the suite runs with another seed; Square, which needs no gradients, follows.
+"""
 
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.again import attack_again
@@ -21,9 +24,13 @@ from mmtard_bench.leaderboard.verify.bounds import (
 from mmtard_bench.leaderboard.verify.well_formed import Formed, Place
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.worst import Ball, balls_of
+from mmtard_bench.types import ThreatModel
 
 POINTS = 0.10
 """The overstatement of robust accuracy for which messages state the probability of detection."""
+
+SQUARE = "square-500"
+"""The second attack of a re-attack: it needs no gradients."""
 
 
 @dataclass(frozen=True)
@@ -130,26 +137,38 @@ def _attacked(
     seed: int,
     where: str,
 ) -> Draw:
-    """Re-attack samples of a ball with its strongest attack (``place``) and another seed."""
+    """Re-attack samples of a ball with its strongest attack and another seed, then with ``SQUARE``.
+
+    Square attacks what the first attack leaves robust. No gradient can mislead it.
+    """
     # The author of the record cannot know this seed in advance.
     other = random.Random(f"{seed}|attack").randrange(2**32)
-    outcomes = (
-        attack_again(
-            clip, chosen(place.data, ids), place.threat, resources, seed=other, engine=FAST
-        )
-        if ids
-        else ()
-    )
-    # A sample whose clean image is misclassified is not robust either.
-    broken = tuple(each.id for each in outcomes if each.broken or each.before != each.label)
+    broken: list[str] = []
+    threats = _threats(ball, place)
+    for threat in threats:
+        left = [name for name in ids if name not in broken]
+        if not left:
+            break
+        data = chosen(place.data, left)
+        outcomes = attack_again(clip, data, threat, resources, seed=other, engine=FAST)
+        # A sample whose clean image is misclassified is not robust either.
+        broken += [each.id for each in outcomes if each.broken or each.before != each.label]
     return Draw(
         where=where,
-        attack=place.threat.attack,
+        attack=" and ".join(threat.attack for threat in threats),
         n=len(place.data.labels),
         robust=len(ball.robust),
         ids=tuple(ids),
-        broken=broken,
+        broken=tuple(broken),
     )
+
+
+def _threats(ball: Ball, place: Place) -> list[ThreatModel]:
+    """The strongest threat model of a ball, with Square beside it for classification of pixels."""
+    pixels = not ball.edits and place.threat.norm != "levenshtein"
+    if not pixels or place.data.task.metric == "retrieval":
+        return [place.threat]
+    return [place.threat, replace(place.threat, attack=SQUARE)]
 
 
 def places_of(formed: Formed) -> list[tuple[Ball, Place]]:
