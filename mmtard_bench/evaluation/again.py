@@ -18,12 +18,12 @@ from mmtard_bench.types import ThreatModel
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one sample.
+    """The result of a re-attack for one sample.
 
-    ``image`` and ``adversarial`` are (3, H, W) in [0, 1]; the latter is None for a sample that is
-    robust, or whose clean image is misclassified. ``before`` and ``after`` are the predictions of
-    the model, as places of classes. ``broken`` is true where a new float32 pass confirmed the claim
-    of the attack. ``name`` is what an attack on the text made of the name of the class.
+    ``image`` and ``adversarial`` are (3, H, W) in [0, 1]; ``adversarial`` is None if the sample is
+    robust or its clean image is misclassified. ``before`` and ``after`` are the predicted class
+    indices for the two images. ``broken`` is true if a new float32 pass confirms the attack.
+    ``name`` is the edited class name of an attack on text.
     """
 
     id: str
@@ -46,10 +46,11 @@ def attack_again(
     seed: int,
     engine: Engine = FAST,
 ) -> Iterator[Outcome]:
-    """Attack the samples of ``data`` (``TaskData.at`` chooses some), in no particular order.
+    """Attack the samples of ``data``; outcomes come in no particular order.
 
-    With the engine and seed of a record its verdicts come again, where randomness is a sample's
-    own; reference attacks draw theirs by blocks. Raises ModelError for a model that fails.
+    With the engine and seed of a record, the fast engine gives the verdicts of the record again. A
+    reference attack may not: its random numbers depend on the block that a sample is in. Raises
+    ModelError for a model that fails.
     """
     with full_float32():
         attacker = Attacker(prepare(clip, data, threat, seed=seed, engine=engine), resources)

@@ -17,10 +17,10 @@ from mmtard_bench.records.edits import NameEdit, names_another_class
 from mmtard_bench.tasks.scoring import Aim, Verdict
 
 REFILLS = 4
-"""Batches of samples that an attack gets at once if it refills them."""
+"""How many batches an attack gets at once if it replaces broken samples by new ones."""
 
 CHUNK_BYTES = 2**30
-"""Of images that an attack gets at once, where that is more than one image."""
+"""The most bytes of images that an attack gets at once, unless one image is larger."""
 
 
 class Attacker(Bench):
@@ -36,7 +36,7 @@ class Attacker(Bench):
 
     @property
     def chunk_size(self) -> int:
-        """How many samples go to the attack together."""
+        """How many samples the attack gets at once."""
         attack = self.job.attack
         if attack.block is not None:
             return attack.block
@@ -45,7 +45,7 @@ class Attacker(Bench):
     def attack(
         self, images: Tensor, rows: list[int], headway: Headway | None = None
     ) -> Iterator[Part]:
-        """What the attack finds on images of some rows, by their places there."""
+        """Attack images of some rows. Yields results with the positions of their images."""
         found: list[Part] = []
         for aim in self.scorer.aims(rows) if rows else []:
             for part in self._attack_at(aim, images, rows, headway):
@@ -59,10 +59,10 @@ class Attacker(Bench):
     def _attack_at(
         self, aim: Aim, images: Tensor, rows: Sequence[int], headway: Headway | None
     ) -> Iterator[Part]:
-        """What the attack finds on the samples of an aim, by their places among the rows.
+        """Attack the samples of an aim. Yields results with their positions among the rows.
 
-        Samples of a batch that does not fit in memory are attacked again in smaller ones, which
-        changes no verdict; only a block must stay whole.
+        If a batch does not fit in memory, its samples are attacked again in smaller batches, which
+        changes no verdict. A block is never split.
         """
         ids = self.job.data.manifest.ids
         attack = self.job.attack
@@ -83,7 +83,7 @@ class Attacker(Bench):
                 headway.begin(aim.classifier)
             parts, done, fits = attack.parts(work), list[AttackResult](), True
             try:
-                # Only the attack sees the folded tower: what it found is judged by the model's own.
+                # Only the attack uses the folded tower; the model's own tower confirms the result.
                 while part := _next(parts, self.job.clip, self.tower):
                     aim.classifier.require_finite()
                     found = {some[place]: None for place in part[0]}
@@ -110,10 +110,10 @@ class Attacker(Bench):
     def confirm(
         self, attacked: Sequence[int], images: Tensor, result: AttackResult
     ) -> dict[int, Verdict]:
-        """What a fresh pass says about adversarial images, in ball and box, of the rows attacked.
+        """Check that adversarial images are in ball and box, and classify them by a new pass.
 
-        In classification those that an attack claims; in retrieval all, since ranks are read off
-        the last image of each.
+        In classification only images that the attack claims are checked; in retrieval all are,
+        because the ranks come from the last image of each sample.
         """
         every = self.scorer.ranked
         chosen = [i for i, name in enumerate(result.broken_by) if every or name is not None]

@@ -1,4 +1,4 @@
-"""What a run is made with. None of it changes a verdict."""
+"""The device, the batch size and the float32 mode of a run. None of them changes a verdict."""
 
 import logging
 import os
@@ -22,11 +22,11 @@ from mmtard_bench.records.schema import Environment
 
 @dataclass(frozen=True)
 class Resources:
-    """A device, and how it is used.
+    """The device of a run, and how the run uses it.
 
-    Without a ``batch_size`` it is what fits in memory, up to where more gain little. ``workers``
-    threads decode images while the attack runs (as many as fit if None, none for 0). Of several
-    ``processes`` each works on its share.
+    ``batch_size``: images per pass; default: as many as fit in memory, at most 64 on a CPU and 512
+    on a GPU. ``workers``: threads that decode images during the attack; default: chosen from the
+    number of cores; 0: none. Each of several ``processes`` attacks its share of the samples.
     """
 
     device: torch.device
@@ -37,9 +37,10 @@ class Resources:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Whatever the caller set: float32 passes, not rounded to TF32 or by autocast, with gradients.
+    """Run passes in float32 with gradients, without TF32 and autocast.
 
-    An application may call from under ``torch.autocast``, ``no_grad`` or ``inference_mode``.
+    The caller may be within ``torch.autocast``, ``no_grad`` or ``inference_mode``; this context
+    overrides them and restores them at its end.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
@@ -57,9 +58,10 @@ def full_float32() -> Iterator[None]:
 
 
 def find_device(name: str | torch.device, place: int | None = None) -> torch.device:
-    """A device by name, or as it is; "auto" is a CUDA device if there is one. Raises InputError.
+    """The device of this name; "auto" is a CUDA device if there is one, else the CPU.
 
-    ``place`` counts the processes of this machine where there are several: each has its GPU.
+    ``place`` is the number of this process on its machine: process i uses GPU i. Raises InputError
+    for a device that cannot be used.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,13 +78,13 @@ def find_device(name: str | torch.device, place: int | None = None) -> torch.dev
 
 
 MOST = {"cpu": 64, "cuda": 512}
-"""Rows get hardly cheaper beyond."""
+"""The largest automatic batch size. Larger batches are hardly faster per image."""
 STATE = 16
-"""Copies of an image that a search keeps of a row, with those that a step makes."""
+"""How many copies of an image a search holds per row, temporary copies included."""
 GRAPH = 2
-"""What a pass needs, over the activations that its backward pass looks at."""
+"""The memory of a pass as a multiple of the activations that it saves for its backward pass."""
 USED = 0.6
-"""The share of the available memory that rows may take: images and results need some, too."""
+"""The share of the available memory for rows. Images and results need the rest."""
 
 _SIGNS = (
     "DefaultCPUAllocator",
@@ -92,21 +94,21 @@ _SIGNS = (
     "CUDA out of memory",
     "_STATUS_ALLOC_FAILED",
 )
-"""Parts of the texts of RuntimeError where memory did not suffice."""
+"""Parts of the text of a RuntimeError that reports a lack of memory."""
 
 _LOG = logging.getLogger(__name__)
 _GROUPS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
-"""The limit and the use of memory of a Linux container: of control groups version 2, and 1."""
+"""Files with the memory limit and use of a Linux container: control groups version 2, then 1."""
 
 
 def batch_size_of(given: int | None, fit: int, device: torch.device) -> int:
-    """The batch size where so many rows fit: as it is given, or chosen if it is None.
+    """The batch size, when ``fit`` rows fit in memory: the ``given`` one, or the default.
 
-    One that is given is lowered on a CPU alone: there a process that takes too much is killed, and
-    a GPU says that it does.
+    On a CPU a given size is lowered to ``fit``: the system kills a process that takes too much
+    memory. A GPU raises an error instead, so its size stays.
     """
     size = given or min(fit, MOST.get(device.type, 64))
     if device.type == "cpu" and size > fit:
@@ -140,7 +142,7 @@ def _saved(model: Classifier, image: Tensor, rows: int) -> int:
 
 
 def available_memory(device: torch.device) -> float:
-    """Bytes that this process can still take; infinite where the system does not say."""
+    """Bytes that this process can still allocate; infinite if the system does not report them."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -170,7 +172,7 @@ def _of_group(limit: str, usage: str, cache: str) -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory did not suffice."""
+    """Whether an exception reports a lack of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
@@ -191,9 +193,9 @@ def smaller(size: int, *, least: int = 1) -> int:
 
 
 def halving(work: Callable[[int], T], size: int, *, least: int = 1) -> tuple[T, int]:
-    """What ``work`` gives with the first batch size that fits, from ``size`` down, and that size.
+    """Call ``work`` with ``size``, and with half of it again while memory does not suffice.
 
-    Raises ModelError if none does.
+    Returns the result of ``work`` and the size that fits. Raises ModelError if none fits.
     """
     while True:
         try:
@@ -208,7 +210,7 @@ _PACKAGES = ("mmtard-bench", "torch", "open_clip_torch", "pyautoattack", "torcha
 
 
 def describe(device: torch.device, batch_size: int, processes: int = 1) -> Environment:
-    """The environment of this process, one of ``processes`` that are alike, for a record."""
+    """The environment for a record: this process, one of ``processes`` that are alike."""
     return Environment(
         versions={name: _version(name) for name in _PACKAGES},
         python=platform.python_version(),

@@ -1,4 +1,4 @@
-"""How far a record is: samples settled, passes left at worst, and the time that the rest takes."""
+"""The progress of a record: settled samples, the most passes left, and the estimated time left."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -9,17 +9,17 @@ from mmtard_bench.records.schema import Sample
 from mmtard_bench.tasks.watched import Watched
 
 _SECONDS = 0.25
-"""Between two reports."""
+"""Seconds between two reports."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a record is.
+    """The progress of a record.
 
-    Of ``total`` samples ``settled`` have their verdict; ``robust`` counts those of the ``seen``
-    samples that nothing has broken so far. ``pulse`` is that of the attack under way.
-    ``passes_left`` is what this process's samples cost at most, if all others are robust; None
-    where the attack does not say. ``seconds_left`` is an estimate, None where there is none yet.
+    ``settled`` of ``total`` samples have a verdict. ``robust`` counts the samples, of ``seen``
+    ones, that are not broken so far. ``pulse`` describes the running attack. ``passes_left`` is the
+    largest number of passes that this process still needs, which it needs if all remaining samples
+    are robust; None if the attack states no budget. ``seconds_left`` is an estimate, or None.
     """
 
     settled: int
@@ -32,14 +32,14 @@ class Progress:
 
 
 class Headway:
-    """Keeps count of one process's share of a record while it is attacked.
+    """Counts the progress of one process's share of a record.
 
-    ``done`` are the samples that have their verdict already, ``todo`` is how many this process
-    attacks, and ``budget`` is the most passes that one of them costs.
+    ``done``: samples that already have a verdict. ``todo``: how many samples this process attacks.
+    ``budget``: the most passes that one sample costs.
 
-    A robust sample costs the whole budget, a broken one what it took to break it. The estimate
-    therefore takes every sample under attack as robust, and the samples to come as those seen so
-    far: it falls when samples break, and does not rise when they do not.
+    A robust sample costs the whole budget; a broken sample costs the passes until it broke. The
+    estimate assumes that every sample under attack is robust, and that later samples cost what the
+    samples so far cost on average. It falls when samples break and never rises otherwise.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Headway:
         self._due = 0.0
 
     def judged(self, *, wrong: int, right: int) -> None:
-        """The clean verdicts of more samples are there: those that are wrong are settled."""
+        """Count clean verdicts of more samples. Misclassified samples are settled."""
         self._seen += wrong + right
         self._wrong += wrong
         self._settled += wrong
         self._tell()
 
     def begin(self, watched: Watched) -> None:
-        """An attack begins, on what it sees of the model."""
+        """Begin to count the passes of an attack on ``watched``."""
         self._watched, self._gauge = watched, Pulse
         watched.passes, watched.beat = 0, self._beat
 
@@ -78,7 +78,7 @@ class Headway:
         self._gauge = gauge
 
     def end(self, found: Iterable[AttackResult]) -> None:
-        """The attack has ended, or is given up, after these results."""
+        """Count the results of an attack that has ended or was aborted."""
         for result in found:
             self._settled += len(result.broken_by)
             self._broken += len(result.broken_by) - result.broken_by.count(None)
@@ -110,7 +110,7 @@ class Headway:
         )
 
     def _left(self, pulse: Pulse, attacked: int, elapsed: float) -> tuple[int | None, float | None]:
-        """Passes left at worst, and seconds left, with so many samples under attack."""
+        """The most passes left and the seconds left, with this many samples under attack."""
         unseen = self._todo - self._seen
         if self._budget is None:
             settled = self._settled + pulse.settled

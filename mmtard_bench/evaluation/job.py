@@ -41,7 +41,7 @@ class Job:
 
     @cached_property
     def facts(self) -> tuple[ModelFacts, TaskFacts, ThreatFacts]:
-        """The configuration as the record states it."""
+        """What the record states about its model, task and threat model."""
         model = ModelFacts(
             name=self.clip.name,
             source=self.clip.source,
@@ -81,10 +81,11 @@ def prepare(
     suite: Suite | None = None,
     engine: Engine = FAST,
 ) -> Job:
-    """Fix everything that decides the verdicts. Raises InputError for what cannot work.
+    """Fix everything that decides the verdicts of a record.
 
-    Retrieval asks how far down a broken image falls, so there attacks go on to their end, which
-    the fast engine's do not: they are the reference's, whatever the ``engine``.
+    Retrieval always uses the reference engine, whatever ``engine`` is: ranks need an attack that
+    runs to its end, and the fast engine stops at the first success. Raises InputError for a
+    combination that cannot work.
     """
     digest = clip.digest  # before all else: it empties the caches of a model that changed
     _require_reach(clip, data, threat)
@@ -98,10 +99,10 @@ def prepare(
 def attack_on(
     data: TaskData, threat: ThreatModel, *, suite: Suite | None, engine: Engine
 ) -> Attack:
-    """The attack of a threat model on a task's samples, as ``prepare`` has it."""
+    """The attack that ``prepare`` chooses for a threat model and a task."""
     retrieval = data.task.metric == "retrieval"
     engine = REFERENCE if retrieval else engine
-    # Classes of one name share a column.
+    # Classes with equal names share a column.
     captions, names = len(data.classes), len(set(data.classes))
     columns = fewest_columns(data.matches, captions) if retrieval else names
     attack = build_attack(threat, n_classes=columns, engine=engine)
@@ -111,7 +112,7 @@ def attack_on(
 
 
 def suite_facts(suite: Suite) -> SuiteFacts:
-    """A suite as its records state it."""
+    """What records state about their suite."""
     return SuiteFacts(
         name=suite.name,
         protocol=suite.protocol,
@@ -121,7 +122,7 @@ def suite_facts(suite: Suite) -> SuiteFacts:
 
 
 def task_facts(data: TaskData, prompts_digest: str) -> TaskFacts:
-    """A task as its records state it."""
+    """What records state about their task."""
     task = data.task
     return TaskFacts(
         name=task.name,
@@ -137,7 +138,7 @@ def task_facts(data: TaskData, prompts_digest: str) -> TaskFacts:
 
 
 def threat_facts(threat: ThreatModel, attack: Attack) -> ThreatFacts:
-    """A threat model as its records state it."""
+    """What records state about their threat model."""
     return ThreatFacts(
         attack=threat.attack,
         norm=threat.norm,

@@ -20,16 +20,16 @@ from mmtard_bench.tasks.retrieval import RetrievalScorer
 from mmtard_bench.tasks.scoring import Verdict
 
 Embeddings = tuple[str, str]
-"""A sample's image embeddings, clean and adversarial; see ``Verdict``."""
+"""The clean and the adversarial image embedding of a sample; see ``Verdict``."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples that are settled, one at least: what a run keeps so that it can resume.
+    """One or more settled samples, which a run writes to disk so that it can resume.
 
-    ``seconds`` is its part of the time that passed: with two processes at work, half of what it
-    took. In retrieval ``embeddings`` has each sample's, clean and adversarial: captions are ranked
-    once all images are there.
+    ``seconds`` is the batch's share of the elapsed time: with two processes, half of its duration.
+    In retrieval ``embeddings`` has the clean and the adversarial embedding of each sample: captions
+    are ranked when all images are settled.
     """
 
     samples: list[Sample]
@@ -44,7 +44,7 @@ class Batch:
 
 
 def in_manifest_order(job: Job, batches: Iterable[Batch]) -> list[Batch]:
-    """Batches by the place of their first sample in the manifest."""
+    """Batches, ordered by the position of their first sample in the manifest."""
     places = {sample: place for place, sample in enumerate(job.data.manifest.ids)}
     return sorted(batches, key=lambda batch: places[batch.samples[0].id])
 
@@ -65,9 +65,9 @@ class Evaluation(Attacker):
         keep: Callable[[Batch], None],
         report: Callable[[Progress], None],
     ) -> list[Batch]:
-        """Settle this process's share of the samples that earlier batches lack, batch by batch.
+        """Settle this process's share of the samples that are not in ``earlier``.
 
-        It may be cut short where another process failed.
+        It stops early if another process failed.
         """
         started = time.monotonic()
         settled = {sample.id: sample for batch in earlier for sample in batch.samples}
@@ -76,7 +76,7 @@ class Evaluation(Attacker):
         batches: list[Batch] = []
         own = self._chunks(done)
         ids = self.job.data.manifest.ids
-        # Of a block that was cut short and is done again, some samples are in ``done``.
+        # If a block was interrupted, it is attacked again, although some samples are in ``done``.
         again = {ids[row] for chunk in own for row in chunk}
         headway = Headway(
             (sample for name, sample in done.items() if name not in again),
@@ -105,15 +105,15 @@ class Evaluation(Attacker):
         self.processes.tell(len(new), sum(new))
 
     def collect(self, own: list[Batch]) -> list[Batch]:
-        """The batches of all processes, once every one has settled its share, in order."""
+        """The batches of all processes in manifest order, once every process has finished."""
         parts = self.processes.gather(own, list[Batch])
         return in_manifest_order(self.job, (batch for part in parts for batch in part))
 
     def in_order(self, batches: Sequence[Batch]) -> list[Sample]:
-        """All samples, in retrieval with all ranks.
+        """All samples in manifest order; in retrieval, with all ranks.
 
-        Of a sample's verdicts that of a later batch counts, and before all of them the one that
-        follows from a larger radius: a curve must not rise.
+        If a sample has several verdicts, the latest batch counts. A verdict that follows from a
+        larger radius (``known``) counts before all others: a curve must not rise.
         """
         found: dict[str, Sample] = {}
         embeddings: dict[str, Embeddings] = {}
@@ -140,15 +140,15 @@ class Evaluation(Attacker):
         images: Tensor,
         headway: Headway,
     ) -> Iterator[Batch]:
-        """Attack the samples of a chunk; they come in one batch, or as the attack settles them."""
-        # In one piece for a block: who is attacked together must not follow the batch size.
+        """Attack the samples of a chunk; yield them in one batch, or as the attack settles them."""
+        # A block is judged in one pass: its samples must not depend on the batch size.
         verdicts = dict(
             zip(rows, self.judge(images, rows, size=self.job.attack.block), strict=True)
         )
         wrong = [row for row, verdict in verdicts.items() if not verdict.right]
         attacked = [row for row, verdict in verdicts.items() if verdict.right]
         headway.judged(wrong=len(wrong), right=len(attacked))
-        # A chunk of large images is in memory once, not twice.
+        # Without a selection there is no second copy of a chunk of large images.
         clean = images[[verdict.right for verdict in verdicts.values()]] if wrong else images
         for places, result in self.attack(clean, attacked, headway):
             now = [attacked[place] for place in places]
@@ -175,11 +175,10 @@ class Evaluation(Attacker):
         return Batch(samples, result.notes, 0.0, found, result.model_seconds)
 
     def _chunks(self, done: Mapping[str, Sample]) -> list[list[int]]:
-        """Rows of the manifest that go to the attack together.
+        """This process's rows of the manifest, in chunks that go to the attack together.
 
-        Blocks of reference attacks are fixed by the manifest and what is known from other records;
-        other attacks treat samples alone. Of several processes each has its share, of whole blocks
-        or of samples.
+        A reference attack works on blocks, which follow from the manifest and ``known`` alone, and
+        processes share whole blocks. Other attacks treat each sample alone.
         """
         ids = self.job.data.manifest.ids
         block, size = self.job.attack.block, self.chunk_size
@@ -197,7 +196,7 @@ class Evaluation(Attacker):
         after: Mapping[int, Verdict],
         result: AttackResult,
     ) -> list[Sample]:
-        """Samples of a batch, from verdicts by row; ``result`` covers the rows attacked."""
+        """The samples of a batch from verdicts by row; ``result`` covers the attacked rows."""
         data = self.job.data
         place = {row: i for i, row in enumerate(attacked)}
         samples = []
@@ -207,8 +206,8 @@ class Evaluation(Attacker):
             claim = result.broken_by[i] if i is not None else None
             if i is not None and not last.right:
                 claim = claim or self.job.threat.attack
-            # An unconfirmed claim counts: the attack gave the sample up as broken, so nobody can
-            # say that it would be robust under the rest.
+            # An unconfirmed claim counts as broken: the attack stopped there, so nobody knows
+            # whether the sample would be robust to its remaining steps.
             broken = claim is not None
             name = result.names[i] if broken and i is not None and result.names else None
             samples.append(

@@ -1,8 +1,8 @@
-"""Several processes that work on one run: who does what, and what they tell each other.
+"""Several processes that work on one run: how they share the samples and exchange results.
 
-A launcher starts them. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say who they are: torchrun and
-accelerate launch set these variables, for srun the user does. They exchange JSON over
-torch.distributed (gloo), never pickles. Where one of them ends, its launcher ends the others.
+A launcher starts them. Torchrun and accelerate launch set RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT; with srun the user sets them. The processes exchange JSON over torch.distributed
+(gloo), never pickles. If one process ends, the launcher ends the others.
 """
 
 import os
@@ -35,27 +35,27 @@ _WAIT = timedelta(days=30)
 class ProcessLost(BaseException):
     """The run cannot continue, because one of its processes ended.
 
-    It is no Exception, as KeyboardInterrupt is none: no model and no attack has failed.
+    It derives from BaseException, as KeyboardInterrupt does: no model and no attack has failed.
     """
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What another process needs to know of an exception."""
+    """An exception as one process reports it to the others."""
 
     text: str
     storage: bool
 
     def error(self) -> InputError:
-        """The exception to raise elsewhere."""
+        """The exception that the other processes raise."""
         return StorageError(self.text) if self.storage else InputError(self.text)
 
 
 class Processes:
-    """The processes of a run, as one of them sees them; by default it is alone.
+    """The processes of a run, from the view of one of them; default: a single process.
 
     Every process must call ``gather``, ``agree`` and ``lead`` in the same order. All methods raise
-    ProcessLost where another process has ended.
+    ProcessLost if another process has ended.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, store: "Store | None" = None) -> None:
@@ -65,11 +65,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process prints and writes records for all."""
+        """Whether this is the process that prints and writes records."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Those of the items that this process works on."""
+        """The items that this process works on."""
         return items[self.rank :: self.world]
 
     def gather(self, value: T, kind: Any) -> list[T]:
@@ -82,10 +82,10 @@ class Processes:
             return [*map(adapter.validate_json, _exchanged(adapter.dump_json(value), self.world))]
 
     def agree(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns here, once all processes have done it.
+        """Call ``work`` on every process and return its result here, once all have finished.
 
-        If it raises on any of them, this raises on all: what it raised here, or an InputError
-        with the reason of the first that failed. ``stopping`` tells the others early.
+        If it raises on one process, this method raises on all: its own exception where it failed,
+        elsewhere an InputError with the first reason. ``stopping`` reports a failure earlier.
         """
         if self._store is None:
             return work()
@@ -105,21 +105,21 @@ class Processes:
         return cast("T", result)
 
     def lead(self, work: Callable[[], T], kind: Any) -> T:
-        """What ``work`` returns on the first process, which alone does it; raises as ``agree``."""
+        """Call ``work`` on the first process; all return its result. Raises as ``agree``."""
         value = self.agree(lambda: work() if self.first else None)
         return cast("T", self.gather(value, kind | None)[0])
 
     @property
     def stopping(self) -> bool:
-        """Whether the work in ``agree`` failed elsewhere, so that the rest of it is in vain."""
+        """Whether the work in ``agree`` failed on another process, so that this one may stop."""
         return self._get("failed") is not None
 
     def tell(self, settled: int, robust: int) -> None:
-        """Tell the first process how many samples of this one's share are settled, and robust."""
+        """Tell the first process how many samples of this share are settled and how many robust."""
         self._set(f"progress/{self.rank}", f"{settled} {robust}")
 
     def elsewhere(self) -> tuple[int, int]:
-        """How many samples of the others' shares are settled, and how many of them robust."""
+        """The number of settled and of robust samples in the shares of the other processes."""
         told = (self._get(f"progress/{rank}") for rank in range(self.world) if rank != self.rank)
         counts = [[*map(int, text.split())] for text in told if text is not None]
         return sum(settled for settled, _ in counts), sum(robust for _, robust in counts)
@@ -142,10 +142,10 @@ ALONE = Processes()
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that a launcher started, or this one alone where there was none.
+    """Connect the processes that a launcher started; without a launcher, a single process.
 
-    Raises InputError if the environment says nothing sensible of them, ProcessLost if they do not
-    find each other.
+    Raises InputError if the launcher's variables are not valid, and ProcessLost if the processes
+    cannot connect.
     """
     end_with_launcher()
     try:
@@ -197,7 +197,7 @@ def end_with_launcher() -> None:
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is, from 0."""
+    """The number of this process on its machine, from 0."""
     return _number("LOCAL_RANK", _number("RANK", 0))
 
 
@@ -210,7 +210,7 @@ def _number(name: str, default: int) -> int:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """Talk to the other processes: what fails then is that one of them ended."""
+    """Communicate with the other processes. A failure means that one of them ended."""
     try:
         yield
     except RuntimeError as error:
@@ -233,7 +233,7 @@ def _exchanged(own: bytes, world: int) -> list[bytes]:
 
 
 def _await(work: "Work") -> None:
-    """Wait in Python: in ``Work.wait`` Ctrl-C is not heard."""
+    """Wait in Python, because ``Work.wait`` blocks Ctrl-C."""
     while not work.is_completed():
         time.sleep(0.02)
     work.wait()

@@ -1,4 +1,4 @@
-"""What a run says while it works: a live bar on a terminal, a line now and then elsewhere."""
+"""The progress display of a run: a live bar on a terminal, otherwise a line every minute or so."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ _QUIET_SECONDS = 20.0
 
 
 class Live:
-    """A bar on a terminal; elsewhere ``due`` says when the next line is."""
+    """A bar on a terminal; otherwise lines, whose time ``due`` decides."""
 
     def __init__(self, console: Console, *columns: ProgressColumn, quiet: bool = False) -> None:
         self.console = console
@@ -46,7 +46,7 @@ class Live:
         self.bars.__exit__(kind, error, trace)
 
     def due(self) -> bool:
-        """Whether there is no bar and nothing was said for a while; a True counts as saying."""
+        """Whether it is time for the next line; True restarts the interval. Never with a bar."""
         now = time.monotonic()
         if self.quiet or self.console.is_terminal or now - self._spoke < _QUIET_SECONDS:
             return False
@@ -55,7 +55,7 @@ class Live:
 
 
 class RunProgress(Live):
-    """Shows the progress of one record at a time; ``also`` is called with every update."""
+    """Shows the progress of one record at a time and passes every update on to ``also``."""
 
     def __init__(
         self,
@@ -95,15 +95,15 @@ class RunProgress(Live):
         super().__exit__(kind, error, trace)
 
     def _keep_speaking(self) -> None:
-        """Say a line when it is due: one pass of a large model may take minutes."""
+        """Print a line when it is due, in a thread: one pass may take minutes."""
         while not self._over.wait(1.0):
             if self._bar is not None:
                 self._speak()
 
     def start(self, name: str, label: str, *, total: int, settled: int) -> None:
-        """Begin a record of ``total`` samples, of which some are settled already.
+        """Begin a record of ``total`` samples, of which ``settled`` have a verdict.
 
-        ``label`` stands beside the bar, the whole ``name`` in lines where there is no bar.
+        A bar shows ``label``; lines show the whole ``name``.
         """
         self.stop()
         self._name, self._label, self._said = name, label, f"{settled}/{total} samples"
@@ -116,13 +116,13 @@ class RunProgress(Live):
             self.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
-        """End the record: its bar goes."""
+        """End the record and remove its bar."""
         if self._bar is not None:
             self.bars.remove_task(self._bar)
             self._bar = None
 
     def update(self, progress: Progress) -> None:
-        """Show how far the record is."""
+        """Show the progress of the record."""
         assert self._bar is not None
         if self._also is not None:
             self._also(progress)

@@ -1,4 +1,4 @@
-"""What is settled of a record that is not finished, on disk, so that little is lost."""
+"""The settled samples of an unfinished record on disk, so that a run can resume."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class _Line(Strict):
-    """A batch; ``seal`` hashes the rest, so that a line which was changed is not believed."""
+    """A batch. ``seal`` is a hash of the rest; a line that was changed is dropped."""
 
     identity: str
     seconds: _Seconds
@@ -36,9 +36,10 @@ class _Line(Strict):
 class Partial:
     """Batches of an unfinished record, one JSON line each.
 
-    ``path`` is the file of a process that is alone; of several, each writes its own, named after
-    it: ``X.partial-1of2``. All of them are read, however many processes there are now. ``suits``
-    says whether a batch is one of the record at all, and ``say`` hears of lines that are dropped.
+    A single process writes ``path``; each of several processes writes a file of its own beside it,
+    such as ``X.partial-1of2``. Reading covers all files, whatever the number of processes was.
+    ``suits`` decides whether a batch belongs to the record. ``say`` receives a message about
+    dropped lines.
     """
 
     def __init__(
@@ -59,15 +60,15 @@ class Partial:
         self._ours = re.compile(rf"{re.escape(path.name)}(-\d+of\d+)?")
 
     def read(self) -> list[Batch]:
-        """The batches in all files that are whole, as they were written, and of this identity.
+        """The batches of all files. Drops lines that are cut, changed or of another record.
 
-        Other lines are dropped. The own file is then written again without them, as one that a
-        crash cut short must not run into the next.
+        If this process's file has such lines, it is rewritten without them: the next batch must not
+        continue a line that a crash cut short.
         """
         return [batch for path in self._files() for batch in self._read(path)]
 
     def append(self, batch: Batch) -> None:
-        """Add a batch. Raises StorageError if the disk does not take it."""
+        """Append a batch. Raises StorageError if it cannot be written."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(self._line(batch))
@@ -80,7 +81,7 @@ class Partial:
             ) from error
 
     def remove(self) -> None:
-        """Forget the batches, once the whole record is on disk."""
+        """Delete the files, once the whole record is on disk."""
         for path in self._files():
             path.unlink(missing_ok=True)
 
@@ -103,7 +104,7 @@ class Partial:
         return batches
 
     def _batch(self, text: str) -> Batch | None:
-        """The batch of a line, or None if it is not to be believed."""
+        """The batch of a line, or None if the line is not valid."""
         try:
             line = _Line.model_validate_json(text)
             if line.identity != self.identity or line.seal != line.sealed():

@@ -1,4 +1,4 @@
-"""Walk a suite: one model at a time, one record at a time, resumable at any moment."""
+"""Run a suite: one model at a time, one record at a time. A run can resume at any moment."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +28,7 @@ from mmtard_bench.types import Suite, ThreatModel
 
 
 def run_folder(out: Path, suite: Suite, clip: Clip) -> Path:
-    """Where a run's records go: a directory a suite, in it one a model and its weights."""
+    """The directory of a run's records: one per suite, and in it one per model and weights."""
     return out / suite.name / f"{slug(clip.name)}-{slug(clip.digest[:8])}"
 
 
@@ -43,13 +43,13 @@ def run_model(
 ) -> Iterator[Record]:
     """Evaluate one model on a suite; yields every record as soon as it is on disk.
 
-    Of several processes each attacks its share of a record's samples; the first alone holds
-    the directory's lock and writes records, which all of them yield.
+    Each of several processes attacks its share of a record's samples. The first process holds the
+    lock of the directory and writes the records; all processes yield them.
 
-    Records of this very configuration that are finished are read, not made again; failed ones
-    are tried again. Raises InputError if another process works in the same run directory, if a
-    record there was edited, or if one cannot be written; and, after all other tasks had their
-    turn, if the data of one could not be had or a threat model does not suit it.
+    Finished records of the same identity are read, not computed again; failed records are computed
+    again. Raises InputError if another run uses the same directory, if a record there was edited,
+    or if a record cannot be written. If the data of a task is missing, or a threat model does not
+    suit it, the InputError comes after all other tasks have run.
     """
     folder = run_folder(out, suite, clip)
     processes = resources.processes
@@ -104,7 +104,7 @@ def _run_record(
     progress: RunProgress,
     above: Sequence[Record],
 ) -> Record:
-    """Make or read one record; samples that are robust in ``above`` are taken over from there."""
+    """Compute or read one record. Samples that are robust in ``above`` keep that verdict."""
     processes = resources.processes
     identity = processes.agree(lambda: job.identity)
     if len(set(processes.gather(identity, str))) > 1:
@@ -171,7 +171,7 @@ def _written(path: Path, record: Record) -> Record:
 
 
 def _suits(job: Job) -> Callable[[Batch], bool]:
-    """Whether a batch is of samples of this job, each once, with their labels and classes."""
+    """Whether a batch has samples of this job only, each once, with their labels and classes."""
     data = job.data
     labels = dict(zip(data.manifest.ids, data.labels, strict=True))
 
@@ -188,7 +188,7 @@ def _suits(job: Job) -> Callable[[Batch], bool]:
 
 
 def _settled(job: Job, found: Sequence[Sequence[Batch]]) -> list[Batch]:
-    """The batches that any process found on its disk, each once, as the manifest has them."""
+    """The batches that the processes found on their disks, each once, in manifest order."""
     batches: dict[tuple[str, ...], Batch] = {}
     for batch in (batch for several in found for batch in several):
         batches.setdefault(tuple(sample.id for sample in batch.samples), batch)
@@ -210,7 +210,7 @@ def _say(progress: RunProgress, name: str, record: Record, how: str) -> None:
 
 @contextmanager
 def _claimed(folder: Path, processes: Processes) -> Iterator[None]:
-    """The run's directory, whose lock is the first process's; others may be on other disks."""
+    """Create the run's directory. The first process locks it; others may have other disks."""
     if processes.first:
         with only_process(folder):
             yield

@@ -1,4 +1,4 @@
-"""The suite, the data, the threat model and the model that a record was made with."""
+"""Load what a record was made with: its suite, data, threat model and model."""
 
 import re
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from mmtard_bench.types import Eps, Suite, ThreatModel
 
 
 def suite_of(record: Record, file: Path | None = None) -> Suite:
-    """The suite that a record is of, as it ships, or as a TOML file has it.
+    """The suite of a record: one that ships, or one from a TOML file.
 
-    That of a run with --n or --seed is the suite with them. Raises InputError if the record is
-    of another one.
+    If the run had --n or --seed, the suite has them too. Raises InputError if the digest of the
+    record's suite differs.
     """
     if record.suite is None:
         raise InputError("A record is of no suite, so its samples are not known.")
@@ -41,9 +41,9 @@ def suite_of(record: Record, file: Path | None = None) -> Suite:
 
 
 def data_of(record: Record, suite: Suite) -> TaskData:
-    """The samples of a record, from the data themselves.
+    """Load the samples of a record from their data set.
 
-    Raises InputError if the suite has no such task, or draws other samples.
+    Raises InputError if the suite does not have the task, or draws other samples.
     """
     tasks = {task.name: task for task, _ in suite.plan}
     if record.task.name not in tasks:
@@ -59,7 +59,7 @@ def data_of(record: Record, suite: Suite) -> TaskData:
 
 
 def chosen(data: TaskData, ids: Sequence[str]) -> TaskData:
-    """The samples with these ids. Raises InputError if one is not there."""
+    """The samples with these ids. Raises InputError if one does not exist."""
     rows = {name: row for row, name in enumerate(data.manifest.ids)}
     unknown = [name for name in ids if name not in rows]
     if unknown:
@@ -75,10 +75,10 @@ def threat_of(record: Record) -> ThreatModel:
 
 
 def load_model_of(record: Record, spec: str | None = None) -> Clip:
-    """The model of a record, from where the record says or from ``spec``.
+    """Load the model of a record, from ``spec`` or, by default, from the record's source.
 
-    Raises InputError if it cannot be loaded, if a record would have code run for it, or if the
-    weights are others.
+    Raises InputError if it cannot be loaded, if the record's source would execute code, or if the
+    weights differ from the record's.
     """
     where = spec or record.model.source
     if spec is None and not is_data(where):
