@@ -11,17 +11,17 @@ from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.prompts import prompts_of
 
 _KNOWN = 2048
-"""So many lists of names are kept with their embeddings; an attack's lists have 100 or less."""
+"""How many lists of names are cached with their embeddings; an attack's lists have at most 100."""
 
 KEPT = 2**30
-"""Bytes of embeddings to ``keep``: for 1,000 classes and ViT-L they would be about 7 times that."""
+"""The most bytes of embeddings to ``keep``. 1,000 classes and ViT-L would need 7 times as much."""
 
 
 class ZeroShotClassifier(nn.Module):
     """Images (N, 3, H, W) in [0, 1] -> logits (N, C) = exp(logit_scale) * cosine.
 
-    The head's row of a class is the normalised mean of the unit text embeddings of its prompts,
-    one a template (Radford et al., 2021, section 3.1.4).
+    Each row of the head is the normalised mean of the unit text embeddings of a class's prompts,
+    one prompt per template (Radford et al., 2021, section 3.1.4).
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ZeroShotClassifier(nn.Module):
         return self.features(images) @ self.head.T
 
     def features(self, images: Tensor) -> Tensor:
-        """Scaled image embeddings (N, D): with rows of the head they make logits."""
+        """Scaled image embeddings (N, D); their products with the head are the logits."""
         features = self.clip.image_features(images)
         if features.shape[-1] != self.head.shape[-1]:
             raise InputError(
@@ -55,9 +55,9 @@ class ZeroShotClassifier(nn.Module):
         return self.scale * features
 
     def embed_names(self, names: Sequence[str], *, keep: bool = False) -> Tensor:
-        """The rows (M, D) that other names would have in the head; known the next time.
+        """The rows (M, D) that other class names would have in the head. They are cached.
 
-        Those to ``keep`` are never dropped for others, as long as they fit.
+        With ``keep``, the cache never drops them for others, unless they do not fit.
         """
         key = tuple(names)
         rows = self._kept.get(key, self._known.get(key))
@@ -76,7 +76,7 @@ class ZeroShotClassifier(nn.Module):
 def class_embeddings(
     clip: Clip, classes: tuple[str, ...], templates: tuple[str, ...], device: torch.device
 ) -> Tensor:
-    """Unit class embeddings (C, D) from one prompt a template and class, computed once a model."""
+    """Unit class embeddings (C, D), one prompt per template and class, computed once per model."""
     key = (classes, templates, device)
     if key not in clip.cache.heads:
         tokens = prompts_of(clip, classes, templates).tokens
@@ -87,7 +87,7 @@ def class_embeddings(
 def embed_names(
     clip: Clip, names: Sequence[str], templates: Sequence[str], device: torch.device
 ) -> Tensor:
-    """Unit embeddings (M, D) of names: the normalised mean over one prompt a template."""
+    """Unit embeddings (M, D) of names: the normalised mean over one prompt per template."""
     prompts = [template.replace("{}", name) for name in names for template in templates]
     return _pooled(clip.text_features(prompts, device), len(templates))
 

@@ -1,4 +1,4 @@
-"""Which class a label means: the names of a task against those of its data, and the labels too."""
+"""Check class names and labels: each label must get the name of its own class."""
 
 import re
 import warnings
@@ -15,13 +15,13 @@ from mmtard_bench.types import Task
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NUMBER = re.compile(r"\d+[\W_]+(?=[^\W\d_])")
-"""What numbers a class before its name: "10_bird", "001.Laysan_Albatross", not "737-200"."""
+"""A number before a class name: "10_bird", "001.Laysan_Albatross", but not "737-200"."""
 
 
 def class_names(task: Task, dataset: Dataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The class names of a task, as many as the data set has classes, and notes on them.
+    """The class names of a task, one for each class of the data set, and notes on them.
 
-    Raises InputError if it is not certain that each label gets the name of its own class.
+    Raises InputError unless it is certain that each label gets the name of its own class.
     """
     own = tuple(dataset.class_names)
     classes = task.classes or own
@@ -48,9 +48,9 @@ def class_names(task: Task, dataset: Dataset) -> tuple[tuple[str, ...], tuple[st
 
 
 def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A note on the classes whose names differ from the data's.
+    """A note on class names that differ from those of the data set.
 
-    Raises InputError where that may be another class.
+    Raises InputError if a name may mean another class.
     """
     if classes == imagenet_classes():
         if not all(map(_WORDNET_ID.fullmatch, own)):
@@ -81,9 +81,9 @@ def _renamed(task: Task, own: Sequence[str], classes: tuple[str, ...]) -> tuple[
 
 
 def _keys(name: str) -> set[str]:
-    """What names are compared by: without case, signs, article and plural, each of several.
+    """The forms by which names are compared: without case, punctuation, article and plural.
 
-    A numbered name is compared with its number and without.
+    A numbered name has forms with and without its number.
     """
     found = set()
     for part in {*name.split(","), *_NUMBER.sub("", name, count=1).split(",")}:
@@ -93,7 +93,7 @@ def _keys(name: str) -> set[str]:
 
 
 def _require_numbers_in_order(task: Task, own: Sequence[str]) -> None:
-    """Raise InputError for classes numbered 1, 10, 2: whoever names them counts 1, 2, 10."""
+    """Raise InputError for classes in the order 1, 10, 2: a list of names has 1, 2, 10."""
     alike = len({re.sub(r"\d+", "#", name) for name in own}) == 1
     if not alike and not all(map(_NUMBER.match, own)):
         return
@@ -109,9 +109,10 @@ def _require_numbers_in_order(task: Task, own: Sequence[str]) -> None:
 def labels_at(
     task: Task, dataset: Dataset, labels: Sequence[int], manifest: Manifest
 ) -> tuple[int, ...]:
-    """The labels of the samples drawn, numbers of numpy and torch as Python's own.
+    """The labels of the drawn samples as Python integers.
 
-    Raises InputError for what is no whole number, and for other labels than samples.
+    Raises InputError for a label that is not a whole number, and if the number of labels differs
+    from the number of samples.
     """
     if len(labels) != len(dataset.ids):
         raise InputError(
@@ -130,11 +131,11 @@ def labels_at(
 def check_labels(
     task: Task, dataset: Dataset, labels: Sequence[int], classes: Sequence[str]
 ) -> tuple[str, ...]:
-    """See that labels are whole numbers of classes, of all samples whose labels are at hand.
+    """Require that labels are class indices, for all samples whose labels are known.
 
-    Those are all, but for data whose files are fetched as they are needed. ``labels`` are the data
-    set's, which may make them up each time. Returns a note on classes that have no sample. Raises
-    InputError for a label that is no class.
+    All labels are known, except for data whose files are fetched on demand. ``labels`` come from
+    the data set, which may compute them on each access. Returns a note on classes without samples.
+    Raises InputError for a label that is not a class index.
     """
     some = labels.known() if isinstance(labels, LazyLabels) else None
     pairs = zip(dataset.ids, labels, strict=True) if some is None else some

@@ -1,7 +1,7 @@
-"""What a tokenizer makes of a task's prompts, and whether it still tells their names apart.
+"""The tokens of a task's prompts, and whether they differ for different names.
 
-A tokenizer may cut what exceeds its context, drop letter case, or know no accents, so that prompts
-of different names have equal tokens. Then a model cannot but answer alike for both.
+A tokenizer may cut prompts at its context, drop letter case or ignore accents, so that prompts of
+different names have equal tokens. A model cannot tell such classes apart.
 """
 
 import hashlib
@@ -28,10 +28,10 @@ ENDING = " x"
 class Prompts:
     """The prompts of N names in T templates.
 
-    ``tokens`` (N * T, ...) has those of a name one after the other. ``alike`` are the groups of
-    names, by their places, that have equal tokens in every template, ``blurred`` is the number of
-    templates in which some different names do. ``full`` are the places in ``tokens`` of prompts
-    that fill the context: whatever follows there is cut.
+    ``tokens`` (N * T, ...) has the T prompts of the first name, then those of the second, and so
+    on. ``alike``: groups of names, by index, with equal tokens in every template. ``blurred``: in
+    how many templates some different names have equal tokens. ``full``: the rows of ``tokens`` that
+    fill the context, where the tokenizer cuts longer prompts.
     """
 
     names: tuple[str, ...]
@@ -50,12 +50,12 @@ class Prompts:
 
     @property
     def context(self) -> int:
-        """How many tokens a prompt has."""
+        """The number of tokens of a prompt."""
         return self.tokens[0].numel()
 
     @property
     def clashes(self) -> list[tuple[int, int]]:
-        """The first two places of each group of ``alike`` that has different names."""
+        """The first two indices of each group of ``alike`` that has different names."""
         pairs = []
         for group in self.alike:
             first, *others = group
@@ -66,7 +66,7 @@ class Prompts:
 
 
 def prompts_of(clip: Clip, names: tuple[str, ...], templates: tuple[str, ...]) -> Prompts:
-    """The prompts of some names, in a model's tokens; computed once a model. Raises InputError."""
+    """The prompts of some names as tokens, computed once per model. Raises InputError."""
     key = (names, templates)
     if key not in clip.cache.prompts:
         clip.cache.prompts[key] = _tokenise(clip, names, templates)
@@ -75,9 +75,9 @@ def prompts_of(clip: Clip, names: tuple[str, ...], templates: tuple[str, ...]) -
 
 
 def understood(clip: Clip, data: TaskData) -> TaskData:
-    """The samples of a task with notes on what a model's tokenizer makes of its prompts.
+    """The samples of a task, with notes on prompts that a model's tokenizer cuts or confuses.
 
-    In retrieval, a caption matches the images of every caption with its tokens.
+    In retrieval, captions with equal tokens match each other's images.
     """
     prompts = prompts_of(clip, data.classes, data.templates)
     notes, matches = _notes(prompts), data.matches
@@ -173,7 +173,7 @@ def _groups(values: Iterable[Hashable]) -> list[tuple[int, ...]]:
 
 
 def _full(clip: Clip, texts: Sequence[str], tokens: Tensor) -> frozenset[int]:
-    """The prompts to which a word can be added without a change, as far as that can be tried."""
+    """The rows of prompts whose tokens do not change when a word is added."""
     # Padding is a value that is repeated at the end; most prompts have some, and are not tried.
     padded = tokens[:, -1] == tokens[:, -2] if tokens.shape[1] > 1 else torch.zeros(len(tokens))
     tried = (~padded.bool()).nonzero().flatten().tolist()

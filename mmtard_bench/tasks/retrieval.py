@@ -1,26 +1,26 @@
 """Retrieval between images and captions, clean and under attack.
 
-The gallery is made of the manifest's samples alone: their images, and their distinct captions. An
-image matches a caption if it has a caption of that text.
+The gallery holds the images and the distinct captions of the manifest's samples. An image matches a
+caption if one of its own captions has the same text.
 
-**Image to text.** The query is an image; it is answered at k if one of its captions is among the
-first k of the gallery. Under attack, the query image is the adversarial one.
+**Image to text.** The query is an image. It counts for recall at k if one of its captions is among
+the first k captions of the gallery. Under attack, the query is the adversarial image.
 
-**Text to image.** The query is a caption; it is answered at k if an image that has it is among the
-first k. Under attack, every image of the gallery is replaced by its adversarial one at once. Images
-that are wrong at rank 1 on clean pixels are not attacked, as everywhere here, and stay clean.
+**Text to image.** The query is a caption. It counts for recall at k if a matching image is among
+the first k images. Under attack, all images of the gallery are adversarial at once. As in
+classification, an image whose clean answer at rank 1 is wrong is not attacked and stays clean.
 
-**Ties** are lost: a non-matching item with the score of the best matching one stands before it, so
-that a model which gives all pairs one score recalls nothing.
+**Ties** count against the model: a non-matching item with the same score ranks before the matching
+one. A model that gives one score to all pairs therefore has recall 0.
 
-**What the figures under attack are worth.** The attack is aimed at image-to-text rank 1 and may
-stop there. Image-to-text recall at 1 is attacked as accuracy is in classification. Recall at 5 and
-10, and all of text-to-image, are what is left of them by those same images: upper bounds, which an
-attack with that aim could lower. The more so for attacks of the reference code, which give back the
-clean image where they do not succeed; PGD gives its last.
+**What the figures under attack mean.** The attack lowers image-to-text recall at 1, as it lowers
+accuracy in classification, and may stop there. Recall at 5 and 10 and all text-to-image recalls are
+measured on the same adversarial images. They are upper bounds: an attack on them would lower them
+further, above all where attacks of the reference code return the clean image of a sample that they
+do not break (PGD returns its last image).
 
-**Shared captions.** No caption of an image's own competes with it, and every other one does: images
-that share some of their captions, but not all, are attacked apart from the rest.
+**Shared captions.** An image's own captions never compete with each other; all other captions do.
+Images that share some captions, but not all, are therefore attacked separately.
 """
 
 from collections import Counter
@@ -42,28 +42,27 @@ NOTE = (
     "to image, are upper bounds."
 )
 Own = frozenset[int]
-"""The captions of an image, by their places in the gallery."""
+"""The captions of an image, by their indices in the gallery."""
 
 _CHUNK = 1024  # captions whose scores with all images are in memory together
 
 
 def ranks_of(scores: Tensor, matching: Tensor) -> Tensor:
-    """Where the best matching item of each query stands, from 1: (Q,).
+    """The rank of the best matching item of each query, from 1: (Q,).
 
-    ``scores`` and ``matching`` are (Q, G); each query needs a matching item, and scores that are
-    finite. Non-matching items with the same score stand before.
+    ``scores`` and ``matching`` are (Q, G). Each query needs a matching item and finite scores.
+    Non-matching items with the same score rank before it.
     """
     best = scores.masked_fill(~matching, float("-inf")).amax(1, keepdim=True)
     return 1 + ((scores >= best) & ~matching).sum(1)
 
 
 class RetrievalClassifier(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] -> logits (N, K): what an image attack sees of a gallery.
+    """Images (N, 3, H, W) in [0, 1] -> logits (N, K): a gallery as a classifier, for attacks.
 
-    A column stands for the captions of an image, and its logit is the highest of theirs, so that
-    the image's own column is the highest exactly if one of its captions is at rank 1. That is what
-    untargeted means here, and any attack on a classifier pursues it, with a margin or DLR loss as
-    well as with cross-entropy: the loss of the best matching caption among the gallery.
+    A column holds the captions of one image; its logit is the highest score among them. The
+    column of an image is therefore the highest exactly if one of its captions is at rank 1, and any
+    untargeted attack on a classifier (cross-entropy, margin or DLR loss) attacks recall at 1.
 
     An image is attacked on a classifier whose column for it holds its captions and no other (see
     ``RetrievalScorer.aims``): that column is the highest exactly if the image is at rank 1.
@@ -83,21 +82,21 @@ class RetrievalClassifier(nn.Module):
 
 
 def apart(matches: Iterable[Sequence[int]]) -> set[Own]:
-    """Those captions of an image, as a set, of which no image has some but not all."""
+    """The sets of captions that images share completely or not at all."""
     every = set(map(frozenset, matches))
     owners = Counter(place for own in every for place in own)
     return {own for own in every if all(owners[place] == 1 for place in own)}
 
 
 def columns_of(merged: Iterable[Own], captions: int) -> list[int]:
-    """The column of each caption: those of a merged set have one, every other has its own."""
+    """The column of each caption: captions of a merged set share one, others have their own."""
     first = {place: min(own) for own in merged for place in own}
     numbers: dict[int, int] = {}
     return [numbers.setdefault(first.get(place, place), len(numbers)) for place in range(captions)]
 
 
 def fewest_columns(matches: Iterable[Sequence[int]], captions: int) -> int:
-    """The least number of columns that any image of a gallery is attacked on."""
+    """The smallest number of columns of the classifiers for the images of a gallery."""
     alone = apart(matches)
     others = set(map(frozenset, matches)) - alone
     merged = sum(len(own) - 1 for own in alone)
@@ -118,11 +117,11 @@ class RetrievalScorer:
         self.columns = self.classifier.count
 
     def doubts(self) -> list[Flag]:
-        """Nothing: captions of one embedding tie, and ties are lost."""
+        """No flags: captions with equal embeddings tie, and ties count against the model."""
         return []
 
     def aims(self, rows: Sequence[int]) -> list[Aim]:
-        """What an attack on the images of these rows sees: one classifier for most of them.
+        """The classifiers for attacks on the images of these rows: one for most of them.
 
         Images that share some of their captions with others need one for each set of captions.
         """
@@ -148,10 +147,10 @@ class RetrievalScorer:
     def judge(
         self, images: Tensor, rows: Sequence[int], *, size: int, names: Sequence[str | None] = ()
     ) -> list[Verdict]:
-        """As ``ZeroShotScorer.judge``; the prediction is the place of the caption ranked first.
+        """As ``ZeroShotScorer.judge``; the prediction is the index of the caption at rank 1.
 
-        It is the label where that caption matches. Captions have no class names: ``names`` that
-        are not None raise ModelError.
+        If that caption matches the image, the prediction is the label. Captions have no class
+        names: ``names`` other than None raise ModelError.
         """
         if any(name is not None for name in names):
             raise ModelError("The attack edited class names, of which retrieval has none.")
@@ -169,7 +168,7 @@ class RetrievalScorer:
     def caption_ranks(
         self, embeddings: Mapping[str, tuple[str, str]]
     ) -> dict[str, tuple[tuple[int, int, int], ...]]:
-        """For each sample its captions: (place in the gallery, clean rank, adversarial rank).
+        """For each sample its captions: (index in the gallery, clean rank, adversarial rank).
 
         ``embeddings`` are those of each sample's clean and adversarial image, by its id.
         """

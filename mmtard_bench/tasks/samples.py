@@ -1,4 +1,4 @@
-"""From a task to what an evaluation needs: the data set, the class names, the samples."""
+"""Load a task: open its data set, check its class names, draw its samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ if TYPE_CHECKING:  # torch takes seconds to import: names of tasks are checked w
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 KEPT = 2**29
-"""Bytes of decoded images that a ``TaskData`` keeps; what does not fit is decoded again."""
+"""The most bytes of decoded images in the cache of a ``TaskData``. Others are decoded again."""
 
 
 def default_templates(data: str, metric: Metric = "zero-shot classification") -> tuple[str, ...]:
-    """The templates of a task that names none: those in its data, where data has them.
+    """The templates of a task without its own: those of its data set, else the default template.
 
-    Captions, in retrieval, stay as they are.
+    In retrieval the template is "{}", which leaves captions as they are.
     """
     if metric == "retrieval":
         return ("{}",)
@@ -50,11 +50,11 @@ def find_task(name: str) -> Task:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The samples of a task that an evaluation uses, in the manifest's order.
+    """The samples of a task that an evaluation uses, in the order of the manifest.
 
-    In retrieval ``classes`` are the captions of the gallery and ``matches`` has the places of each
-    sample's own captions in it; its label is the first of them.
-    ``notes`` say what a record must say about them: which samples were left out, for one.
+    In retrieval ``classes`` are the captions of the gallery, ``matches`` has the gallery indices of
+    each sample's own captions, and the label is the first of them. ``notes`` go into the record,
+    for example which samples were left out.
     """
 
     task: Task
@@ -68,7 +68,7 @@ class TaskData:
     notes: tuple[str, ...] = ()
 
     def at(self, rows: Sequence[int]) -> "TaskData":
-        """The same task with some of its samples, in the order given."""
+        """The same task with some of its samples, in the given order."""
         indices, ids = self.manifest.indices, self.manifest.ids
         manifest = Manifest(tuple(indices[i] for i in rows), tuple(ids[i] for i in rows))
         labels = tuple(self.labels[i] for i in rows)
@@ -133,9 +133,9 @@ class TaskData:
         return self._kept.findings
 
     def require_images(self, surface: Surface, *, workers: int | None = None) -> None:
-        """Decode every image once, and for the native surface see that all have one size.
+        """Decode every image once. For the native surface, require that all have one size.
 
-        Raises InputError, naming samples that will not do.
+        Raises InputError with the names of unusable samples.
         """
         findings = self._inspect(workers)
         shapes, damaged = findings.shapes, findings.damaged
@@ -178,14 +178,14 @@ class TaskData:
 
 @dataclass(frozen=True)
 class _Findings:
-    """Shapes of the images that can be read, and what is wrong with the other rows."""
+    """The shapes of readable images, and the errors of the other rows."""
 
     shapes: list[tuple[int, ...]]
     damaged: dict[int, str]
 
 
 class _Kept:
-    """What a ``TaskData`` knows of its images: some of them decoded, and what was found."""
+    """The cache of a ``TaskData``: decoded images, as far as they fit, and their errors."""
 
     def __init__(self) -> None:
         self.images: dict[int, Pixels] = {}
@@ -193,7 +193,7 @@ class _Kept:
         self.findings: _Findings | None = None
 
     def keep(self, row: int, image: Pixels) -> None:
-        """Keep an image, if it still fits. Threads that come together may keep one more each."""
+        """Cache an image if it fits. Concurrent threads may exceed the limit by one image each."""
         if self.bytes + image.nbytes <= KEPT and row not in self.images:
             self.images[row] = image
             self.bytes += image.nbytes
@@ -202,7 +202,7 @@ class _Kept:
 def load_task(task: Task, *, n: int | None, seed: int, skip_damaged: bool = False) -> TaskData:
     """Open a task's data and draw samples to score. Raises InputError for anything unusable.
 
-    With ``skip_damaged`` those whose images are damaged are left out, which ``notes`` say.
+    With ``skip_damaged``, samples with damaged images are left out, and a note names them.
     """
     _require_labels(task)
     dataset = open_data(task)
@@ -217,7 +217,7 @@ def load_task(task: Task, *, n: int | None, seed: int, skip_damaged: bool = Fals
 
 
 def load_manifest(task: Task, *, n: int | None, seed: int) -> Manifest:
-    """The samples that ``load_task`` draws. Of data on the hub only what that needs is fetched."""
+    """The samples that ``load_task`` draws. From a hub only the necessary files are fetched."""
     return _draw(task, open_data(task), n=n, seed=seed)
 
 
@@ -227,10 +227,10 @@ def _draw(task: Task, dataset: Dataset, *, n: int | None, seed: int) -> Manifest
 
 
 def load_training_data(task: Task, *, labelled: bool) -> TaskData:
-    """Open a task's data to learn from: every sample, in the order of the source.
+    """Open a task's data for training: every sample, in the order of the source.
 
-    Unless ``labelled``, data without labels (an empty ``label_column``) will do: its labels are
-    -1, and it need not name classes. Raises InputError for anything unusable.
+    If ``labelled`` is false, data without labels (an empty ``label_column``) and without class
+    names is accepted; its labels are -1. Raises InputError for anything unusable.
     """
     if task.metric == "retrieval":
         raise InputError(
@@ -255,7 +255,7 @@ def _require_labels(task: Task) -> None:
 
 
 def open_data(task: Task) -> Dataset:
-    """Open a task's data. Raises InputError if it cannot be had."""
+    """Open a task's data. Raises InputError if it is not available."""
     scheme = task.data.partition(":")[0]
     # Imported on use: the libraries take a second, and the embedded data needs none of them.
     if scheme == "wds":

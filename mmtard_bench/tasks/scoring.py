@@ -1,4 +1,4 @@
-"""What a fresh pass says about images: the metric of zero-shot classification."""
+"""The metric of zero-shot classification: verdicts by a new float32 pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from mmtard_bench.tasks.watched import Watched, WatchedPrompts, require_logits
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a fresh pass says about one image.
+    """The result of a new pass for one image.
 
-    In retrieval there is a ``rank``, of its best caption, and an ``embedding``: the image's, as
-    the bytes of float32 in hexadecimal.
+    In retrieval ``rank`` is that of the image's best caption, and ``embedding`` is the image
+    embedding: float32 bytes in hexadecimal.
     """
 
     right: bool
@@ -34,8 +34,8 @@ class Verdict:
 class Aim:
     """Samples of a batch that are attacked together.
 
-    ``classifier`` is what the attack sees, ``places`` are theirs in the batch, and ``labels`` (N,)
-    are the columns of the classifier that are right for them.
+    The attack gets ``classifier``. ``places`` are the positions of the samples in the batch, and
+    ``labels`` (N,) are their correct columns of the classifier.
     """
 
     classifier: Watched
@@ -44,13 +44,14 @@ class Aim:
 
 
 class ZeroShotScorer:
-    """Accuracy of the prediction. Raises ModelError for different classes of equal tokens.
+    """Zero-shot classification. Raises ModelError for different classes with equal tokens.
 
-    Classes of one name share a column: with two equal columns the margin would be zero whatever
-    the image, and attacks on it would not move. The lowest label of a name is what is predicted.
+    Classes with the same name share a column: two equal columns would make the margin zero for
+    every image, and attacks on the margin would not move. The prediction is the lowest label of a
+    name.
 
-    ``classifier`` and ``labels`` (N,), its right columns, are for checks of the model. ``ranked``
-    is whether verdicts have ranks, so that every image needs one after an attack.
+    ``classifier`` and ``labels`` (N,), its correct columns, are for checks of the model.
+    ``ranked``: whether verdicts have ranks, so that every image needs a new pass after an attack.
     """
 
     ranked = False
@@ -67,11 +68,11 @@ class ZeroShotScorer:
         self._predicted = torch.tensor([data.classes.index(name) for name in names], device=device)
 
     def doubts(self) -> list[Flag]:
-        """What the text side gives reason to doubt."""
+        """The flags of the text side."""
         return check_head(self.classifier.head, self.classifier.names)
 
     def aims(self, rows: Sequence[int]) -> list[Aim]:
-        """What an attack on the images of these rows sees: one classifier for all."""
+        """The classifier for attacks on the images of these rows: one for all."""
         watched = WatchedPrompts(self.classifier, self.labels.device)
         return [Aim(watched, list(range(len(rows))), self.labels[rows])]
 
@@ -79,11 +80,10 @@ class ZeroShotScorer:
     def judge(
         self, images: Tensor, rows: Sequence[int], *, size: int, names: Sequence[str | None] = ()
     ) -> list[Verdict]:
-        """Verdicts by a fresh float32 pass over the images of some rows, ``size`` at a time.
+        """Verdicts by a new float32 pass over the images of some rows, ``size`` at a time.
 
-        ``names``, where there are any that are not None, take the place of the names of the rows'
-        classes: they are encoded again, whatever an attack said. Raises ModelError for unusable
-        output.
+        A name in ``names`` that is not None replaces the class name of its row. It is encoded
+        again, independently of the attack. Raises ModelError for unusable output.
         """
         features = [self.classifier.features(part) for part in torch.split(images, size)]
         logits = torch.cat([part @ self.classifier.head.T for part in features])
@@ -106,7 +106,7 @@ _CHUNK = 1024  # rows of the head that are compared at once
 
 
 def check_head(head: Tensor, names: Sequence[str]) -> list[Flag]:
-    """Whether different names have one row of text embeddings (C, D)."""
+    """Flag different class names with equal text embeddings (C, D)."""
     rows = F.normalize(head.double().cpu(), dim=1)
     first = {name: place for place, name in reversed(list(enumerate(names)))}
     numbers = [first[name] for name in names]

@@ -1,6 +1,6 @@
-"""Read suites: TOML files of tasks x threat models, a sample count and a seed.
+"""Read suites: TOML files with tasks, threat models, a number of samples and a seed.
 
-A threat model counts for every task, or for those that its ``tasks`` names.
+A threat model applies to every task, or to the tasks that its key ``tasks`` names.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def list_suites() -> list[str]:
 
 
 def _suite_files() -> dict[str, Path]:
-    """Every suite by name; one that ships hides another of its name.
+    """The file of every suite by name. A suite that ships hides others with its name.
 
     A package adds the .toml files of one of its folders by an entry point of the group
     ``mmtard_bench.suites``, whose value is that folder as a package: ``my_package.suites``.
@@ -100,7 +100,7 @@ def load_suite(name: str) -> Suite:
 
 
 def with_overrides(suite: Suite, *, n: int | None, seed: int | None) -> Suite:
-    """A suite with another sample count or seed: another suite, with a name that says so."""
+    """The suite with another number of samples or seed. Its name and digest change with them."""
     name, digest = suite.name, suite.digest
     for letter, value, own in (("n", n, suite.n), ("seed", seed, suite.seed)):
         if value is not None and value != own:
@@ -222,7 +222,7 @@ def _require_protocol(parsed: _SuiteFile, threats: tuple[ThreatModel, ...]) -> N
 
 
 def _meaning(task: Task) -> dict[str, Any]:
-    """What of a task decides a result. Keys of later versions count where they say something."""
+    """The fields of a task that decide a result. Newer fields count only if they are set."""
     values = {**asdict(task), "description": ""}
     for key in ("licence", "citation", "surface", "shard_samples"):
         del values[key]

@@ -14,7 +14,7 @@ from mmtard_bench.types import Metric, Task
 
 
 class TaskTable(Strict):
-    """A task that a suite or a recipe declares itself; ``Task`` says what the keys mean."""
+    """A task that a suite or a recipe declares; ``Task`` documents the keys."""
 
     name: str = Field(min_length=1)
     data: str = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""The classifier as an attack sees it."""
+"""The classifier that attacks get: it counts passes and detects NaN."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,12 +10,12 @@ from mmtard_bench.tasks.classifier import ZeroShotClassifier
 
 
 class Watched(nn.Module):
-    """Counts passes, and remembers whether logits and gradients were finite.
+    """Counts passes and records whether logits and gradients were finite.
 
-    An attack that compares NaN with a label could take it for a right answer, and one that
-    follows the sign of NaN does not move; both would look robust. The verdict is read once a
-    batch, so that no step waits for the device. ``passes`` counts the rows that went forward and
-    those that went backward; ``beat`` is called after each forward pass.
+    With NaN, an attack could count a wrong answer as correct, or never move; both would look
+    robust. ``require_finite`` reads the result once per batch, so that no step waits for the
+    device. ``passes`` counts images in forward passes plus images in backward passes; ``beat`` is
+    called after each forward pass.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class Watched(nn.Module):
         return self._seen(logits)
 
     def require_finite(self) -> None:
-        """Raise ModelError if anything was not."""
+        """Raise ModelError if a logit or a gradient was not finite."""
         if not self.finite:
             raise ModelError(
                 "The model returned NaN or infinite logits or gradients while it was attacked."
