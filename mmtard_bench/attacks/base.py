@@ -1,4 +1,4 @@
-"""What an attack is to the rest of the package, and the pieces that all attacks share."""
+"""The interface of attacks, and the functions that all attacks share."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +21,11 @@ Classifier = Callable[[Tensor], Tensor]
 
 
 class PromptedClassifier(Interface):
-    """A classifier of images with a text side: the model that attacks on class names get.
+    """A zero-shot classifier with its text side: the model that attacks on class names get.
 
-    ``names`` are the classes', ``head`` (C, D) their rows; logits are ``features(images) @
-    head.T``. ``embed_names`` gives the rows (M, D) of any other names, each from
-    ``prompts_a_name`` prompts; those to ``keep`` are met again with every image of a class.
+    ``names`` are the class names and ``head`` (C, D) their rows; logits are ``features(images) @
+    head.T``. ``embed_names`` returns the rows (M, D) of other names, each from ``prompts_a_name``
+    prompts. ``keep`` is for names that are needed again for every image of a class.
     """
 
     names: tuple[str, ...]
@@ -39,13 +39,13 @@ class PromptedClassifier(Interface):
 
 @dataclass
 class AttackResult:
-    """What an attack found on a batch of N samples.
+    """The result of an attack on a batch of N samples.
 
-    ``adversarial`` is (N, 3, H, W). ``broken_by[i]`` names the attack that claims to have broken
-    sample i, or is None; a claim counts only once ``evaluate`` has confirmed it. ``forward`` and
-    ``backward`` are the passes that each sample cost. ``names`` has what an attack on the text made
-    of the name of each sample's class, None where it left it; it is empty for other attacks.
-    ``model_seconds`` is the time inside the model, where the attack measures it.
+    ``adversarial`` is (N, 3, H, W). ``broken_by[i]`` is the name of the attack that claims to have
+    broken sample i, or None; ``evaluate`` checks every claim by a new pass. ``forward`` and
+    ``backward`` are the passes that each sample cost. ``names`` has the edited class name of each
+    sample, or None where the name is unchanged; it is empty for attacks on pixels.
+    ``model_seconds`` is the time inside the model, if the attack measures it.
     """
 
     adversarial: Tensor
@@ -68,11 +68,11 @@ class AttackResult:
 
 
 Part = tuple[Sequence[int], AttackResult]
-"""The places of some samples of a batch, and what was found on them."""
+"""The positions of some samples of a batch, and the result of the attack for them."""
 
 
 def joined(parts: Sequence[Part]) -> AttackResult:
-    """One result for a batch, from parts of it: the places of their samples, what was found."""
+    """Join parts of a batch, each with the positions of its samples, into one result."""
     places = [place for where, _ in parts for place in where]
     order = sorted(range(len(places)), key=places.__getitem__)
 
@@ -94,11 +94,11 @@ def joined(parts: Sequence[Part]) -> AttackResult:
 
 @dataclass(frozen=True)
 class Pulse:
-    """How far an attack is with the samples of its work.
+    """The progress of an attack.
 
-    ``settled`` samples need no more passes, ``broken`` of them are broken, and ``spent`` counts the
-    forward and backward passes that they cost. ``stage`` is the part of the attack under way, with
-    ``rows`` searches at once, of which the oldest is at ``step``.
+    ``settled`` samples need no more passes; ``broken`` of them are broken; they cost ``spent``
+    forward and backward passes. ``stage`` is the running part of the attack. It has ``rows``
+    searches at once, of which the oldest is at ``step``.
     """
 
     settled: int = 0
@@ -116,10 +116,10 @@ Gauge = Callable[[], Pulse]
 class Work:
     """Samples that ``model`` classifies correctly, to be attacked.
 
-    ``images`` are (N, 3, H, W) in [0, 1], ``labels`` (N,); ``ids`` name the samples for per-sample
-    randomness. At most ``batch_size`` rows should go through the model at once, which may change
-    costs but no verdict. An attack gives ``watch`` a function that says how far the attack is; it
-    is called now and then, whenever the model is. Another call of ``watch`` replaces the function.
+    ``images`` are (N, 3, H, W) in [0, 1], ``labels`` (N,). ``ids`` seed the random numbers of each
+    sample. At most ``batch_size`` rows should go through the model at once; the batch size may
+    change costs, but no verdict. An attack may pass ``watch`` a function that returns its progress;
+    it is called from time to time during passes. A second call of ``watch`` replaces the function.
     """
 
     model: Classifier
@@ -140,14 +140,14 @@ Run = Callable[[Work], AttackResult | Iterator[Part]]
 class Attack:
     """An attack with everything that changes its output fixed.
 
-    ``parameters`` enter the identity of a record. ``block`` is None for attacks whose samples are
-    independent of each other; reference attacks draw randomness per batch, so they run on fixed
-    blocks of that many consecutive samples of the manifest. ``edits`` is the most characters of a
-    class name that it changes, None for an attack that leaves the text alone and needs none. An
-    attack that ``refills`` keeps its batches full if it gets many samples at once; it is one of the
-    fast engine. ``passes`` is the most forward and backward passes that a sample costs, None if
-    that is not known. ``version`` rises with a change of the code that changes a verdict; version 1
-    is not written, so that older records keep their identity.
+    ``parameters`` are part of a record's identity. ``block``: None if samples are independent of
+    each other. Reference attacks draw random numbers per batch and therefore run on fixed blocks of
+    ``block`` consecutive samples of the manifest. ``edits``: the most characters of a class name
+    that the attack changes; None for an attack on pixels. ``refills``: whether the attack replaces
+    settled samples by new ones, so that batches stay full (attacks of the fast engine). ``passes``:
+    the most forward and backward passes per sample, None if unknown. ``version`` increases with
+    every change of the code that changes a verdict. Version 1 is not written into records, so that
+    older records keep their identity.
     """
 
     name: str
@@ -161,11 +161,11 @@ class Attack:
 
     @property
     def described(self) -> dict[str, str | int | float]:
-        """What of the attack enters the identity of records."""
+        """The parameters that are part of a record's identity."""
         return {**self.parameters, **({"version": self.version} if self.version > 1 else {})}
 
     def parts(self, work: Work) -> Iterator[Part]:
-        """What the attack finds, as soon as it is there; never a part without samples."""
+        """Run the attack; yield results as soon as they exist, never one without samples."""
         if not work.ids:
             return
         found = self.run(work)
@@ -175,17 +175,17 @@ class Attack:
             yield from (part for part in found if len(part[0]))
 
     def whole(self, work: Work) -> AttackResult:
-        """What the attack finds on all samples, of which there is one at least."""
+        """Run the attack and return one result for all samples, of which there is at least one."""
         return joined(list(self.parts(work)))
 
 
 @checked
 @dataclass(frozen=True)
 class Engine:
-    """What runs the attacks. "fast" is ours, where it has the attack; "reference" the library's.
+    """The code that runs attacks: "fast" (ours, where it exists) or "reference" (the libraries).
 
-    ``precision`` is that of the fast attacks' passes: bfloat16 under autocast, where float32 then
-    confirms whatever was found, or float32.
+    ``precision`` of the fast attacks' passes: "float32", or "bfloat16" under autocast, with a
+    float32 pass that confirms every adversarial image.
     """
 
     name: EngineName = "fast"
@@ -221,7 +221,7 @@ def sample_generator(*key: object) -> torch.Generator:
 def random_start(
     images: Tensor, *, norm: Norm, eps: float, keys: Sequence[tuple[object, ...]]
 ) -> Tensor:
-    """Perturbations (N, 3, H, W), uniform in the ball around each image, from a key a sample."""
+    """Perturbations (N, 3, H, W), uniform in the ball; the key of a sample seeds its numbers."""
     if not keys:
         return torch.zeros_like(images)
     shape = images.shape[1:]
@@ -244,7 +244,7 @@ def norm_of(perturbation: Tensor, norm: Norm) -> Tensor:
 
 
 def projector(centre: Tensor, *, norm: Norm, eps: float) -> Callable[[Tensor], Tensor]:
-    """What brings each point back into the ball around its centre, then into the box [0, 1].
+    """A function that projects points to the ball around their centres, then to the box [0, 1].
 
     Centres lie in the box, so clipping to it never leaves the ball.
     """
@@ -261,7 +261,7 @@ def projector(centre: Tensor, *, norm: Norm, eps: float) -> Callable[[Tensor], T
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The true class's logit minus the best other one, (N,): negative where misclassified."""
+    """The logit of the true class minus the highest other one, (N,): negative if misclassified."""
     true = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return true - others.amax(1)

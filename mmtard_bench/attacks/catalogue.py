@@ -12,9 +12,10 @@ __all__ = ["build_attack", "charmer", "cw", "ensemble", "joint", "pgd", "referen
 
 
 def build_attack(threat: ThreatModel, *, n_classes: int, engine: Engine) -> Attack:
-    """The attack of a threat model, for a task with so many classes. Raises InputError.
+    """Build the attack of a threat model for a task with ``n_classes`` classes.
 
-    The fast engine has what is in ``registry.fast_attacks``; of the others there is one form.
+    The fast engine runs the attacks in ``registry.fast_attacks``; all other attacks have one form
+    under both engines. Raises InputError for an unknown attack.
     """
     if n_classes < 2:
         raise InputError(f"A task needs at least two classes to be attacked; it has {n_classes}.")

@@ -1,8 +1,8 @@
 """Character-level attacks on class names, after Charmer (Abad Rocamora et al., 2024, ICML).
 
 For each image the attacker may make up to k edits (insert, delete or replace a character) of the
-name of its true class, inside every template alike; all other prompts stay. The sample is broken if
-the image is then misclassified. An edit may not give the name of another class.
+name of its true class. Every template gets the edited name; all other prompts stay. The sample is
+broken if the image is then misclassified. The edited name may not be that of another class.
 
 The first edit is exhaustive: candidates do not depend on the image, so all of them are encoded, and
 the one with the lowest logit is the exact worst case over the alphabet. Each further edit is
@@ -47,7 +47,7 @@ _TEST = " "
 
 
 def places(name: str) -> range:
-    """Where one edit may be: 2i before character i (or at the end), 2i + 1 the character itself."""
+    """Positions of one edit: 2i inserts before character i (or at the end), 2i + 1 replaces it."""
     return range(2 * len(name) + 1)
 
 
@@ -58,7 +58,7 @@ def edited(name: str, place: int, character: str) -> str:
 
 
 def edits_at(name: str, place: int, alphabet: str) -> list[str]:
-    """The names that one edit at a place makes, without the name itself."""
+    """The names after one edit at a position, without the name itself."""
     characters = [*alphabet] if place % 2 == 0 else ["", *alphabet]
     return [new for c in characters if (new := edited(name, place, c)) != name]
 
@@ -70,10 +70,10 @@ def _probe(name: str, place: int) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """The worst name for each of N images, as far as the search went.
+    """The worst name that the search found for each of N images.
 
-    ``logits`` (N, C) are those with it, ``rows`` (N, D) its row of the head, ``names`` None where
-    no edit is worse than none. ``prompts`` were scored.
+    ``logits`` (N, C) and the head's ``rows`` (N, D) are those with this name. ``names`` has None
+    where no edit is worse than the original name. ``prompts`` counts the scored prompts.
     """
 
     names: list[str | None]
@@ -99,10 +99,10 @@ def worst_names(
     edits: int,
     alphabet: str = ALPHABET,
 ) -> Found:
-    """Search the names within so many edits that leave the lowest true logit; see the module.
+    """Search names within ``edits`` edits for the lowest true logit; see the module.
 
     ``features`` (N, D) are ``model.features`` of the images, ``labels`` (N,). An image that is
-    misclassified after an edit goes no further.
+    misclassified after an edit leaves the search.
     """
     logits = features @ model.head.T
     rows = model.head[labels].clone()
@@ -147,7 +147,7 @@ def _neighbours(
     *,
     keep: bool = False,
 ) -> Neighbours:
-    """What one edit makes of each name at its places, but for the names of other classes."""
+    """The names after one edit at the given positions, except names of other classes."""
     names: list[str] = []
     rows = [model.head[:0]]
     for parent, where in chosen.items():
@@ -163,7 +163,7 @@ def _neighbours(
 
 
 def _best_places(model: PromptedClassifier, feature: Tensor, parent: str) -> list[int]:
-    """The places where a test character costs the true logit most."""
+    """The positions at which a test character lowers the true logit most."""
     probes = model.embed_names([_probe(parent, place) for place in places(parent)])
     kept = (probes @ feature).topk(min(PLACES, len(probes)), largest=False)
     chosen: list[int] = kept.indices.tolist()

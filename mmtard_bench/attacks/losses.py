@@ -1,4 +1,4 @@
-"""What the searches raise: per-sample losses of logits (N, C), larger where the attacker is nearer.
+"""Losses that attacks maximise: per sample, from logits (N, C); larger is better for the attacker.
 
 Differences of logits are used where a loss would need more classes than there are: DLR divides by
 the gap between the first and the third logit, its targeted form by one that needs the fourth
@@ -13,7 +13,7 @@ from torch import Tensor
 from mmtard_bench.attacks.base import margin
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Logits (N, C), labels (N,), target classes (N,) -> what the attacker raises, (N,)."""
+"""Logits (N, C), labels (N,), target classes (N,) -> the loss that the attack maximises, (N,)."""
 
 TINY = 1e-12
 

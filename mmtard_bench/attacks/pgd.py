@@ -20,7 +20,7 @@ from mmtard_bench.registry import register_attack
 from mmtard_bench.types import Norm, ThreatModel
 
 Loss = Callable[[Tensor], Tensor]
-"""Logits (N, C) -> what the attacker raises, (N,)."""
+"""Logits (N, C) -> the loss that the attack maximises, (N,)."""
 
 
 def pgd(
@@ -39,10 +39,10 @@ def pgd(
 
     ``images`` and ``start`` are (N, 3, H, W), images in [0, 1]. A step has length ``step_size``
     in the norm: along the sign of the gradient for linf, along the gradient for l2. With
-    ``done`` (logits -> (N,) bool), a sample keeps the latest iterate for which it is true, else
-    its last: a broken image goes on, since retrieval asks how far. Costs ``steps`` forward and
-    backward passes a sample. Returns the points (N, 3, H, W) and for which samples ``done`` was
-    true, (N,).
+    ``done`` (logits -> (N,) bool), the result of a sample is the latest iterate for which it is
+    true, otherwise the last one: steps continue after a success, because retrieval needs ranks.
+    A sample costs ``steps`` forward and backward passes. Returns the points (N, 3, H, W) and, (N,),
+    for which samples ``done`` was true.
     """
     project = projector(images, norm=norm, eps=eps)
     points = project(images + start)
@@ -81,7 +81,7 @@ def number_of(threat: ThreatModel) -> int:
 
 
 def step_size_of(eps: float, steps: int) -> float:
-    """Madry et al.'s rule: the steps together can cross the ball two and a half times."""
+    """Madry et al.'s rule: 2.5 * eps / steps."""
     return 2.5 * eps / steps
 
 

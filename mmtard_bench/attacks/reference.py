@@ -1,9 +1,9 @@
 """AutoAttack (Croce and Hein, 2020) by its reference code, ``pyautoattack``.
 
-The reference code draws its randomness per batch, so these attacks run on fixed blocks of the
-manifest. Its parts are called one after the other on the samples that are left, exactly as
-``AutoAttack.run_standard_evaluation`` does on one batch, which is what tells which part broke a
-sample. Below four classes the DLR loss does not exist; the margin takes its place.
+The reference code draws its random numbers per batch, so these attacks run on fixed blocks of the
+manifest. As ``AutoAttack.run_standard_evaluation`` does on one batch, the attacks of the ensemble
+run one after the other, each on the samples that the earlier ones did not break; separate calls
+show which attack broke a sample. The DLR loss needs four classes; with fewer, the margin is used.
 """
 
 import logging
@@ -32,7 +32,7 @@ from mmtard_bench.registry import register_attack
 from mmtard_bench.types import ThreatModel
 
 BLOCK = 64
-"""Samples a block where no suite says otherwise: large models must fit it in memory."""
+"""The default number of samples per block; a block must fit in memory with a large model."""
 
 _LOG = logging.getLogger("mmtard_bench.pyautoattack")
 _LOG.addHandler(logging.NullHandler())
@@ -60,7 +60,7 @@ class _MarginTargetedAPGD(APGDAttack_targeted):  # type: ignore[misc]  # untyped
 
 
 def _stage(name: str, cls: type, threat: ThreatModel, passes: int, **fixed: object) -> Stage:
-    """A part of the reference code with its budget fixed; it looks at the first and last images."""
+    """An attack of the reference code with a fixed budget; it tests first and last images too."""
     norm = {"linf": "Linf", "l2": "L2"}[threat.pixel_norm]
 
     def start(model: Classifier, device: torch.device, seed: int) -> Perturb:
@@ -78,7 +78,7 @@ def _apgd(threat: ThreatModel, loss: str, n_classes: int, *, restarts: int, eot:
 
 
 def _repeats(model: Classifier, images: Tensor, passes: int) -> bool:
-    """Whether so many passes all give the same logits and the same gradient, to the bit."""
+    """Whether ``count`` passes all give the same logits and the same gradient, bit by bit."""
 
     def look() -> tuple[Tensor, Tensor]:
         points = images.clone().requires_grad_()
@@ -91,11 +91,11 @@ def _repeats(model: Classifier, images: Tensor, passes: int) -> bool:
 
 
 def _apgd_averaged(threat: ThreatModel, loss: str, n_classes: int, *, draws: int) -> Stage:
-    """APGD on the mean gradient of several passes; of one where all of them would be the same.
+    """APGD on the mean gradient of several passes (EOT); one pass for a deterministic model.
 
-    The mean of equal gradients is that gradient, but for rounding, so a deterministic model gets
-    the same attack for a fraction of the passes. As many passes as the mean takes must agree: a
-    model that chooses between two states at random repeats itself by chance in two.
+    The mean of equal gradients is the gradient itself, so a deterministic model gets the same
+    attack with fewer passes. A model counts as deterministic if as many passes as the mean needs
+    agree: a model with two random states may repeat itself in two passes, but not in twenty.
     """
     name, averaged, passes = _apgd(threat, loss, n_classes, restarts=1, eot=draws)
     _, single, _ = _apgd(threat, loss, n_classes, restarts=1, eot=1)
@@ -131,12 +131,12 @@ def _square(threat: ThreatModel, queries: int) -> Stage:
 
 
 def target_count(n_classes: int) -> int:
-    """How many target classes targeted attacks have."""
+    """The number of target classes of targeted attacks."""
     return min(9, n_classes - 1)
 
 
 def class_notes(stages: Sequence[str], n_classes: int) -> list[str]:
-    """What a record of a task with few classes says about an ensemble of these stages."""
+    """The notes of a record about these stages, for a task with few classes."""
     notes = []
     if n_classes < 4 and any(name in ("apgd-dlr", "apgd-t") for name in stages):
         notes.append(
@@ -162,8 +162,8 @@ def _pulse(result: AttackResult, stage: str) -> Pulse:
 def _ensemble(stages: Sequence[Stage], notes: list[str]) -> Run:
     """Run stages in order, each on the samples that the earlier ones left.
 
-    A block's passes are shared equally among the samples that entered a stage, since the
-    reference code does not tell whose rows are in a batch.
+    The passes of a stage are divided equally among its samples, because the reference code does
+    not report the passes of each sample.
     """
 
     def run(work: Work) -> AttackResult:

@@ -1,4 +1,4 @@
-"""The attacks of the fast engine: stages in order of cost, each on the samples that are left."""
+"""The attacks of the fast engine: stages in order of cost, each on the samples still robust."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
@@ -23,7 +23,7 @@ VERSION = f"{FAST_CODE} 1"
 
 
 class _Samples:
-    """The samples of one call, stage after stage; ``result`` has what was found on them so far."""
+    """The samples of one call through all stages; ``result`` has the results so far."""
 
     def __init__(self, passes: Passes, samples: Samples, work: Work) -> None:
         self.passes, self.samples, self.work = passes, samples, work
@@ -107,13 +107,13 @@ def staged(
     precision: Precision = "float32",
     notes: Sequence[str] = (),
 ) -> Attack:
-    """An attack of the fast engine: searches one after the other, each on the samples left.
+    """An attack of the fast engine: searches in order, each on the samples that are still robust.
 
-    ``parameters`` hold everything that changes a verdict, a version of the code too: they enter the
-    identity of records. ``notes`` enter the record.
+    ``parameters`` hold everything that changes a verdict, including a version of the code; they are
+    part of a record's identity. ``notes`` go into the record.
 
-    All samples go through the first stage together, where most of a weak model's break; what is
-    left goes on in groups of a batch, so that samples of a strong model are settled in between.
+    All samples go through the first stage together, which breaks most samples of a weak model. The
+    rest continue in groups of one batch, so that samples of a strong model are settled early.
     """
     targets = max((search.variants for search in stages if search.targeted), default=1)
 
@@ -191,7 +191,7 @@ def _ensemble(
 
 
 def _pgd(threat: ThreatModel, family: str, loss: losses.Loss, precision: Precision) -> Attack:
-    """The parameters are those of ``attacks.pgd``: stopping early changes no verdict."""
+    """PGD with the parameters of ``attacks.pgd``: an early stop changes no verdict."""
     steps = number_of(threat)
     search = Pgd(name=threat.attack, loss=loss, steps=steps, **_ball(threat))
     return staged(threat, [search], {"loss": family, **budget_of(steps)}, precision)

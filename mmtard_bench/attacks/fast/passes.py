@@ -1,4 +1,4 @@
-"""The model as the searches of the fast engine see it."""
+"""The model for the searches of the fast engine: passes, precision and time."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from mmtard_bench.attacks.base import Classifier, Precision, T
 class Passes:
     """Forward and backward passes through a classifier, and the seconds they took.
 
-    With a lower ``precision`` they run under autocast, and ``confirm`` asks the classifier itself.
+    With a lower ``precision`` they run under autocast; ``confirm`` runs in float32.
     """
 
     def __init__(self, model: Classifier, device: torch.device, precision: Precision) -> None:

@@ -1,9 +1,9 @@
-"""Searches over rows: a row that has found something leaves at once, and the next takes its place.
+"""Run many searches in one batch: a row that succeeds leaves at once, and a new row replaces it.
 
-A row is one search for one sample: a restart, or one of its target classes. The state of all rows
-under way is a dictionary of tensors with the rows first, so that any search can be refilled and
-thinned out alike, and each row counts its own steps: what happens to a row never depends on which
-others are under way beside it.
+A row is one search for one sample: a restart, or one of its target classes. The state of all
+running rows is a dictionary of tensors whose first dimension is the row, so that any search can
+replace and remove rows. Each row counts its own steps. The result of a row never depends on the
+other rows of the batch.
 """
 
 import math
@@ -20,7 +20,7 @@ from mmtard_bench.attacks.fast.passes import Passes
 from mmtard_bench.types import Norm
 
 TOGETHER = {"cuda": 4}
-"""Steps that are made before the host looks at what they found: it waits for a GPU each time."""
+"""How many steps run before the host reads the results; each read waits for the GPU."""
 
 State = dict[str, Tensor]
 """Tensors (rows, ...). Every state has "images", "labels", "points" (what is looked at next), "at"
@@ -47,16 +47,16 @@ def choose(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
 
 
 Row = tuple[int, int]
-"""A sample's place, and which of its variants this is."""
+"""The position of a sample, and the number of its variant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search(ABC):
-    """One kind of search. ``name`` is the stage it belongs to.
+    """One kind of search. ``name`` is its stage.
 
-    A row makes ``steps`` steps, each of ``forward`` and ``backward`` passes, and then looks at its
-    last points; it has found an adversarial image when a pass over points inside the ball is
-    wrong. A sample has ``variants`` rows: restarts, or with ``targeted`` its target classes.
+    A row makes ``steps`` steps, each of ``forward`` and ``backward`` passes, and then tests its
+    last point. A point inside the ball that is misclassified is an adversarial image. A sample has
+    ``variants`` rows: restarts or, if ``targeted``, target classes.
     """
 
     name: str
@@ -85,20 +85,20 @@ class Search(ABC):
 
     @abstractmethod
     def begin(self, images: Tensor, keys: Sequence[tuple[object, ...]]) -> State:
-        """The first "points" of new rows, and what else the search keeps of them.
+        """The state of new rows: their first "points" and whatever else the search needs.
 
-        ``keys`` name the rows for what is random about them.
+        ``keys`` seed the random numbers of the rows.
         """
 
     @abstractmethod
     def step(self, state: State, passes: Passes) -> tuple[Tensor, Tensor]:
-        """Look at the points of all rows, then move them on; tensors of the state are replaced.
+        """Test the points of all rows, then make a step. Replaces tensors of the state.
 
-        Returns the points that were looked at, (rows, 3, H, W), and which were found, (rows,).
+        Returns the tested points, (rows, 3, H, W), and which of them are adversarial, (rows,).
         """
 
     def ball(self, images: Tensor) -> State:
-        """What ``project`` keeps of new rows: in L-inf the corners of ball and box."""
+        """The state that ``project`` needs of new rows: for L-inf the corners of ball and box."""
         if self.norm == "l2":
             return {}
         return {
@@ -107,7 +107,7 @@ class Search(ABC):
         }
 
     def project(self, state: State, points: Tensor) -> Tensor:
-        """Points brought back into the ball and the box."""
+        """Project points to the ball and the box."""
         if self.norm == "linf":
             return points.clamp(state["lower"], state["upper"])
         return projector(state["images"], norm=self.norm, eps=self.eps)(points)
@@ -119,9 +119,9 @@ class Search(ABC):
 
 @dataclass
 class Found:
-    """What a search makes of samples: the adversarial image of those it broke, and all passes.
+    """The result of a search: adversarial images of the broken samples, and the passes of all.
 
-    ``steps`` says how many steps each row under way has made, (rows,).
+    ``steps`` (rows,) counts the steps of each running row.
     """
 
     adversarial: dict[int, Tensor] = field(default_factory=dict)
@@ -130,15 +130,15 @@ class Found:
     steps: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def spend(self, sample: int, forward: int, backward: int) -> None:
-        """Charge passes to a sample."""
+        """Count passes of a sample."""
         self.forward[sample] = self.forward.get(sample, 0) + forward
         self.backward[sample] = self.backward.get(sample, 0) + backward
 
 
 class _Queue:
-    """The rows that wait. A sample's first variant goes alone, the rest follow if it fails.
+    """The waiting rows. The first variant of a sample runs alone; the others follow if it fails.
 
-    The first is the likeliest to succeed; together they would waste passes on most samples.
+    The first variant succeeds most often, so running all at once would waste passes.
     """
 
     def __init__(self, samples: Sequence[int], variants: int, found: Found) -> None:
@@ -172,7 +172,7 @@ def search_all(
 ) -> None:
     """Search for an adversarial image of each sample ``left``, with ``batch_size`` rows at once.
 
-    What is found goes into ``found``, which is up to date whenever the model is called.
+    Results go into ``found``, which is up to date at every call of the model.
     """
     queue = _Queue(left, search.variants, found)
     together = math.gcd(search.steps, TOGETHER.get(passes.device.type, 1))
@@ -216,7 +216,7 @@ def _replace(
     new: State,
     fresh: Sequence[Row],
 ) -> tuple[State, list[Row]]:
-    """Put new rows where others leave; only where that does not add up are tensors made anew."""
+    """Write new rows over those that leave. Allocate tensors only if the number of rows changes."""
     both = min(len(leaving), len(fresh))
     rows = list(rows)
     if both:
@@ -244,11 +244,10 @@ def _first(
     rows: Sequence[Row],
     found: Found,
 ) -> tuple[Tensor, Tensor]:
-    """Of steps one after the other, each row's first points that are adversarial, and which rows
-    have any.
+    """The first adversarial point of each row in a sequence of steps, and which rows have one.
 
-    Where precision was lower, float32 decides on every claim: one that it denies hides no later
-    one.
+    After passes in lower precision, float32 checks every candidate; if it rejects one, later
+    candidates of the row still count.
     """
     points, broken = looks[0][0], torch.zeros_like(looks[0][1])
     if passes.lower and not bool(torch.stack([claims for _, claims in looks]).any()):
@@ -270,7 +269,7 @@ def _look_again(
     rows: Sequence[Row],
     found: Found,
 ) -> None:
-    """The last look of the rows that ended; ``points`` and ``broken`` are changed in place."""
+    """Test the last points of rows that ended. Changes ``points`` and ``broken`` in place."""
     last = ended.nonzero().squeeze(1)
     if not len(last):
         return
@@ -291,7 +290,7 @@ def _confirmed(
     rows: Sequence[Row],
     found: Found,
 ) -> Tensor:
-    """Of the rows that are claimed to be broken, (rows,), those where float32 agrees."""
+    """Which of the claimed rows, (rows,), are broken in float32 as well."""
     claimed = claims.nonzero().squeeze(1) if passes.lower else None
     if claimed is None or not len(claimed):
         return claims
