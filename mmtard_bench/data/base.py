@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package."""
+"""The interface of data sets."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,20 +13,20 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.files import lines_in
 
 OUTSIDE = ("parquet", "imagefolder", "saved", "hub", "wds")
-"""What the data spec of a task from outside begins with, before a colon."""
+"""The prefixes of data specs, before the colon."""
 
 
 Pixels = NDArray[np.uint8]
-"""One image, (H, W, 3), 8 bits a channel."""
+"""One image, (H, W, 3), 8 bits per channel."""
 
 
 class Dataset(Protocol):
     """Labelled images, addressed by position and named by id.
 
-    ``revision`` pins the content: two data sets of one revision hold the same bytes under the
-    same ids. ``class_names`` is empty where the source does not name its classes. A data set that
-    carries prompts has them in ``templates``, with {} for the class. ``labels`` may be looked up
-    one by one: only those of the samples that are used are asked for.
+    ``revision`` identifies the content: data sets with the same revision hold the same bytes under
+    the same ids. ``class_names`` is empty if the source does not name its classes. ``templates``
+    are the data set's own prompts, with {} for the class, if it has any. ``labels`` may be loaded
+    on access: only labels of used samples are read.
     """
 
     @property
@@ -43,7 +43,7 @@ class Dataset(Protocol):
 
 
 def checked_pixels(image: object, what: str) -> Pixels:
-    """An image as a data set gave it. Raises InputError, with ``what`` is something else."""
+    """Check an image of a data set. Raises InputError, which names ``what``, for anything else."""
     kind = type(image).__name__
     if isinstance(image, np.ndarray):
         kind += f" of {image.dtype}, {image.shape}"
@@ -55,7 +55,7 @@ def checked_pixels(image: object, what: str) -> Pixels:
 
 
 class CaptionedDataset(Dataset, Protocol):
-    """A data set for retrieval: images with captions; nobody asks for its labels."""
+    """A data set for retrieval: images with captions. Its labels are not used."""
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of an image, at least one. Raises InputError, naming the sample."""
@@ -63,10 +63,9 @@ class CaptionedDataset(Dataset, Protocol):
 
 
 class LazyLabels(Sequence[int]):
-    """``count`` labels by position, looked up when they are asked for.
+    """``count`` labels by position, loaded on access.
 
-    ``known`` gives the ids and labels that came along so far: of all samples of a file that was
-    opened for one of them.
+    ``known`` returns the ids and labels loaded so far: those of all samples of every opened file.
     """
 
     def __init__(
@@ -90,8 +89,8 @@ class LazyLabels(Sequence[int]):
 def sample_ids(count: int, names: Iterable[str] | None) -> list[str]:
     """The ids of the ``count`` rows of a table: their names or, for None, their positions.
 
-    A later sample of the same name gets "#2", "#3" behind it: CIFAR-100 holds an image twice, with
-    two labels; both are samples.
+    If a name occurs again, "#2", "#3", ... is appended: CIFAR-100 has one image twice, with two
+    labels, and both are samples.
     """
     if names is None:
         return [f"{i:08d}" for i in range(count)]
@@ -104,7 +103,7 @@ def sample_ids(count: int, names: Iterable[str] | None) -> list[str]:
 
 
 def few(names: Iterable[str]) -> str:
-    """The first of some names, for a message."""
+    """The first few names, for a message."""
     first = list(islice(names, 6))
     return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
 
@@ -115,7 +114,7 @@ def split_captions(text: str) -> tuple[str, ...]:
 
 
 def captions_in(texts: Iterable[str], what: str) -> tuple[str, ...]:
-    """The captions in some texts. Raises InputError, with ``what`` has none, if there is none."""
+    """The captions in texts. Raises InputError, which names ``what``, if there is none."""
     found = tuple(caption for text in texts for caption in split_captions(text))
     if not found:
         raise InputError(f"{what} has no caption.")
@@ -123,10 +122,10 @@ def captions_in(texts: Iterable[str], what: str) -> tuple[str, ...]:
 
 
 def local_path(text: str, what: str) -> Path:
-    """A path; one that begins with $NAME begins with what that environment variable says.
+    """Expand $NAME at the beginning of a path to the value of that environment variable.
 
-    So a suite can be the same on every machine, and a record holds no path of the one it was
-    made on. Raises InputError, with ``what`` needs it, if the variable is not set.
+    A suite can therefore be the same on every machine, and a record holds no path of the machine.
+    Raises InputError, which names ``what``, if the variable is not set.
     """
     if not text.startswith("$"):
         return Path(text)

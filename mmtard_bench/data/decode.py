@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, whatever other libraries do to Pillow's settings."""
+"""Decode image files, independently of the settings that other libraries give to Pillow."""
 
 import io
 import warnings
@@ -42,7 +42,7 @@ _KINDS = {
 """The modes besides RGB that Pillow converts from 8 bits a channel to 8-bit RGB."""
 
 _STRIP = 2**20
-"""Pixels that are converted at once: so a large image is in memory twice, and not four times."""
+"""How many pixels are converted at once: a large image is then in memory twice, not four times."""
 
 
 def decode(data: bytes, what: str, *, convert_rgb: bool) -> Pixels:
@@ -77,9 +77,9 @@ def decode(data: bytes, what: str, *, convert_rgb: bool) -> Pixels:
 
 
 class _Settings:
-    """While an image is decoded, Pillow's settings are these; then they are what they were.
+    """Pillow's settings while an image is decoded; afterwards the earlier settings return.
 
-    They are global, so of several threads the first sets them and the last puts them back.
+    The settings are global: of several threads, the first sets and the last restores them.
     """
 
     def __init__(self, *wanted: tuple[Any, str, Any]) -> None:
@@ -122,9 +122,9 @@ def _require_size(image: Image.Image, what: str) -> None:
 
 
 def _require_rgb(image: Image.Image, deep: str, what: str, *, convert_rgb: bool) -> None:
-    """Raise InputError for what is neither 8-bit RGB nor, if it may be, convertible to it.
+    """Raise InputError unless the image is 8-bit RGB or, with ``convert_rgb``, convertible to it.
 
-    ``deep`` is what ``_beyond_8_bits`` says.
+    ``deep`` is the result of ``_beyond_8_bits``.
     """
     if deep:
         raise InputError(
@@ -143,9 +143,9 @@ def _require_rgb(image: Image.Image, deep: str, what: str, *, convert_rgb: bool)
 
 
 def _beyond_8_bits(image: Image.Image, data: bytes) -> str:
-    """What an image of more than 8 bits a channel is; "" for one of 8.
+    """Describe an image with more than 8 bits per channel; "" for 8 bits.
 
-    Pillow gives 16-bit colour as 8-bit without a word, so its mode does not tell.
+    The file itself is read, because Pillow silently reduces 16-bit colour to 8 bits.
     """
     if image.mode == "F":
         return "of floating-point numbers"
@@ -179,7 +179,7 @@ def _transparency(image: Image.Image) -> list[str]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As the EXIF orientation says: what ``datasets`` gives to whoever trains on the image."""
+    """Rotate as the EXIF orientation states, as the package ``datasets`` does in training."""
     try:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:  # an EXIF block that cannot be read says nothing, and the pixels are whole

@@ -64,7 +64,7 @@ def _open_parquet(task: Task, where: str) -> TableDataset:
 
 
 def _footers(task: Task, files: Iterable[str]) -> "list[parquet.FileMetaData]":
-    """What files say of their rows and columns. Raises InputError if they have no row."""
+    """Read rows and columns from the footers of files. Raises InputError if there is no row."""
     try:
         found = [parquet.read_metadata(name) for name in files]
     except (ArrowException, OSError) as error:
@@ -77,7 +77,7 @@ def _footers(task: Task, files: Iterable[str]) -> "list[parquet.FileMetaData]":
 
 
 def _parquet_files(task: Task, where: str) -> list[str]:
-    """The files that a list of names and patterns means, in its order. Raises InputError."""
+    """The files of a list of names and patterns, in its order. Raises InputError."""
     names = [str(local_path(name, task.data)) for name in where.split(",")]
     found = [_matching(name) for name in names]
     files = [*chain.from_iterable(found)]
@@ -101,13 +101,13 @@ def _matching(name: str) -> Sequence[str]:
 
 
 def _stamps(files: Iterable[str]) -> list[tuple[int, int, int]]:
-    """What changes with a file, even where its time is set back."""
+    """Facts that change whenever a file changes, even if its modification time is reset."""
     found = [Path(name).stat() for name in files]
     return [(stat.st_ino, stat.st_size, stat.st_ctime_ns) for stat in found]
 
 
 def _digest(files: Iterable[str]) -> str:
-    """A hash of what files hold, in their order."""
+    """A hash of the contents of files, in order."""
     sha = hashlib.sha256()
     for name in files:
         with Path(name).open("rb") as file:
@@ -116,7 +116,7 @@ def _digest(files: Iterable[str]) -> str:
 
 
 def _open_saved(task: Task, where: str) -> TableDataset:
-    """A data set, or a dictionary of splits, that ``datasets`` wrote by ``save_to_disk``."""
+    """Open a data set or a dictionary of splits that ``save_to_disk`` of ``datasets`` wrote."""
     folder = local_path(where, task.data)
     try:
         loaded = datasets.load_from_disk(str(folder))

@@ -1,4 +1,4 @@
-"""Which samples of a data set an evaluation uses."""
+"""Draw the samples that an evaluation uses."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ ROBUSTBENCH_LIST = "ROBUSTBENCH_IMAGENET_LIST"
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which samples an evaluation uses, in their order: positions in the data set and ids."""
+    """The samples of an evaluation in order: their positions in the data set and their ids."""
 
     indices: tuple[int, ...]
     ids: tuple[str, ...]

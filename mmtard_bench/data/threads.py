@@ -1,4 +1,4 @@
-"""Work on samples in threads, ahead of where it is needed: Pillow decodes without Python's lock."""
+"""Decode samples ahead in threads: Pillow releases Python's lock while it decodes."""
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -9,21 +9,21 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 AHEAD = 64
-"""Items that ``in_order`` has in work, or done, before they are asked for."""
+"""How many items ``in_order`` computes ahead."""
 
 
 def worker_count(given: int | None) -> int:
-    """Threads to decode with: as given, or what this machine can spare."""
+    """The number of decoding threads: the given one; default: from the number of cores."""
     return min(os.cpu_count() or 1, 8) if given is None else given
 
 
 def in_chunks(
     chunks: Sequence[Sequence[S]], work: Callable[[S], T], *, workers: int
 ) -> Generator[tuple[Sequence[S], list[T]], None, None]:
-    """Each chunk with what ``work`` makes of its items; the next one is in work meanwhile.
+    """Yield each chunk with the results of ``work``, while threads work on the next chunk.
 
-    Two chunks are in memory at most. With 0 workers, everything is done when it is asked for.
-    What ``work`` raises is raised where its chunk would come.
+    At most two chunks are in memory. With 0 workers, each chunk is computed when it is needed. An
+    exception of ``work`` is raised at its chunk.
     """
     if workers == 0:
         for chunk in chunks:
@@ -39,12 +39,12 @@ def in_chunks(
             coming = [pool.submit(work, item) for item in following]
             yield chunk, done
     finally:
-        # Not waiting: whoever interrupts should not wait for images that nobody wants any more.
+        # Do not wait for threads: after Ctrl-C nobody needs their images.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def in_order(items: Iterable[S], work: Callable[[S], T], *, workers: int) -> Iterator[T]:
-    """What ``work`` makes of each item, in their order, a few of them ahead."""
+    """Yield the results of ``work`` in the order of the items, a few of them computed ahead."""
     every = list(items)
     chunks = [every[i : i + AHEAD] for i in range(0, len(every), AHEAD)]
     for _, results in in_chunks(chunks, work, workers=workers):

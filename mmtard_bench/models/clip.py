@@ -1,4 +1,4 @@
-"""A CLIP-like model with what it takes to score it: tokenizer, preprocessing, digest."""
+"""A CLIP-like model with its tokenizer, its preprocessing and its digest."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -24,9 +24,9 @@ from mmtard_bench.types import ClipModel, Tokenizer
 Triple = tuple[float, float, float]
 
 LARGEST_SIDE = 4096
-"""Pixels along a side of a model's input: open_clip's largest is 1,024, and more is a mistake."""
+"""The largest side of a model's input in pixels; the largest of open_clip is 1,024."""
 SMALLEST_DEVIATION = 1e-3
-"""1/255 turns [0, 1] into 0 .. 255; a smaller deviation blows float noise up to a signal."""
+"""The smallest standard deviation: 1/255 maps [0, 1] to 0 .. 255, and less amplifies noise."""
 
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Mean = Annotated[float, Field(ge=0, le=1)]
@@ -94,7 +94,7 @@ class Preprocess:
         return images + (images.clamp(0, 1) - images).detach()
 
     def _covering(self, height: int, width: int) -> tuple[int, int]:
-        """The size to resize to before the cut: the smallest of this shape that covers ``size``."""
+        """The size before the centre crop: the smallest of this shape that covers ``size``."""
         rows, columns = self.size
         if rows == columns:  # the long side cut off, not rounded, as in torchvision
             short = min(height, width)
@@ -110,10 +110,10 @@ class Preprocess:
 
 @dataclass
 class Cache:
-    """What was computed from a model, and belongs to its weights: it is never copied.
+    """Values computed from the weights of a model. A copy of the model starts with an empty cache.
 
-    ``prompts`` are tokens, ``heads`` class embeddings, ``towers`` what attacks look at by device,
-    ``batch_sizes`` those that suit the model; ``state`` is the checksum of the module.
+    ``prompts``: tokens. ``heads``: class embeddings. ``towers``: folded image towers for attacks,
+    by device. ``batch_sizes``: the sizes that fit in memory. ``state``: the checksum of the module.
     """
 
     state: int | None = None
@@ -130,13 +130,13 @@ class Clip:
     """A model to score: ``module`` meets ``ClipModel``; ``source`` says where it was loaded from.
 
     The module is put in evaluation mode and its parameters are frozen. It may change between two
-    evaluations (a training loop that scores each epoch): each one looks whether it did.
-    ``given_digest`` is needed for a module without a ``state_dict``: a string that changes when the
-    model does. Like ``architecture``, it goes into the digest: whatever decides answers and shows
-    neither in weights nor in kinds of layers. ``config`` is the content of an
-    ``open_clip_config.json``, where the model has one: what a trainer needs to save it again.
-    ``notes`` state what was assumed when the model was loaded (an activation, a preprocessing),
-    one sentence each; every record of the model repeats them.
+    evaluations, as in a training loop that scores each epoch: every evaluation checks for a change.
+    ``given_digest``: a string that changes whenever the model does; required for a module without a
+    ``state_dict``. ``architecture``: whatever decides the answers and is visible neither in the
+    weights nor in the layer classes. Both are part of the digest. ``config``: the content of an
+    ``open_clip_config.json``, if the model has one; the trainer needs it to save the model.
+    ``notes``: assumptions made at loading (an activation, a preprocessing), one sentence each;
+    every record of the model repeats them.
     """
 
     module: ClipModel
@@ -228,7 +228,7 @@ class Clip:
     def refresh(self) -> Cache:
         """The cache, emptied if the module changed since it was filled.
 
-        The module is put in evaluation mode again, which a training loop may have ended.
+        The module is put in evaluation mode again, because a training loop may have changed it.
         """
         if isinstance(self.module, nn.Module):
             self.module.eval()
@@ -239,7 +239,7 @@ class Clip:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the model is made of and what it answers; see ``model_digest``."""
+        """SHA-256 of the model's weights, configuration and answers; see ``model_digest``."""
         if self.given_digest is None and not isinstance(self.module, nn.Module):
             raise InputError(
                 f"The model '{self.name}' is no torch module, so its weights cannot be hashed; "

@@ -1,4 +1,4 @@
-"""From a name to a ``Clip``: registered models, open_clip, transformers, factories, checkpoints."""
+"""Load a ``Clip`` by name: registered models, open_clip, transformers, factories, checkpoints."""
 
 import importlib
 import sys
@@ -26,23 +26,23 @@ _DEBUG = "mmtard-bench --debug COMMAND prints the traceback."
 
 @checked
 def load_model(spec: Text | Path) -> Clip:
-    """Load a model by registered name or by where it is.
+    """Load a model by its registered name or from a file, a directory or a hub.
 
-    A spec is BASE, BASE+visual:FILE, BASE+lora:DIR or BASE+visual:FILE+lora:DIR; a ``Path`` is
-    taken as ``local-dir:PATH``.
+    A spec is BASE, BASE+visual:FILE, BASE+lora:DIR or BASE+visual:FILE+lora:DIR; a ``Path`` means
+    ``local-dir:PATH``.
 
     - BASE is a registered name; ``ARCH:TAG`` or ``ARCH:FILE`` (open_clip's architectures;
       ``ARCH:random`` has untrained weights from seed 0); ``hf-hub:ORG/REPO[@REVISION]``
       or ``local-dir:PATH`` (open_clip's layout); ``transformers:ORG/REPO[@REVISION]`` or
       ``transformers:PATH`` (CLIP and SigLIP, see ``load_transformers``); or
       ``package.module:factory``.
-    - ``+visual:FILE`` puts another image tower in (see ``with_visual``).
-    - ``+lora:DIR`` merges a peft adapter into the towers that it is of (see ``with_adapter``).
+    - ``+visual:FILE`` replaces the image tower (see ``with_visual``).
+    - ``+lora:DIR`` merges a peft adapter into the model (see ``with_adapter``).
 
     Weights are read as safetensors or with ``weights_only=True``; only ``package.module:factory``
-    runs code, the user's own. What weights do not say (an activation, a preprocessing) is assumed,
-    with a warning, and ``Clip.notes`` say it (see ``load_open_clip``). Raises InputError for
-    anything that cannot be loaded.
+    runs code, the user's own. Files of weights do not state their activation and preprocessing:
+    these are assumed, with a warning and an entry in ``Clip.notes`` (see ``load_open_clip``).
+    Raises InputError for anything that cannot be loaded.
     """
     if isinstance(spec, Path):
         spec = f"local-dir:{spec}"
@@ -70,7 +70,7 @@ def _load_base(spec: str) -> Clip:
 
 
 def require_clip(value: object, what: str) -> Clip:
-    """The value, if it is a ``Clip``. Raises InputError, with what it is called, if not."""
+    """Return the value if it is a ``Clip``. Raises InputError, which names ``what``, otherwise."""
     if not isinstance(value, Clip):
         raise InputError(
             f"Expected {what} to be a mmtard_bench.Clip, but it is {type(value).__name__}; wrap "
@@ -81,9 +81,9 @@ def require_clip(value: object, what: str) -> Clip:
 
 
 def load_known(spec: str, digest: str, whose: str) -> Clip:
-    """The model of a spec, if its digest is the one given; ``whose`` names what states it.
+    """Load a model and require a digest; ``whose`` names the owner of the digest in messages.
 
-    Raises InputError if it cannot be loaded, or if it is another model.
+    Raises InputError if the model cannot be loaded or has another digest.
     """
     clip = load_model(spec)
     if clip.digest != digest:
@@ -106,7 +106,7 @@ def load_local_dir(path: Path, name: str) -> Clip:
 
 @contextmanager
 def _working_directory() -> Iterator[None]:
-    """Modules of the working directory can be imported meanwhile, as for python -m."""
+    """Within this context, modules of the working directory can be imported, as with python -m."""
     here = str(Path.cwd())
     missing = not {"", here} & {*sys.path}
     if missing:
@@ -138,10 +138,10 @@ def _from_factory(spec: str, module_name: str, attribute: str) -> Clip:
 
 
 def _made_by(spec: str, factory: Callable[[], object]) -> Clip:
-    """What a function returns, with a module of its own.
+    """Call a factory and copy the module of its result.
 
-    A function may return one object again and again. What is done to a loaded model (another
-    tower, training) must not reach whoever else holds that object.
+    A factory may return the same object on every call. Changes of a loaded model (another tower,
+    training) must not change that object.
     """
     try:
         made = factory()

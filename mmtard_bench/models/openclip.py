@@ -40,7 +40,7 @@ _WEIGHTS = (
     "pytorch_model.pth",
     "model.pth",
 )
-"""Names of weights in a directory; the first that is there counts, as in open_clip."""
+"""File names of weights in a directory; the first existing one is used, as in open_clip."""
 
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token"}
 """What open_clip's own configurations ask of tokenizers; others may name files, or draw lots."""
@@ -49,12 +49,14 @@ _TOKENIZER_OPTIONS = {"clean", "strip_sep_token"}
 def load_open_clip(spec: str, architecture: str, pretrained: str | None) -> Clip:
     """Load an architecture with a tag's or a file's weights, or untrained; a directory or the hub.
 
-    ``architecture`` may be ``hf-hub:ORG/REPO[@REVISION]`` or ``local-dir:PATH``. On QuickGELU,
-    which leaves no trace in weights: tags know it. A file in OpenAI's own format was trained with
-    it, so it is used, with a warning where the architecture has GELU. Of other files the
-    architecture's is assumed, with a warning where it has a twin with the other one. Of files the
-    preprocessing is assumed too (see ``preprocessing_without_tag``); ``Clip.notes`` state both.
-    Every tensor of a file is used. Raises InputError for anything that cannot be loaded.
+    ``architecture`` may be ``hf-hub:ORG/REPO[@REVISION]`` or ``local-dir:PATH``.
+
+    Weights do not show whether they need GELU or QuickGELU. A tag states it. A file in OpenAI's own
+    format gets QuickGELU, with a warning if the architecture has GELU. Any other file gets the
+    activation of the architecture, with a warning if the same architecture exists with the other
+    activation. The preprocessing of a file is assumed as well (see ``preprocessing_without_tag``).
+    ``Clip.notes`` state both assumptions. Every tensor of a file must be used. Raises InputError
+    for anything that cannot be loaded.
     """
     scheme, _, rest = architecture.partition(":")
     if scheme == "hf-hub":
@@ -92,7 +94,7 @@ def _load_known(spec: str, architecture: str, pretrained: str | None) -> Clip:
 
 
 def _load_folder(spec: str, folder: Path, repository: str) -> Clip:
-    """A model of a directory, which is a commit's of ``repository`` if that is not ""."""
+    """Load a directory; if ``repository`` is not "", it is the snapshot of one of its commits."""
     config_file = folder / constants.HF_CONFIG_NAME
     if not config_file.is_file():
         raise InputError(
@@ -134,9 +136,9 @@ def tag_repository(tag: dict[str, Any]) -> str:
 
 
 def _fetch_tag(spec: str, tag: dict[str, Any]) -> Path:
-    """A tag's weights in the cache: open_clip checks no checksum of the hub's.
+    """Download a tag's weights into the cache and check their checksum, which open_clip does not.
 
-    It also says little of why a download failed.
+    Its messages about failed downloads also say little.
     """
     return checked(spec, tag_repository(tag), partial(open_clip.download_pretrained, tag))
 
@@ -155,7 +157,7 @@ def _weights_in(spec: str, folder: Path) -> Path:
 
 
 def _check_config(spec: str, config: dict[str, Any]) -> None:
-    """Refuse what open_clip would answer with a traceback, or would look for elsewhere."""
+    """Refuse configurations with which open_clip fails or loads other files."""
     model = config.get("model_cfg")
     given = model if isinstance(model, dict) else {}
     vision, text = given.get("vision_cfg"), given.get("text_cfg")

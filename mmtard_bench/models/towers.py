@@ -1,4 +1,4 @@
-"""Another image tower, or an adapter, for a model: checkpoints as people save them."""
+"""Replace the image tower of a model by a checkpoint's, or merge an adapter."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ _TOWERS = (("visual.",), ("vision_model.", "visual_projection."))
 
 @dataclass(frozen=True)
 class State:
-    """What a weights file holds: tensors by name, without wrappers and prefixes.
+    """The content of a weights file: tensors by name, without wrappers and prefixes.
 
     ``openai`` says whether it is in OpenAI's own format, ``tecoa`` whether it is in TeCoA's.
     """
@@ -40,13 +40,13 @@ class State:
 
     @property
     def is_tower(self) -> bool:
-        """Whether it is an image tower alone, of open_clip's layout."""
+        """Whether a state dict is a bare image tower in open_clip's layout."""
         whole = any(not key.startswith("visual.") for key in self.tensors)
         return self.tecoa or "conv1.weight" in self.tensors or not whole
 
 
 def with_visual(clip: Clip, path: Path, spec: str) -> Clip:
-    """The model with the image tower of a checkpoint; the text tower and the scale stay.
+    """Replace the image tower by that of a checkpoint; the text tower and the scale stay.
 
     ``path`` is safetensors, or what ``torch.save`` wrote. Recognised by its keys: a bare image
     tower (RobustVLM and MMT-ARD save ``model.visual.state_dict()``), one within a whole model
@@ -55,12 +55,12 @@ def with_visual(clip: Clip, path: Path, spec: str) -> Clip:
     (torch.compile) or ``model.``, and with MMT-ARD's LoRA layers (``merge_own``). Whatever its
     precision, the tower is float32.
 
-    What else a whole model holds is compared with the base's. If it differs, the numbers are not
-    those of the checkpoint: a warning is given, and a note of the model says so.
+    If the checkpoint is a whole model whose other tensors differ from the base's, the scores are
+    not those of the checkpoint: a warning and a note of the model say so.
 
-    The activation is that of the base, since weights do not tell. A warning is given where they
-    come from OpenAI's models (by their format; TeCoA's and MMT-ARD's LoRA code know no others; or
-    the path says so) and the base has GELU.
+    Weights do not state their activation, so the base's is used. If the checkpoint derives from
+    OpenAI's models and the base has GELU, a warning is given. Signs of OpenAI's models are the
+    format, the layout of TeCoA or of MMT-ARD's LoRA code, and the path.
 
     The module changes in place. Raises InputError for what cannot be read, has a learned visual
     prompt, or does not fill the tower exactly.
@@ -127,7 +127,7 @@ def read_state(spec: str, path: Path) -> State:
 
 
 def _full(held: object) -> bool:
-    """Whether something is a state dict that is not empty."""
+    """Whether a value is a state dict that is not empty."""
     return (
         isinstance(held, dict)
         and bool(held)
@@ -137,7 +137,7 @@ def _full(held: object) -> bool:
 
 
 def _counts(key: str, value: Tensor) -> bool:
-    """Whether these are the numbers 0, 1, ... that old transformers kept among the weights."""
+    """Whether this is the tensor 0, 1, ... that old transformers saved among the weights."""
     return key.endswith(".position_ids") and value.flatten().tolist() == [*range(value.numel())]
 
 
@@ -154,7 +154,7 @@ def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
 
 
 def _unused(clip: Clip, spec: str, path: Path, rest: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What a checkpoint holds beside its image tower and the base does not have as it is."""
+    """Tensors of a checkpoint outside its image tower that differ from the base's."""
     own = {_plain(k): v for k, v in cast("nn.Module", clip.module).state_dict().items()}
     differ = [key for key, value in rest.items() if not _same(own.get(_plain(key)), value)]
     if not differ:
@@ -231,10 +231,10 @@ def _tower(clip: Clip, spec: str) -> nn.Module:
 
 @contextmanager
 def _counting(clip: Clip, visual: nn.Module, spec: str) -> Iterator[None]:
-    """Refuse a change of the image tower that leaves the answers to an image as they were.
+    """Refuse a change of the image tower that does not change the embeddings.
 
-    Python may compute them with something else: a function that holds an earlier tower, a copy
-    that was made for speed.
+    Python code may compute them with another object: a function that holds the earlier tower, or a
+    copy that was made for speed.
     """
     weights, answers = checksum(visual), _answers(clip)
     yield
@@ -252,7 +252,7 @@ def _counting(clip: Clip, visual: nn.Module, spec: str) -> Iterator[None]:
 
 @torch.no_grad()
 def _answers(clip: Clip) -> Tensor | None:
-    """Embeddings of two images of noise; None where the model fails on them."""
+    """Embeddings of two noise images; None if the model fails on them."""
     images = torch.rand(2, 3, *clip.preprocess.size, generator=torch.Generator().manual_seed(0))
     try:
         return clip.image_features(images)

@@ -148,7 +148,7 @@ def load_transformers(spec: str, where: str) -> Clip:
 
 
 def decides(config: Any) -> str:
-    """What of a configuration decides the answers: the towers', whatever else stands there."""
+    """The part of a configuration that decides the answers: that of the towers."""
     towers = [config.vision_config.to_dict(), config.text_config.to_dict()]
     ignored = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")
     kept = [{k: v for k, v in tower.items() if k not in ignored} for tower in towers]
@@ -168,7 +168,7 @@ def _library(spec: str) -> "ModuleType":
 
 @contextmanager
 def _quiet(library: "ModuleType") -> Iterator[None]:
-    """Without the library's bars and remarks; what matters in them raises here."""
+    """Silence the library's progress bars and warnings; their causes raise errors here."""
     log = library.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)
@@ -204,7 +204,7 @@ def _folder(spec: str, where: str) -> Path:
 
 
 def _files(spec: str, folder: Path) -> list[Path]:
-    """The weights in a folder, as the library picks them, if they can be that."""
+    """The files of weights that the library would pick in a folder."""
     files = [*folder.glob(_SAFE)] or [*folder.glob(_PICKLED)]
     if not files:
         raise InputError(
@@ -228,7 +228,7 @@ def _files(spec: str, folder: Path) -> list[Path]:
 def _model(
     spec: str, library: "ModuleType", folder: Path, config: Any, files: Sequence[Path]
 ) -> Any:
-    """The model, every weight of it from the files: the library would make up what is missing."""
+    """Load the model. Every weight must be in the files; the library would invent missing ones."""
     kinds = {"clip": library.CLIPModel, "siglip": library.SiglipModel}
     if config.model_type not in kinds:
         raise InputError(
@@ -268,7 +268,7 @@ def _model(
 def _tokenizer(
     spec: str, library: "ModuleType", folder: Path, config: Any
 ) -> TransformersTokenizer:
-    """The tokenizer, tried on a text: without its files the library would make up an empty one."""
+    """Load the tokenizer and test it: without its files the library would make an empty one."""
     text = config.text_config
     own = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer = TransformersTokenizer(own, int(text.max_position_embeddings))
