@@ -17,7 +17,12 @@ from torch import Tensor
 
 from mmtard_bench.attacks.base import Classifier, norm_of
 from mmtard_bench.errors import ModelError
-from mmtard_bench.evaluation.gradients import answers_and_gradients, check_prediction, check_zero
+from mmtard_bench.evaluation.gradients import (
+    answers_and_gradients,
+    check_large_radius,
+    check_prediction,
+    check_zero,
+)
 from mmtard_bench.records.schema import Flag, Sample
 from mmtard_bench.tasks.watched import require_logits
 from mmtard_bench.types import Norm, ThreatModel
@@ -38,6 +43,7 @@ ModelCode = Literal[
     "unusual-logit-scale",
     "zero-gradients",
     "gradient-does-not-predict",
+    "robust-at-any-radius",
     "precision-dependent",
     "coarse-logits",
     "dominant-dimension",
@@ -120,6 +126,7 @@ def inspect_model(
         if bool(right.any()):
             found.append(check_zero(model, points[right], labels[right]))
         found.append(check_prediction(model, points))
+    found.append(check_large_radius(model, images))
     return list({flag.code: flag for flag in found if flag is not None}.values())
 
 

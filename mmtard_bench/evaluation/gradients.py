@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtard_bench.attacks.base import Classifier, margin
+from mmtard_bench.attacks.pgd import pgd, step_size_of
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.records.schema import Flag
 
@@ -24,6 +25,8 @@ STEPS = (1 / 4, 1.0, 4.0)
 """Step sizes of the central differences, in 1/255 per pixel."""
 RANDOM = 2
 """How many random directions are compared with the gradient at each step size."""
+LARGE, LARGE_STEPS = 0.5, 10
+"""The L-inf radius at which no classifier is robust, and the steps of PGD there."""
 
 _FEW_ZERO = 0.05  # share of images without a gradient that an honest model may have
 _PREDICTED = 0.2  # least median of actual over predicted rise; honest: 0.92 or more
@@ -103,6 +106,39 @@ def check_prediction(model: Classifier, images: Tensor) -> Flag | None:
         detail=f"a step along the gradient raises the loss by {ratio:.1e} of what the gradient "
         f"predicts (median of {len(images)} images), and by more than a random step for "
         f"{share:.0%} of them; attacks by gradients are too weak",
+    )
+
+
+def check_large_radius(model: Classifier, images: Tensor) -> Flag | None:
+    """Whether PGD changes the predictions of images (N, 3, H, W) at an L-inf radius of 0.5.
+
+    There every image can become the same grey, so that no classifier is robust; an attack that
+    finds nothing is misled (Carlini et al., 2019, section 5.1).
+    """
+    images = images[:POINTS]
+    logits, gradient = answers_and_gradients(model, images)
+    if logits.shape[1] < 2 or not bool(gradient.any()):
+        return None  # check_zero says so
+    labels = logits.argmax(1)
+    _, broken = pgd(
+        model,
+        images,
+        loss=lambda logits: -margin(logits, labels),
+        norm="linf",
+        eps=LARGE,
+        steps=LARGE_STEPS,
+        step_size=step_size_of(LARGE, LARGE_STEPS),
+        start=torch.zeros_like(images),
+        done=lambda logits: margin(logits, labels) < 0,
+    )
+    robust = int((~broken).sum())
+    if not robust:
+        return None
+    return Flag(
+        code="robust-at-any-radius",
+        detail=f"PGD with {LARGE_STEPS} steps at L-inf {LARGE} leaves {robust} of {len(images)} "
+        "images robust, although every image can become the same grey there; attacks by gradients "
+        "are too weak",
     )
 
 

@@ -17,6 +17,7 @@ MASKING = frozenset(
         "optimises-at-inference",
         "precision-dependent",
         "randomised-output",
+        "robust-at-any-radius",
         "softmax-output",
         "square-beats-gradients",
         "unusual-logit-scale",

@@ -56,6 +56,11 @@ def test_a_trick_in_python_gets_its_flag(name, data):
     assert code in MASKING
 
 
+def test_a_decoy_is_robust_at_a_radius_where_no_classifier_is(data):
+    trick, _ = PYTHON["decoy"]
+    assert "robust-at-any-radius" in flags(clip_of(trick), data) & MASKING
+
+
 def test_the_wrapper_without_a_trick_is_honest(data):
     assert flags(clip_of(lambda model, images: model.base.encode_image(images)), data) == set()
 
