@@ -17,6 +17,7 @@ from rich.console import Console
 
 import mmtard_bench as mb
 from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation.bench import Bench
 from mmtard_bench.evaluation.device import Resources
 from mmtard_bench.evaluation.evaluate import execute
 from mmtard_bench.evaluation.job import FAST, REFERENCE, prepare
@@ -240,7 +241,9 @@ def test_a_threat_model_may_be_for_some_tasks_only(tmp_path):
     assert load_suite(str(path)).digest != suite.digest
 
 
-def test_what_was_settled_before_a_failure_is_kept(tmp_path):
+def test_what_was_settled_before_a_failure_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Bench, "inspect", lambda self: [])  # only passes of the attack count here
+
     class Tired(ToyClip):
         calls = 0
 

@@ -108,6 +108,8 @@ def entry(monkeypatch):
     """Re-attack an entry whose samples are broken with given probabilities; is it refused?"""
     random = Random(0)
     monkeypatch.setattr(again, "places_of", lambda run: run.places)
+    # The share covers both attacks of a re-attack.
+    monkeypatch.setattr(again, "_threats", lambda ball, place: [place.threat])
     monkeypatch.setattr(again, "chosen", lambda share, ids: [(name, share) for name in ids])
     monkeypatch.setattr(
         again,
