@@ -93,7 +93,7 @@ def _by_group(commands: Commands) -> str:
     for title, names in _GROUPS.items():
         rows += ["", f"{title}:", *(f"  {name:<12} {helps.pop(name)}" for name in names)]
     assert not helps, f"commands without a group: {sorted(helps)}"
-    return "\n".join([*rows, "", "mmtard-bench COMMAND --help says more about one."]).lstrip()
+    return "\n".join([*rows, "", "mmtard-bench COMMAND --help describes one command."]).lstrip()
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

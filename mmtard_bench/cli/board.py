@@ -22,11 +22,12 @@ def add(commands: Commands) -> None:
     """Add submit and leaderboard."""
     command = commands.add_parser("submit", help="make a leaderboard entry from a run")
     command.add_argument("path", type=Path, help="a run directory")
-    command.add_argument("--name", required=True, help="of the entry: my-clip")
+    command.add_argument("--name", required=True, help="name of the entry, such as my-clip")
     command.add_argument(
-        "--weights", help="where anybody gets them: hf-hub:me/my-clip; as the run had them if not"
+        "--weights",
+        help="public source of the weights, such as hf-hub:me/my-clip (default: that of the run)",
     )
-    command.add_argument("--paper", help="its https:// address")
+    command.add_argument("--paper", help="the https:// address of the paper")
     command.add_argument(
         "--set",
         action="append",

@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add run, eval, fetch and manifest."""
-    command = commands.add_parser("run", help="score models on a suite, resumable")
+    command = commands.add_parser(
+        "run", help="score models on a suite, resumable", description=_RUN
+    )
     command.add_argument("suite", help="the name of a suite, or the path of a .toml file")
     _add_models(command)
     command.add_argument(
         "--out", type=output, default="runs", help="directory for records (default: runs)"
     )
     _add_engine(command)
-    _add_samples(command)
+    _add_samples(command, n="the suite's", seed_is="the suite's")
     command.set_defaults(run=_run, kept=KEPT)
 
     command = commands.add_parser(
@@ -57,7 +59,7 @@ def add(commands: Commands) -> None:
         "--eps",
         action="append",
         required=True,
-        help="the radius as a fraction, such as 4/255; may be repeated",
+        help="the radius as a fraction, such as 4/255, for pixels in [0, 1]; may be repeated",
     )
     command.add_argument(
         "--norm",
@@ -72,18 +74,18 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--out", type=output, help="directory for records (default: not written)")
     _add_engine(command)
-    _add_samples(command)
+    _add_samples(command, n="all", seed_is="0")
     command.add_argument("--json", action="store_true", help="print one JSON object per record")
     command.set_defaults(run=_eval)
 
     command = commands.add_parser(
-        "fetch", help="download what a suite needs; HF_HUB_OFFLINE=1 run works afterwards"
+        "fetch", help="download what a suite needs, so that run works offline (HF_HUB_OFFLINE=1)"
     )
     command.add_argument("suite", help="the name of a suite, or the path of a .toml file")
     command.add_argument(
         "--model", action="append", default=[], help="a model to download; may be repeated"
     )
-    _add_samples(command)
+    _add_samples(command, n="the suite's", seed_is="the suite's")
     command.set_defaults(run=_fetch, kept=KEPT)
 
     command = commands.add_parser("manifest", help="print the samples that a task is scored on")
@@ -94,9 +96,13 @@ def add(commands: Commands) -> None:
     command.set_defaults(run=_manifest)
 
 
+_RUN = (
+    "Score models on every task and threat model of a suite. The command writes one record per "
+    "model, task and threat model, and prints a table. The same command resumes a stopped run."
+)
 _EVAL = (
-    "Score models on one task under one or more threat models: every --threat with every --eps. "
-    "The table is the one that run prints."
+    "Score models on one task. Each --threat is combined with each --eps: one row of the table per "
+    "combination, and a worst case for each norm and eps with several attacks."
 )
 
 
@@ -113,12 +119,12 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         "--models-from",
         type=Path,
         metavar="FILE",
-        help="a text file with a model per line; # begins a comment",
+        help="a text file with one model per line; # begins a comment",
     )
     command.add_argument(
         "--visual",
         metavar="FILE",
-        help="replace the model's image tower by that of a checkpoint; for a single --model",
+        help="checkpoint whose image tower replaces the model's; allowed with one --model only",
     )
 
 
@@ -136,13 +142,14 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("fast", "reference"),
         default="fast",
-        help="our attacks (fast, the default), or the code of the reference libraries",
+        help="implementation of the attacks: this project's (fast, the default) or that of the "
+        "reference libraries",
     )
     command.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="precision of the fast attacks (default: float32); float32 confirms every break",
+        help="precision of the fast engine (default: float32); float32 confirms every break",
     )
     command.add_argument(
         "--workers",
@@ -151,12 +158,12 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_samples(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--n", type=positive, help="samples per task (default: the suite's; in eval: all)"
-    )
+def _add_samples(command: argparse.ArgumentParser, *, n: str, seed_is: str) -> None:
+    command.add_argument("--n", type=positive, help=f"samples per task (default: {n})")
     command.add_argument("--limit", dest="n", type=positive, help=argparse.SUPPRESS)
-    command.add_argument("--seed", type=seed, help="seed (default: the suite's; in eval: 0)")
+    command.add_argument(
+        "--seed", type=seed, help=f"seed of samples and attacks (default: {seed_is})"
+    )
 
 
 def _specs(arguments: argparse.Namespace) -> list[str]:

@@ -27,7 +27,9 @@ def add(commands: Commands) -> None:
     _add_gallery(command)
     command.set_defaults(run=_show)
 
-    command = commands.add_parser("plot", help="plot accuracy against eps and against passes")
+    command = commands.add_parser(
+        "plot", help="plot accuracy against eps, and against the cost of attacks in passes"
+    )
     command.add_argument("path", type=Path, help="a run directory, or one record")
     command.add_argument(
         "--out",
@@ -39,16 +41,26 @@ def add(commands: Commands) -> None:
 
 def _add_gallery(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("of a gallery")
-    group.add_argument("--task", help="of the record; the first with broken samples unless given")
-    group.add_argument("--threat", help="of the record, such as 'pgd-20 linf 8/255'")
+    group.add_argument("--task", help="task of the record (default: the first with broken samples)")
+    group.add_argument("--threat", help="threat model of the record, such as 'pgd-20 linf 8/255'")
     which = group.add_mutually_exclusive_group()
     which.add_argument("--samples", metavar="ID,ID", help="these samples")
     which.add_argument(
-        "--random", type=positive, metavar="N", help="so many that were attacked (default: 8)"
+        "--random",
+        type=positive,
+        metavar="N",
+        help="N random samples that were attacked (default: 8)",
     )
-    group.add_argument("--seed", type=seed, help="of the random choice (default: 0)")
-    group.add_argument("--weights", metavar="SPEC", help="the model, if not where the record says")
-    group.add_argument("--suite", type=Path, metavar="FILE.toml", help="if it is none that ships")
+    group.add_argument("--seed", type=seed, help="seed of the random choice (default: 0)")
+    group.add_argument(
+        "--weights", metavar="SPEC", help="load the model from SPEC instead of the record's source"
+    )
+    group.add_argument(
+        "--suite",
+        type=Path,
+        metavar="FILE.toml",
+        help="suite file of the record, if the suite does not ship",
+    )
     group.add_argument("--out", type=output, help="a .html or .png file (default: gallery.html)")
 
 

@@ -17,20 +17,36 @@ if TYPE_CHECKING:
     from mmtard_bench.leaderboard.entries.verifications import Level
 
 DRAWS = 64
+_VERIFY = (
+    "Verify entries of the leaderboard. A refused entry gives a message and exit status 2. Levels: "
+    "well-formed checks the records; replayed also runs the model on clean images; re-attacked "
+    "also attacks random robust samples with another seed; reproduced also runs the suite again."
+)
 
 
 def add(commands: Commands) -> None:
     """Add verify and break."""
-    command = commands.add_parser("verify", help="verify leaderboard entries, in four levels")
-    command.add_argument("entries", nargs="*", type=Path, help="directories of entries")
-    command.add_argument(
-        "--since", metavar="BASE", help="instead: what this branch adds or changes, by git"
+    command = commands.add_parser(
+        "verify", help="verify leaderboard entries, in four levels", description=_VERIFY
     )
-    command.add_argument("--suite", metavar="NAME", help="only the records of this suite")
+    command.add_argument(
+        "entries",
+        nargs="*",
+        type=Path,
+        help="directories of entries, such as leaderboard/entries/my-clip",
+    )
+    command.add_argument(
+        "--since",
+        metavar="BASE",
+        help="instead of directories: verify the entries that commits since the git revision BASE "
+        "add or change",
+    )
+    command.add_argument("--suite", metavar="NAME", help="verify only the records of this suite")
     command.add_argument(
         "--level",
         choices=("well-formed", "replayed", "re-attacked", "reproduced"),
-        help="how far; each level includes those before it (default: replayed)",
+        help="the highest level to check; it includes those before it (default: re-attacked with "
+        "--reattack, otherwise replayed)",
     )
     command.add_argument(
         "--reattack",
@@ -38,22 +54,38 @@ def add(commands: Commands) -> None:
         metavar="K",
         help=f"re-attack K robust samples of each task and ball (default for re-attacked: {DRAWS})",
     )
-    command.add_argument("--seed", type=seed, help="of the draw of samples; random unless given")
-    command.add_argument("--adversarials", type=Path, metavar="FILE", help="replay its images")
+    command.add_argument(
+        "--seed", type=seed, help="seed of the draw and of the re-attack (default: random)"
+    )
+    command.add_argument(
+        "--adversarials",
+        type=Path,
+        metavar="FILE",
+        help="check that the adversarial images in FILE break the samples that the records call "
+        "broken",
+    )
     _add_common(command)
     command.add_argument(
-        "--record", action="store_true", help="write the level down in verification.json"
+        "--record",
+        action="store_true",
+        help="write the level into leaderboard/verification.json; needs --by",
     )
-    command.add_argument("--by", metavar="NAME", help="who verified, for --record")
+    command.add_argument("--by", metavar="NAME", help="name of the verifier, for --record")
     command.set_defaults(run=_verify, kept=AGAIN)
 
     command = commands.add_parser(
-        "break", help="record images that break robust samples of an entry"
+        "break", help="replay adversarial images; record robust samples of an entry that they break"
     )
     command.add_argument("entry", type=Path, help="an entry's directory")
-    command.add_argument("--adversarials", type=Path, metavar="FILE", required=True)
-    command.add_argument("--by", metavar="NAME", required=True, help="who gets the credit")
-    command.add_argument("--paper", help="its https:// address")
+    command.add_argument(
+        "--adversarials",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="a safetensors file of adversarial images",
+    )
+    command.add_argument("--by", metavar="NAME", required=True, help="name that gets the credit")
+    command.add_argument("--paper", help="the https:// address of a paper")
     command.add_argument("--images", help="the https:// address where others find the file")
     _add_common(command)
     command.set_defaults(run=_break, kept=AGAIN)
@@ -61,10 +93,12 @@ def add(commands: Commands) -> None:
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--weights", metavar="SPEC", help="the model's weights, if not from where its card says"
+        "--weights", metavar="SPEC", help="load the model from SPEC instead of the card's weights"
     )
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    command.add_argument("--batch-size", type=positive, help="default: what fits in memory")
+    command.add_argument(
+        "--batch-size", type=positive, help="images per pass (default: what fits in memory)"
+    )
 
 
 def _resources(arguments: argparse.Namespace) -> "Callable[[], Resources]":

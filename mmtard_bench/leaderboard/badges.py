@@ -55,15 +55,23 @@ _BROKEN = "a stronger attack broke these samples later; the worst case counts th
 _UNVERIFIED = "nobody has verified these records yet"
 _DAY = "the day of the newest record"
 _ENGINES = {
-    "fast": "attacks with two implementations ran in this project's own code",
-    "reference": "attacks with two implementations ran in the reference library",
+    "fast": "attacks that exist in both engines ran in this project's own code",
+    "reference": "attacks that exist in both engines ran in the reference library",
 }
 
 LEGEND = (
     Badge("incomplete", "incomplete", _INCOMPLETE),
     Badge("masking", "gradient masking: …", _MASKING),
-    Badge("flag", "clean-accuracy-at-chance, …", "another warning of the evaluation"),
-    Badge("protocol", "no protocol, fewer samples, …", "the run departs from the published rules"),
+    Badge(
+        "flag",
+        "clean-accuracy-at-chance, …",
+        "a warning of the evaluation that is no sign of gradient masking",
+    ),
+    Badge(
+        "protocol",
+        "no protocol, fewer samples, …",
+        "the run follows no published protocol, or departs from it",
+    ),
     Badge("broken", "9 samples broken since", _BROKEN),
     *(Badge("verified", level, meaning) for level, meaning in LEVELS_MEAN.items()),
     Badge("unverified", "not verified", _UNVERIFIED),

@@ -19,17 +19,17 @@ images that an attacker has changed slightly to make the model fail. Each sectio
 a fixed set of tasks and threat models. `mmtard-bench leaderboard` writes this file from the records
 under `entries/`; do not edit it.
 
-**Figures.** Accuracies are in percent, with Wilson's 95% interval in brackets; the interval of an
-average over tasks is that of their pooled samples. A sample is robust if the model classifies it
+**Figures.** Accuracies are in percent, with Wilson's 95% interval in brackets. The average over
+tasks has the interval of all their samples pooled. A sample is robust if the model classifies it
 correctly and no attack breaks it. The worst case counts a sample as robust only if it is robust
 under every threat model of one norm and eps.
 
-**Places.** A suite orders its models by one worst case: the one with the largest radius of its
-first norm. The place of a model is one more than the number of models that are significantly better
-there, but never better than the place of the row above. The test is McNemar's exact test on the
-same samples of all tasks, at 5% after Holm's correction over all pairs of models. Models share a
-place if these samples cannot tell them apart; `mmtard-bench compare` compares two models in detail.
-A row that nobody has verified gets the place that its own figures give it.
+**Places.** A section orders its models by one worst case: the one with the largest radius of its
+first norm. The place of a model is 1 plus the number of models that are significantly better there;
+but no row gets a better place than the row above it. "Significantly better" is decided by McNemar's
+exact test on the same samples of all tasks, at 5% after Holm's correction over all pairs of models.
+`mmtard-bench compare` compares two models in detail. A row needs no verification to have a place:
+its submitted figures decide.
 
 **Cost** is the number of forward + backward passes per sample, over all records of a row. The
 seconds are those of the machine that made the records.
