@@ -44,6 +44,7 @@ def run(
     device: str | torch.device = "auto",
     batch_size: int | None = None,
     engine: EngineName = "fast",
+    black_box: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Record]:
     """Score models on a suite, as ``mmtard-bench run`` does.
@@ -60,6 +61,7 @@ def run(
         device: "auto" (a GPU if there is one), or a device of torch.
         batch_size: The most images per pass; default: what fits in memory. It changes no verdict.
         engine: "fast" (our attacks) or "reference" (the reference libraries).
+        black_box: As in ``evaluate``.
         progress: Is called with a ``Progress`` several times per second.
 
     Returns:
@@ -74,7 +76,7 @@ def run(
         ['pgd-20', 'cw-linf-20', 'autoattack-standard']
     """
     chosen = with_overrides(load_suite(suite) if isinstance(suite, str) else suite, n=n, seed=seed)
-    resources = Resources(find_device(device), batch_size=batch_size)
+    resources = Resources(find_device(device), batch_size=batch_size, black_box=black_box)
     several = [models] if isinstance(models, str | Path | Clip) else list(models)
     found: list[Record] = []
     with RunProgress(Console(), quiet=True, also=progress) as quiet:

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmtard_bench.attacks.base import Engine
 from mmtard_bench.evaluation.attacker import Attacker
 from mmtard_bench.evaluation.device import Resources, full_float32
+from mmtard_bench.evaluation.headway import Headway
 from mmtard_bench.evaluation.job import FAST, prepare
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.samples import TaskData
@@ -45,12 +46,13 @@ def attack_again(
     *,
     seed: int,
     engine: Engine = FAST,
+    headway: Headway | None = None,
 ) -> Iterator[Outcome]:
     """Attack the samples of ``data``; outcomes come in no particular order.
 
     With the engine and seed of a record, the fast engine gives the verdicts of the record again. A
-    reference attack may not: its random numbers depend on the block that a sample is in. Raises
-    ModelError for a model that fails.
+    reference attack may not: its random numbers depend on the block that a sample is in.
+    ``headway`` counts the progress. Raises ModelError for a model that fails.
     """
     with full_float32():
         attacker = Attacker(prepare(clip, data, threat, seed=seed, engine=engine), resources)
@@ -58,11 +60,13 @@ def attack_again(
     for first in range(0, len(data.labels), size):
         rows = range(first, min(first + size, len(data.labels)))
         with full_float32():
-            found = list(_outcomes(attacker, rows))
+            found = list(_outcomes(attacker, rows, headway))
         yield from found
 
 
-def _outcomes(attacker: Attacker, rows: Sequence[int]) -> Iterator[Outcome]:
+def _outcomes(
+    attacker: Attacker, rows: Sequence[int], headway: Headway | None
+) -> Iterator[Outcome]:
     data = attacker.data
     images = attacker.images(rows)
     before = attacker.judge(images, rows)
@@ -81,8 +85,10 @@ def _outcomes(attacker: Attacker, rows: Sequence[int]) -> Iterator[Outcome]:
 
     places = [place for place, verdict in enumerate(before) if verdict.right]
     yield from (outcome(place, clean) for place, clean in enumerate(before) if not clean.right)
+    if headway:
+        headway.judged(wrong=len(rows) - len(places), right=len(places))
     right = images[places]
-    for some, result in attacker.attack(right, [rows[i] for i in places]):
+    for some, result in attacker.attack(right, [rows[i] for i in places], headway):
         now = [places[i] for i in some]
         after = attacker.confirm([rows[place] for place in now], right[some], result)
         for i, place in enumerate(now):

@@ -23,6 +23,7 @@ from mmtard_bench.evaluation.gradients import (
     check_prediction,
     check_zero,
 )
+from mmtard_bench.records.black_box import HONEST, BlackBox
 from mmtard_bench.records.schema import Flag, Sample
 from mmtard_bench.tasks.watched import require_logits
 from mmtard_bench.types import Norm, ThreatModel
@@ -51,7 +52,10 @@ ModelCode = Literal[
 ]
 """What the checks of a model may find, here, in ``gradients`` and in ``check_head``."""
 SampleCode = Literal[
-    "clean-accuracy-at-chance", "square-beats-gradients", "unconfirmed-adversarials"
+    "clean-accuracy-at-chance",
+    "square-beats-gradients",
+    "black-box-beats-gradients",
+    "unconfirmed-adversarials",
 ]
 """What ``check_samples`` may find."""
 
@@ -222,8 +226,10 @@ def _check_scale(scale: float) -> Flag | None:
     )
 
 
-def check_samples(samples: Sequence[Sample], attack: str) -> list[Flag]:
-    """What the verdicts of a record under an attack give reason to doubt."""
+def check_samples(
+    samples: Sequence[Sample], attack: str, black_box: BlackBox | None = None
+) -> list[Flag]:
+    """What the verdicts of a record under an attack, and its check, give reason to doubt."""
     doubts = []
     chance = check_chance(samples)
     if chance is not None:
@@ -232,6 +238,13 @@ def check_samples(samples: Sequence[Sample], attack: str) -> list[Flag]:
     square = check_square([sample.broken_by for sample in samples])
     if square is not None and not attack.startswith("square-"):
         doubts.append(square)
+    if black_box is not None and black_box.beats_gradients:
+        detail = (
+            f"{black_box.attack}, which needs no gradients, broke {black_box.broken} of "
+            f"{black_box.drawn} samples that the attack had left robust; at most {HONEST:.0%} are "
+            "expected"
+        )
+        doubts.append(Flag(code="black-box-beats-gradients", detail=detail))
     unconfirmed = sum(sample.unconfirmed for sample in samples)
     if unconfirmed:
         detail = (

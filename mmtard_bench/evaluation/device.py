@@ -27,12 +27,14 @@ class Resources:
     ``batch_size``: images per pass; default: as many as fit in memory, at most 64 on a CPU and 512
     on a GPU. ``workers``: threads that decode images during the attack; default: chosen from the
     number of cores; 0: none. Each of several ``processes`` attacks its share of the samples.
+    ``black_box``: whether an evaluation ends with the check of ``evaluation.black_box``.
     """
 
     device: torch.device
     batch_size: int | None = None
     workers: int | None = None
     processes: Processes = ALONE
+    black_box: bool = True
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from typing import Literal, NamedTuple
 
 from mmtard_bench import registry
 from mmtard_bench.leaderboard.entries.verifications import Level, Verification
+from mmtard_bench.records.black_box import includes_square, wants_check
 from mmtard_bench.records.files import made_at
 from mmtard_bench.records.schema import Record
 
 MASKING = frozenset(
     {
         "batch-dependent-output",
+        "black-box-beats-gradients",
         "coarse-logits",
         "dominant-dimension",
         "gradient-does-not-predict",
@@ -53,6 +55,10 @@ _MASKING = (
 )
 _BROKEN = "a stronger attack broke these samples later; the worst case counts them as broken"
 _UNVERIFIED = "nobody has verified these records yet"
+_UNCHECKED = (
+    "no attack without gradients checked the robust samples, so gradients that mislead the attacks "
+    "may go unnoticed"
+)
 _DAY = "the day of the newest record"
 _ENGINES = {
     "fast": "attacks that exist in both engines ran in this project's own code",
@@ -73,6 +79,7 @@ LEGEND = (
         "the run follows no published protocol, or departs from it",
     ),
     Badge("broken", "9 samples broken since", _BROKEN),
+    Badge("unverified", "no black-box check", _UNCHECKED),
     *(Badge("verified", level, meaning) for level, meaning in LEVELS_MEAN.items()),
     Badge("unverified", "not verified", _UNVERIFIED),
     Badge("fact", "made 2026-11-25", _DAY),
@@ -109,6 +116,7 @@ def badges(
         *_doubts(records, complete),
         *_deviations(records, samples),
         *_broken(broken),
+        *_unchecked(records),
         _level(verified),
         Badge("fact", f"made {newest(records)}", _DAY),
         *([Badge("fact", f"{engine} engine", _ENGINES[engine])] if engine else []),
@@ -152,6 +160,27 @@ def _deviations(records: Sequence[Record], samples: Mapping[str, int]) -> Iterab
 def _broken(count: int) -> Iterable[Badge]:
     if count:
         yield Badge("broken", f"{count} sample{'s' * (count > 1)} broken since", _BROKEN)
+
+
+def _unchecked(records: Sequence[Record]) -> Iterable[Badge]:
+    by_square = {
+        (record.task.name, record.threat.ball)
+        for record in records
+        if includes_square(record.threat.attack)
+    }
+    due = [
+        record
+        for record in records
+        if wants_check(
+            record.threat.attack, record.threat.norm, record.task.metric, len(record.samples)
+        )
+        and (record.task.name, record.threat.ball) not in by_square
+        and any(sample.robust for sample in record.samples)
+    ]
+    missing = sum(record.black_box is None for record in due)
+    if missing:
+        detail = f"{missing} of {len(due)} records: {_UNCHECKED}"
+        yield Badge("unverified", "no black-box check", detail)
 
 
 def _level(verified: Verification | None) -> Badge:

@@ -19,6 +19,7 @@ from pydantic import (
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.files import write_atomically
+from mmtard_bench.records.black_box import BlackBox
 from mmtard_bench.records.edits import NameEdit
 from mmtard_bench.records.recall import Ranks, Recalls, recalls_of, require_ranks
 from mmtard_bench.records.statistics import wilson
@@ -201,6 +202,7 @@ class Record(_Sparse):
 
     ``seconds`` are those of the whole evaluation, ``model_seconds`` those of the attack's passes
     through the model, where the attack measures them; of several processes, their sum.
+    ``black_box`` is the check of robust samples without gradients; None: not made.
     """
 
     schema_version: Literal[1, 2]
@@ -215,6 +217,7 @@ class Record(_Sparse):
     precision: Literal["float32"]
     sample_ids_digest: Digest
     results: Results | None
+    black_box: BlackBox | None = None
     flags: list[Flag]
     notes: list[str]
     environment: Environment
@@ -245,6 +248,8 @@ class Record(_Sparse):
         gallery = self.task.n_classes if self.task.metric == "retrieval" else None
         require_ranks(self.samples, gallery)
         self._check_edits()
+        if self.black_box and self.black_box.drawn > sum(s.robust for s in self.samples):
+            raise ValueError("its check drew more samples than are robust")
         if self.results != aggregate(self.samples):
             raise ValueError("its aggregates do not follow from its samples")
         return self

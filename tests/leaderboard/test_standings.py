@@ -18,6 +18,7 @@ from mmtard_bench.leaderboard.entries.verifications import LEVELS, Verification
 from mmtard_bench.leaderboard.markdown import render
 from mmtard_bench.leaderboard.rows import Row
 from mmtard_bench.leaderboard.standings import SUITES, SuiteStandings, standings
+from mmtard_bench.records.black_box import FEWEST, BlackBox
 from mmtard_bench.records.compare import compare
 from mmtard_bench.records.schema import Flag, Record, SuiteFacts, digest_of
 from mmtard_bench.records.statistics import mean_accuracy, wilson
@@ -275,6 +276,18 @@ def test_badges_say_how_a_run_departs_from_its_protocol():
         "suite changed",
         *usual,
     ]
+
+
+def test_a_badge_says_that_robust_samples_were_not_checked_without_gradients():
+    verdicts = "r" * FEWEST
+    badge = "no black-box check"
+    assert badge in badge_texts(made(verdicts, attack="pgd-20"))
+    assert badge not in badge_texts(made("b" * FEWEST, attack="pgd-20"))
+    assert badge not in badge_texts(made(verdicts[1:], attack="pgd-20"))
+    checked = BlackBox(attack="square-100", drawn=8, broken=0)
+    assert badge not in badge_texts(made(verdicts, attack="pgd-20", black_box=checked))
+    both = [made(verdicts, attack=name) for name in ("pgd-20", "autoattack-standard")]
+    assert badge not in badge_texts(*both)
 
 
 def test_a_row_with_fewer_samples_than_others_says_so():

@@ -1,7 +1,7 @@
 """Level "reproduced": run the whole suite again, with the engine and seed of the records."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from mmtard_bench.errors import InputError
@@ -79,7 +79,7 @@ def _again(
     suite = formed.suite
     job = prepare(clip, place.data, place.threat, seed=suite.seed, suite=suite, engine=place.engine)
     known, notes = known_from_above(place.threat, above) if suite.curve else ({}, [])
-    record = execute(job, resources, known=known, notes=notes)
+    record = execute(job, replace(resources, black_box=False), known=known, notes=notes)
     if record.status != "ok":
         raise InputError(f"{place.name}: the evaluation fails here: {record.error}")
     return record

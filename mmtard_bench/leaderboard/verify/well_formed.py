@@ -8,6 +8,7 @@ from typing import get_args
 
 from mmtard_bench.attacks.base import Attack, Engine
 from mmtard_bench.errors import InputError
+from mmtard_bench.evaluation.black_box import FEWEST_DRAWN
 from mmtard_bench.evaluation.checks import ModelCode, SampleCode, check_samples
 from mmtard_bench.evaluation.job import (
     REFERENCE,
@@ -137,8 +138,14 @@ def _require_said(place: Place) -> None:
     if unknown:
         raise InputError(f"{place.name}: the flag '{min(unknown)}' does not exist; remove it.")
     derived = [flag for flag in record.flags if flag.code in get_args(SampleCode)]
-    if derived != check_samples(record.samples, record.threat.attack):
+    if derived != check_samples(record.samples, record.threat.attack, record.black_box):
         raise InputError(f"{place.name}: its flags do not follow from its samples.")
+    check = record.black_box
+    if check and check.drawn < min(FEWEST_DRAWN, sum(s.robust for s in record.samples)):
+        raise InputError(
+            f"{place.name}: the check without gradients drew {check.drawn} samples; expected at "
+            f"least {FEWEST_DRAWN}, or all robust ones."
+        )
     due = [*data.notes, *([NOTE] if data.task.metric == "retrieval" else [])]
     if not set(due) <= set(record.notes):
         raise InputError(f"{place.name}: a note is missing: {next(iter(set(due)))[:200]}")

@@ -15,6 +15,7 @@ from mmtard_bench.evaluation import checks
 from mmtard_bench.leaderboard.entries.card import Card
 from mmtard_bench.leaderboard.entries.folder import read_entries, read_entry
 from mmtard_bench.leaderboard.verify.well_formed import require_formed
+from mmtard_bench.records.black_box import BlackBox
 from mmtard_bench.records.schema import Flag, SuiteFacts
 from mmtard_bench.tasks.samples import load_task
 from mmtard_bench.tasks.suites import load_suite
@@ -516,3 +517,23 @@ def test_json_that_is_too_deep_is_a_sentence(copy):
     refused(folder, "edited or cut short")
     (folder / "card.json").write_text(json.dumps([1]))
     refused(folder, "The model card")
+
+
+# -- the check without gradients --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ({"drawn": 8, "broken": 5}, "flags do not follow"),
+        ({"drawn": 2, "broken": 0}, "drew 2 samples"),
+        ({"drawn": 40, "broken": 0}, "drew more samples than are robust"),
+    ],
+)
+def test_a_check_without_gradients_that_is_edited(copy, check, message):
+    folder = copy("strong")
+    box = BlackBox(attack="square-100", **check)
+    forge.rewrite(
+        folder, lambda records: [r.model_copy(update={"black_box": box}) for r in records]
+    )
+    refused(folder, message)
