@@ -19,7 +19,6 @@ FORMS = sorted(
     set((GITHUB / "ISSUE_TEMPLATE").glob("*.yml")) - {GITHUB / "ISSUE_TEMPLATE/config.yml"}
 )
 EXPRESSIONS = {
-    "github.base_ref",
     "github.event.pull_request.number",
     "github.ref",
     "matrix.python",
@@ -45,11 +44,11 @@ def test_a_workflow_has_nothing_to_take(path):
         assert job["timeout-minutes"] <= 90
     text = path.read_text("utf-8")
     assert "secrets" not in re.sub(r"(?m)^#.*", "", text)
-    assert "pull_request_target" not in text
     assert set(re.findall(r"\$\{\{ *(.*?) *\}\}", text)) - {""} <= EXPRESSIONS
     for step in steps(path):
         assert "${{" not in step.get("run", "")
-        assert re.fullmatch(r"actions/[a-z-]+@v[0-9]+", step.get("uses", "actions/x@v1"))
+        if "uses" in step:
+            assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step["uses"])
         if "checkout" in step.get("uses", ""):
             assert step["with"] == {"fetch-depth": 0, "persist-credentials": False}
 
@@ -57,13 +56,19 @@ def test_a_workflow_has_nothing_to_take(path):
 def test_entries_are_checked_on_pull_requests():
     path = GITHUB / "workflows" / "entries.yml"
     body = workflow(path)
-    assert body[True] == "pull_request"  # YAML 1.1 takes "on" for a truth
+    # YAML 1.1 takes "on" for a truth. This event runs the base's workflow on the base's code, so
+    # nothing may check the branch out.
+    assert body[True] == {"pull_request_target": {"paths": ["leaderboard/**"]}}
     assert [step["run"] for step in steps(path) if "run" in step] == [
         "make install",
+        'git fetch --no-tags origin "refs/pull/$NUMBER/head"',
         "make check-entries",
     ]
     (job,) = body["jobs"].values()
-    assert job["env"]["BASE"] == "origin/${{ github.base_ref }}"
+    assert job["env"]["BASE"] == "HEAD"
+    assert job["env"]["BRANCH"] == "FETCH_HEAD"
+    for other in WORKFLOWS:
+        assert other == path or "pull_request_target" not in other.read_text("utf-8")
 
 
 def test_every_step_exists():
@@ -73,7 +78,7 @@ def test_every_step_exists():
             command, *arguments = step.get("run", "make").split()
             if command == "make":
                 assert set(arguments) <= set(targets)
-            else:
+            elif command != "git":
                 assert os.access(REPOSITORY / command, os.X_OK)
 
 
@@ -120,8 +125,8 @@ class Clone:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.git(REPOSITORY, "clone", "-q", "--no-hardlinks", str(REPOSITORY), str(root))
+        self.git(root, "remote", "set-url", "origin", str(root))
         self.git(root, "checkout", "-q", "-b", "base")
-        self.git(root, "update-ref", "refs/remotes/origin/base", "HEAD")
         self.git(root, "checkout", "-q", "-b", "entry")
         binaries = root / ".venv" / "bin"
         binaries.mkdir(parents=True)
@@ -141,17 +146,19 @@ class Clone:
         return self._run(program, {}).stdout
 
     def workflow(self) -> subprocess.CompletedProcess[str]:
-        """Commit everything, then run the steps of the workflow, in order, until one fails."""
+        """Commit everything, then run the steps of the workflow on the base until one fails."""
         self.git(self.root, "add", "-A")
         self.git(self.root, "commit", "-q", "--allow-empty", "-m", "an entry")
+        self.git(self.root, "update-ref", "refs/pull/7/head", "entry")
+        self.git(self.root, "checkout", "-q", "base")
+        env = {"NUMBER": "7", "BASE": "HEAD", "BRANCH": "FETCH_HEAD"}
         for step in steps(GITHUB / "workflows" / "entries.yml"):
             if "run" not in step:
                 continue
-            done = self._run(
-                ["bash", "-e", "-c", step["run"]], {"BASE": "origin/base"}, check=False
-            )
+            done = self._run(["bash", "-e", "-c", step["run"]], env, check=False)
             if done.returncode:
                 break
+        self.git(self.root, "checkout", "-q", "entry")
         return done
 
     def _run(
@@ -189,3 +196,10 @@ def test_the_workflow_in_a_clean_clone(tmp_path):
     assert done.returncode != 0
     assert "were edited or cut short" in done.stderr
     assert "Traceback" not in done.stderr
+
+    # Code that lets everything pass: it is not run, and beside an entry it is refused.
+    checks = clone.root / "mmtard_bench/cli/verify.py"
+    checks.write_text(f"{checks.read_text('utf-8')}\n\ndef _verify(_): return 0\n", "utf-8")
+    done = clone.workflow()
+    assert done.returncode != 0
+    assert "An entry comes without code" in done.stderr

@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +126,15 @@ def _adversarials(records: "list[Record]", path: Path, device: str) -> str:
     return file.digest
 
 
+def check_tables() -> int:
+    """The exit status of ``leaderboard --check --html`` in this directory."""
+    return _leaderboard(
+        argparse.Namespace(
+            records=ENTRIES, output=None, reported=None, html=True, open=False, check=True
+        )
+    )
+
+
 def _leaderboard(arguments: argparse.Namespace) -> int:
     import webbrowser
 
@@ -155,7 +164,8 @@ def _leaderboard(arguments: argparse.Namespace) -> int:
     texts = {out: render(board, beside=made)}
     texts |= {out.with_name(name): text for name, text in made.items()}
     if arguments.check:
-        return _check(texts, _command(arguments) + " --html" * html)
+        plots = {path for path in out.parent.glob("*-scatter.svg") if html}
+        return _check(texts, sorted(plots - texts.keys()), _command(arguments) + " --html" * html)
     for path, text in texts.items():
         write_atomically(path, text)
     print(texts[out])
@@ -176,11 +186,15 @@ def _command(arguments: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _check(texts: Mapping[Path, str], command: str) -> int:
+def _check(texts: Mapping[Path, str], others: Sequence[Path], command: str) -> int:
+    """Whether the files are these texts, and plain; ``others`` are plots of no suite."""
+    if others:
+        say_error(f"{', '.join(map(str, others))} belongs to no suite; remove it.")
+        return STATUS_STALE
     stale = [
         path
         for path, text in texts.items()
-        if not path.is_file() or path.read_bytes() != text.encode()
+        if path.is_symlink() or not path.is_file() or path.read_bytes() != text.encode()
     ]
     if not stale:
         return 0

@@ -1,13 +1,15 @@
 """Commands that check what others say: verify, break."""
 
 import argparse
+import contextlib
 import secrets
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtard_bench.cli.board import ENTRIES
+from mmtard_bench.cli.board import ENTRIES, check_tables
 from mmtard_bench.cli.common import AGAIN, STATUS_INPUT, Commands, positive, say_error, seed
 from mmtard_bench.errors import InputError
 from mmtard_bench.text import printable
@@ -40,6 +42,12 @@ def add(commands: Commands) -> None:
         metavar="BASE",
         help="instead of directories: verify the entries that commits since the git revision BASE "
         "add or change",
+    )
+    command.add_argument(
+        "--branch",
+        metavar="REVISION",
+        help="with --since: verify the leaderboard of this git revision, and that its tables "
+        "follow from its records; nothing is checked out (default: the working directory)",
     )
     command.add_argument("--suite", metavar="NAME", help="verify only the records of this suite")
     command.add_argument(
@@ -117,7 +125,8 @@ def _tell(line: str) -> None:
     print(printable(line), flush=True)
 
 
-def _entries(arguments: argparse.Namespace) -> list[Path]:
+def _entries(arguments: argparse.Namespace, board: Path) -> list[Path]:
+    """The entries to verify. The leaderboard of a branch is written below ``board``."""
     if (arguments.since is None) != bool(arguments.entries):
         raise InputError(
             "Name directories of entries, or --since BASE for those that a branch adds or changes."
@@ -126,17 +135,31 @@ def _entries(arguments: argparse.Namespace) -> list[Path]:
         named: list[Path] = arguments.entries
         return named
 
-    from mmtard_bench.leaderboard.verify.branch import changed_entries
+    from mmtard_bench.leaderboard.verify.branch import changed_entries, export_board
 
-    changed = changed_entries(arguments.since)
+    changed = changed_entries(arguments.since, branch=arguments.branch or "HEAD")
+    if arguments.branch is not None:
+        export_board(arguments.branch, board)
     if not changed:
         _tell(f"no entry was added or changed since {arguments.since}")
     for name, what in changed.items():
         _tell(f"since {arguments.since} the entry '{name}' was {what}")
-    return [ENTRIES / name for name in changed]
+    return [board / ENTRIES / name for name in changed]
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.branch is None:
+        return _verify_in(arguments, Path())
+    if arguments.since is None or arguments.record:
+        raise InputError("--branch goes with --since, and without --record.")
+
+    with tempfile.TemporaryDirectory() as folder:
+        status = _verify_in(arguments, Path(folder))
+        with contextlib.chdir(folder):
+            return status or check_tables()
+
+
+def _verify_in(arguments: argparse.Namespace, board: Path) -> int:
     from mmtard_bench.leaderboard.entries.folder import read_entry
     from mmtard_bench.leaderboard.entries.text import require_plain
 
@@ -144,7 +167,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         raise InputError("--record and --by NAME go together: who verified is written down.")
     if arguments.record:
         require_plain(arguments.by, "--by")
-    folders = _entries(arguments)
+    folders = _entries(arguments, board)
 
     from mmtard_bench.leaderboard.entries.verifications import LEVELS
     from mmtard_bench.leaderboard.verify.images import read_adversarials

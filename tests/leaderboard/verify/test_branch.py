@@ -1,6 +1,7 @@
 """What a branch changes is read off git, and its file names are data."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard.entries.breaks import Break, Fallen, read_breaks
+from mmtard_bench.leaderboard.entries.folder import LARGEST
 from mmtard_bench.leaderboard.entries.verifications import (
     Verification,
     read_verifications,
     verifications_to_text,
 )
 from mmtard_bench.leaderboard.verify.branch import changed_entries
-from tests.conftest import Cli, assert_sentence
+from tests.conftest import REPOSITORY, Cli, assert_sentence
 
 BOARD = Path("leaderboard")
 
@@ -200,6 +202,60 @@ def test_an_unknown_base_and_no_repository_are_sentences(repository, tmp_path_fa
     monkeypatch.setenv("PATH", str(outside))
     with pytest.raises(InputError, match="git cannot be run"):
         repository.changed()
+
+
+@pytest.mark.parametrize("name", ["README.md", "index.html", "entries/old/quick-v1.json"])
+def test_a_link_is_no_file_of_the_leaderboard(repository, name):
+    repository.path(name).unlink(missing_ok=True)
+    repository.path(name).symlink_to("/etc/hostname")
+    repository.commit()
+    with pytest.raises(InputError, match=rf"'leaderboard/{name}' is a link.*120000"):
+        repository.changed()
+
+
+def test_a_program_and_a_file_that_is_too_large_are_refused(repository):
+    repository.write("entries/new/card.json", "{}")
+    repository.path("entries/new/card.json").chmod(0o755)
+    repository.commit()
+    with pytest.raises(InputError, match=r"a program.*mode 100755"):
+        repository.changed()
+    repository.path("entries/new/card.json").chmod(0o644)
+    repository.write("entries/new/quick-v1.json", " " * (LARGEST + 1))
+    repository.commit()
+    with pytest.raises(InputError, match="16,777,217 bytes"):
+        repository.changed()
+
+
+def test_a_branch_is_verified_without_being_checked_out(here: Cli, tmp_path):
+    """Its tables are compared with its records, and a plot of no suite is refused."""
+    repository = Repository(tmp_path)
+    repository.git("rm", "-rq", str(BOARD))
+    repository.commit()
+    repository.git("branch", "-f", "main")
+    shutil.copytree(REPOSITORY / BOARD / "entries/tiny-clip", repository.path("entries/tiny-clip"))
+    assert here("leaderboard", "--html").returncode == 0
+    check = ("verify", "--since", "main", "--branch", "mine", "--level", "well-formed")
+
+    def checked():
+        repository.commit()
+        repository.git("checkout", "-q", "main")
+        assert not repository.path("README.md").exists()
+        done = here(*check)
+        repository.git("checkout", "-q", "mine")
+        return done
+
+    done = checked()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tiny-clip: well-formed" in done.stdout
+    repository.write("evil-v1-scatter.svg", "<svg><script>alert(1)</script></svg>")
+    done = checked()
+    assert done.returncode == 1
+    assert "leaderboard/evil-v1-scatter.svg belongs to no suite; remove it." in done.stderr
+    repository.path("evil-v1-scatter.svg").unlink()
+    repository.write("README.md", "another")
+    assert "leaderboard/README.md is stale" in checked().stderr
+    assert_sentence(here("verify", "--since", "main", "--branch", "x:y"), "not a git revision")
+    assert_sentence(here("verify", "x", "--branch", "mine"), "--branch goes with --since")
 
 
 @pytest.mark.parametrize("date", ["2026-19-39", "20261125", "tomorrow"])
