@@ -26,6 +26,9 @@ from mmtard_bench.types import Surface
 PROBES = 32
 """How many samples the checks of the model use."""
 
+LARGEST_BATCH = 512
+"""The largest batch of the checks: the default on a GPU."""
+
 COPIES = 4
 """How many copies of the images of a block an attack holds at least."""
 
@@ -97,7 +100,7 @@ class Bench:
                 self.scorer.labels[:count],
                 classes=self.scorer.columns,
                 scale=float(self.clip.scale()),
-                largest=min(self.batch_size, len(self.scorer.labels), 4 * count),
+                largest=min(self.batch_size, len(self.scorer.labels), LARGEST_BATCH, 16 * count),
             )
             with torch.no_grad():
                 logits, embeddings = (

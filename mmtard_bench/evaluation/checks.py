@@ -19,6 +19,7 @@ from mmtard_bench.attacks.base import Classifier, norm_of
 from mmtard_bench.errors import ModelError
 from mmtard_bench.evaluation.gradients import (
     answers_and_gradients,
+    check_grid,
     check_large_radius,
     check_prediction,
     check_zero,
@@ -30,7 +31,7 @@ from mmtard_bench.types import Norm, ThreatModel
 
 _RANDOM = 1e-4  # of the range of the logits
 _BATCH = 1e-3  # of the range of the logits; kernels for other batch sizes round differently
-_SIZES = (2, 33, 128)  # of batches that are compared
+_SIZES = (2, 33, 128)  # of batches that are compared, beside the largest
 _TURNED = 0.1  # one minus the cosine of gradients in two batches
 _CHANCE_LEVEL = 0.05
 _SCALES = (5.0, 1000.0)  # CLIP starts at 14.3 and ends at 100
@@ -45,6 +46,7 @@ ModelCode = Literal[
     "zero-gradients",
     "gradient-does-not-predict",
     "robust-at-any-radius",
+    "grid-dependent-output",
     "precision-dependent",
     "coarse-logits",
     "dominant-dimension",
@@ -124,6 +126,7 @@ def inspect_model(
         _check_inference(model, images),
         _check_softmax(logits),
         _check_scale(scale),
+        check_grid(model, images),
     ]
     right = logits.argmax(1) == labels
     for points in (images, near(images)):
@@ -176,7 +179,7 @@ def _check_gradient_passes(
             detail="passes with and without gradients differ by "
             f"{difference:.1e} of the logits' range",
         )
-    for size in (size for size in _SIZES if size <= largest):
+    for size in sorted({*(size for size in _SIZES if size < largest), largest} - {0, 1}):
         rows = torch.arange(size, device=images.device).flip(0) % len(images)
         answers, found = answers_and_gradients(model, images[rows])
         difference = float((answers - logits[rows]).abs().max()) / spread

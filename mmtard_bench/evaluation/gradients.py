@@ -25,12 +25,15 @@ STEPS = (1 / 4, 1.0, 4.0)
 """Step sizes of the central differences, in 1/255 per pixel."""
 RANDOM = 2
 """How many random directions are compared with the gradient at each step size."""
+NUDGE = 1e-4
+"""How far pixels move off the 8-bit grid."""
 LARGE, LARGE_STEPS = 0.5, 10
 """The L-inf radius at which no classifier is robust, and the steps of PGD there."""
 
 _FEW_ZERO = 0.05  # share of images without a gradient that an honest model may have
 _PREDICTED = 0.2  # least median of actual over predicted rise; honest: 0.92 or more
 _BETTER = 0.5  # least share of images whose gradient beats random directions; honest: 1.0
+_NEAR, _HALF = 1e-2, 5e-2  # of the range of the logits; honest: 5e-4 and 6e-3 or less
 _PRECISION = 1e-2  # of the spread of the embeddings between images; honest: 4e-7 or less
 _TURNED = 0.9  # least median cosine of float32 and float64 gradients; honest: 0.9999 or more
 _LEVELS = 2**14  # least range of an image's logits, in units of float32 rounding; honest: 5e6
@@ -106,6 +109,31 @@ def check_prediction(model: Classifier, images: Tensor) -> Flag | None:
         detail=f"a step along the gradient raises the loss by {ratio:.1e} of what the gradient "
         f"predicts (median of {len(images)} images), and by more than a random step for "
         f"{share:.0%} of them; attacks by gradients are too weak",
+    )
+
+
+def check_grid(model: Classifier, images: Tensor) -> Flag | None:
+    """Whether logits jump off the grid of 8-bit pixels: images (N, 3, H, W) on it.
+
+    Adversarial images are off the grid. A model that notices can answer them by other means. Pixels
+    move by 1e-4 in random directions, and all by half a grey level up, then down.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half = torch.full_like(images, 0.5 / 255)
+    with torch.no_grad():
+        logits = model(images)
+        spread = float(logits.max() - logits.min()) or 1.0
+        near, up, down = (
+            float((model((images + step).clamp(0, 1)) - logits).abs().max()) / spread
+            for step in (NUDGE * _signs(images, generator), half, -half)
+        )
+    if near <= _NEAR and max(up, down) <= _HALF:
+        return None
+    return Flag(
+        code="grid-dependent-output",
+        detail=f"logits change by {near:.1e} of their range when pixels move by {NUDGE:g}, and by "
+        f"{max(up, down):.1e} when they move by half a grey level: off the 8-bit grid, where "
+        "adversarial images are, the model is another",
     )
 
 

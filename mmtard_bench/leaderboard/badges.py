@@ -16,6 +16,7 @@ MASKING = frozenset(
         "coarse-logits",
         "dominant-dimension",
         "gradient-does-not-predict",
+        "grid-dependent-output",
         "optimises-at-inference",
         "precision-dependent",
         "randomised-output",

@@ -180,6 +180,11 @@ def _off_grid_rounded(model: Cheat, images: Tensor) -> Tensor:
     return model.unit(torch.where(kept, images, rounded.detach() + 0 * images))
 
 
+def _off_grid_other(model: Cheat, images: Tensor) -> Tensor:
+    other = model.unit((images * 2).round() / 2)
+    return torch.where(is_8_bit(images)[:, None], model.unit(images), other + 0 * images.sum())
+
+
 def _large_batches_detached(model: Cheat, images: Tensor) -> Tensor:
     found = model.unit(images)
     return found.detach() + 0 * found if len(images) > 32 else found
@@ -188,6 +193,11 @@ def _large_batches_detached(model: Cheat, images: Tensor) -> Tensor:
 def _large_batches_decoy(model: Cheat, images: Tensor) -> Tensor:
     found = model.unit(images)
     return found.detach() + model.decoy(images) if len(images) > 32 else found
+
+
+def _full_batches_detached(model: Cheat, images: Tensor) -> Tensor:
+    found = model.unit(images)
+    return found.detach() + 0 * found if len(images) == 64 else found
 
 
 def _noise(model: Cheat, images: Tensor) -> Tensor:
@@ -223,7 +233,9 @@ PYTHON: dict[str, tuple[Callable[[Cheat, Tensor], Tensor], str]] = {
     ),
     "detached off the 8-bit grid": (_off_grid_detached, "zero-gradients"),
     "rounded off the 8-bit grid": (_off_grid_rounded, "zero-gradients"),
+    "another answer off the 8-bit grid": (_off_grid_other, "grid-dependent-output"),
     "detached in large batches": (_large_batches_detached, "batch-dependent-output"),
+    "detached in batches of the default size": (_full_batches_detached, "batch-dependent-output"),
     "decoy in large batches": (_large_batches_decoy, "batch-dependent-output"),
     "noise": (_noise, "randomised-output"),
     "noise in passes with gradients": (_noise_in_gradients, "randomised-output"),
