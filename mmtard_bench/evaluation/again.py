@@ -24,7 +24,7 @@ class Outcome:
     ``image`` and ``adversarial`` are (3, H, W) in [0, 1]; ``adversarial`` is None if the sample is
     robust or its clean image is misclassified. ``before`` and ``after`` are the predicted class
     indices for the two images. ``broken`` is true if a new float32 pass confirms the attack.
-    ``name`` is the edited class name of an attack on text.
+    ``name`` is the edited class name of an attack on text. ``verdict`` is that of the last image.
     """
 
     id: str
@@ -33,6 +33,7 @@ class Outcome:
     before: int
     after: int
     broken: bool
+    verdict: Verdict
     adversarial: Tensor | None = None
     broken_by: str | None = None
     name: str | None = None
@@ -80,6 +81,7 @@ def _outcomes(
             before=before[place].prediction,
             after=verdict.prediction,
             broken=before[place].right and not verdict.right,
+            verdict=verdict,
             **found,
         )
 

@@ -20,6 +20,12 @@ from scipy.stats import binom, hypergeom
 
 HONEST = 0.02
 """The share of an honest entry's robust samples that another seed may break: twice the measured."""
+HONEST_RANKS = 0.2
+"""The share of the claims of an honest retrieval record at one cutoff that another seed may miss.
+
+A rank moves with every other image and caption: of tiny-clip's claims under ``pgd-20`` at 5 and 10,
+other seeds missed 7 of 74, of teacher-robust's 2 of 2,188 (64 images, three seeds).
+"""
 LEVEL = 0.01
 """The highest probability that an entry with this share in every ball is refused."""
 CONFIDENCE = 0.95
@@ -28,9 +34,9 @@ SECOND = 3
 
 
 @cache
-def _limit(drawn: int, level: float) -> int:
-    """The least t with P(Bin(drawn, HONEST) > t) <= level."""
-    return next(t for t in range(drawn + 1) if binom.sf(t, drawn, HONEST) <= level)
+def _limit(drawn: int, level: float, honest: float = HONEST) -> int:
+    """The least t with P(Bin(drawn, honest) > t) <= level."""
+    return next(t for t in range(drawn + 1) if binom.sf(t, drawn, honest) <= level)
 
 
 def unsuspicious(drawn: int) -> int:
@@ -46,6 +52,11 @@ def limit_of_ball(drawn: int, balls: int) -> int:
 def limit_of_entry(drawn: int) -> int:
     """The most broken samples allowed in all first draws of an entry together."""
     return _limit(drawn, LEVEL / 2)
+
+
+def limit_of_claim(drawn: int, claims: int) -> int:
+    """The most missed ones of ``drawn`` queries, in a run with ``claims`` cutoffs of records."""
+    return _limit(drawn, LEVEL / claims, HONEST_RANKS)
 
 
 def size_of_second(robust: int, drawn: int) -> int:

@@ -30,6 +30,7 @@ from mmtard_bench.leaderboard.entries.verifications import (
 )
 from mmtard_bench.leaderboard.verify.images import Adversarials
 from mmtard_bench.leaderboard.verify.reattacked import reattack
+from mmtard_bench.leaderboard.verify.recalls import require_recalls
 from mmtard_bench.leaderboard.verify.replayed import replay, replay_images
 from mmtard_bench.leaderboard.verify.reproduced import reproduce
 from mmtard_bench.leaderboard.verify.weights import load_weights, require_data
@@ -102,6 +103,8 @@ def _with_model(
     if options.reaches("re-attacked"):
         count, seed = options.draws, options.seed
         details = reattack(formed, clip, resources, count=count, seed=seed, tell=tell)
+        for i, run in enumerate(formed):
+            details[i] += require_recalls(run, clip, resources, count=count, seed=seed, tell=tell)
         for run, detail in zip(formed, details, strict=True):
             tell(f"re-attacked: {run.suite.name}: {detail}")
     if options.reaches("reproduced"):
