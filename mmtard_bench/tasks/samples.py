@@ -1,6 +1,7 @@
 """Load a task: open its data set, check its class names, draw its samples."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -214,6 +215,21 @@ def load_task(task: Task, *, n: int | None, seed: int, skip_damaged: bool = Fals
         return kept
     # Of the gallery, captions go with their images.
     return replace(_gallery(task, dataset, kept.manifest), notes=kept.notes)
+
+
+def load_others(task: Task, known: Collection[str], *, n: int, seed: int) -> TaskData | None:
+    """At most ``n`` samples of a task's data that are not ``known``, drawn by the seed.
+
+    A list of samples that the task names (``samples_file``) does not limit the draw. Returns None
+    if there are none. Raises InputError for anything unusable; for classification only.
+    """
+    dataset = open_data(task)
+    ids, but = dataset.ids, set(known)
+    rest = [place for place, name in enumerate(ids) if name not in but]
+    drawn = random.Random(f"{seed}|{task.name}|others").sample(rest, min(n, len(rest)))
+    if not drawn:
+        return None
+    return _assemble(task, dataset, Manifest(tuple(drawn), tuple(ids[i] for i in drawn)))
 
 
 def load_manifest(task: Task, *, n: int | None, seed: int) -> Manifest:

@@ -28,6 +28,7 @@ from mmtard_bench.leaderboard.entries.verifications import (
     read_verifications,
     verifications_to_text,
 )
+from mmtard_bench.leaderboard.verify.fresh import require_alike
 from mmtard_bench.leaderboard.verify.images import Adversarials
 from mmtard_bench.leaderboard.verify.reattacked import reattack
 from mmtard_bench.leaderboard.verify.recalls import require_recalls
@@ -105,6 +106,7 @@ def _with_model(
         details = reattack(formed, clip, resources, count=count, seed=seed, tell=tell)
         for i, run in enumerate(formed):
             details[i] += require_recalls(run, clip, resources, count=count, seed=seed, tell=tell)
+            details[i] += require_alike(run, clip, resources, count=count, seed=seed, tell=tell)
         for run, detail in zip(formed, details, strict=True):
             tell(f"re-attacked: {run.suite.name}: {detail}")
     if options.reaches("reproduced"):
