@@ -24,6 +24,7 @@ from mmtard_bench.evaluation.gallery_page import to_html, to_png, write_gallery
 from mmtard_bench.evaluation.sources import load_model_of, threat_of
 from mmtard_bench.leaderboard.entries.folder import read_entry
 from mmtard_bench.records.schema import Record
+from mmtard_bench.tasks.scoring import Verdict
 from tests.conftest import REPOSITORY, Cli, assert_sentence
 from tests.leaderboard.test_leaderboard import in_suite, made
 
@@ -44,7 +45,7 @@ eps = "16/255"
 
 def outcome(**changes: object) -> Outcome:
     found = {"id": "s/0", "label": 0, "image": IMAGE, "before": 0, "after": 0, "broken": False}
-    return Outcome(**{**found, **changes})
+    return Outcome(**{**found, "verdict": Verdict(True, 0), **changes})
 
 
 def broken(**changes: object) -> Outcome:

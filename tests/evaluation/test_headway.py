@@ -32,7 +32,7 @@ def test_a_search_reports_stage_rows_step_and_what_is_left(data, name, kinds, mo
     rows = [i for i, name in enumerate(data.manifest.ids) if kind_of(name) in kinds.split()]
     job = toy_job(toy_clip(), data.at(rows), name)
     seen: list[Progress] = []
-    record = execute(job, Resources(CPU, 4, workers=0), report=seen.append)
+    record = execute(job, Resources(CPU, 4, workers=0, black_box=False), report=seen.append)
     assert {p.pulse.stage for p in seen} >= set(job.attack.parameters.get("stages", name).split())
     assert {p.pulse.step for p in seen} >= {1, 2, 3}
     assert max(p.pulse.rows for p in seen) == 4
