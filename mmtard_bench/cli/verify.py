@@ -63,6 +63,12 @@ def add(commands: Commands) -> None:
         help=f"re-attack K robust samples of each task and ball (default for re-attacked: {DRAWS})",
     )
     command.add_argument(
+        "--surrogate",
+        metavar="SPEC",
+        help="another model, best an undefended relative, whose adversarial images the re-attack "
+        "tries (default: a shipped one for the shipped data, otherwise none)",
+    )
+    command.add_argument(
         "--seed", type=seed, help="seed of the draw and of the re-attack (default: random)"
     )
     command.add_argument(
@@ -183,6 +189,7 @@ def _verify_in(arguments: argparse.Namespace, board: Path) -> int:
         seed=secrets.randbelow(2**32) if arguments.seed is None else arguments.seed,
         adversarials=None if file is None else read_adversarials(file),
         weights=arguments.weights,
+        surrogate=arguments.surrogate,
     )
     status = 0
     for folder in folders:

@@ -3,8 +3,8 @@
 - *well-formed*: the records are complete and consistent with this version. No model is needed.
 - *replayed*: the weights give the clean predictions of the records, and stored adversarial images
   break the samples that they are stored for.
-- *re-attacked*: a random draw of the robust samples is attacked with another seed, then by Square,
-  and stays robust.
+- *re-attacked*: a random draw of the robust samples is attacked with another seed, by Square and by
+  other gradients, and stays robust; published samples are compared with fresh ones.
 - *reproduced*: a second run of the whole suite gives the same verdicts.
 
 No code of an entry is executed.
@@ -49,6 +49,8 @@ class Options:
         seed: The seed that draws these samples.
         adversarials: The entry's file of adversarial images; None if they are not replayed.
         weights: A model spec to load instead of the card's weights; None for the card's.
+        surrogate: The spec of another model, whose adversarial images the re-attack tries; None
+            for the one that ships for the data, if there is one.
     """
 
     level: Level
@@ -56,6 +58,7 @@ class Options:
     seed: int
     adversarials: Adversarials | None = None
     weights: str | None = None
+    surrogate: str | None = None
 
     def reaches(self, level: Level) -> bool:
         """Whether verification includes ``level``."""
@@ -103,7 +106,15 @@ def _with_model(
     details = [_replayed(entry, run, clip, options, resources, tell) for run in formed]
     if options.reaches("re-attacked"):
         count, seed = options.draws, options.seed
-        details = reattack(formed, clip, resources, count=count, seed=seed, tell=tell)
+        details = reattack(
+            formed,
+            clip,
+            resources,
+            count=count,
+            seed=seed,
+            tell=tell,
+            surrogate=options.surrogate,
+        )
         for i, run in enumerate(formed):
             details[i] += require_recalls(run, clip, resources, count=count, seed=seed, tell=tell)
             details[i] += require_alike(run, clip, resources, count=count, seed=seed, tell=tell)

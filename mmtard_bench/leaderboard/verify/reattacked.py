@@ -1,12 +1,14 @@
 """Level "re-attacked": attack a random draw of an entry's robust samples by other means.
 
-The strongest attack of the suite runs with another seed; Square, which needs no gradients, follows.
+The strongest attack of the suite runs with another seed. Where it is on pixels of classification,
+Square follows, which needs no gradients, and then images made with other gradients (``transfer``).
 """
 
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.again import attack_again
@@ -21,16 +23,20 @@ from mmtard_bench.leaderboard.verify.bounds import (
     size_of_second,
     unsuspicious,
 )
+from mmtard_bench.leaderboard.verify.transfer import broken_by_others
 from mmtard_bench.leaderboard.verify.well_formed import Formed, Place
 from mmtard_bench.models.clip import Clip
+from mmtard_bench.models.loading import load_model
 from mmtard_bench.records.worst import Ball, balls_of
-from mmtard_bench.types import ThreatModel
 
 POINTS = 0.10
 """The overstatement of robust accuracy for which messages state the probability of detection."""
 
 SQUARE = "square-500"
 """The second attack of a re-attack: it needs no gradients."""
+
+SURROGATES = {"digits": "teacher-clean"}
+"""Undefended models that ship, by the data that they know."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,12 @@ def reattack(
     count: int,
     seed: int,
     tell: Callable[[str], None],
+    surrogate: str | None = None,
 ) -> list[str]:
     """Re-attack ``count`` random robust samples per task and ball of an entry's runs.
+
+    ``surrogate`` is the spec of another model, whose adversarial images are tried as well; default:
+    that of ``SURROGATES``, if there is one for the data.
 
     Returns:
         A summary per run.
@@ -91,12 +101,13 @@ def reattack(
             ``bounds``.
     """
     balls = [(run, *place) for run in runs for place in places_of(run)]
+    means = Means(clip, resources, seed, cache(load_model), surrogate)
     draws: list[Draw] = []
     started = time.monotonic()
     for done, (run, ball, place) in enumerate(balls, 1):
         where = f"{run.suite.name}, {ball.task} {ball.name}"
         ids = draw(ball.robust, count, seed=seed, where=where)
-        draws.append(_attacked(ball, place, clip, resources, ids, seed=seed, where=where))
+        draws.append(_attacked(ball, place, means, ids, where))
         left = (time.monotonic() - started) / done * (len(balls) - done)
         line = f"re-attacked: {draws[-1].line(len(balls))}"
         tell(line + (f" (about {left:.0f} s left)" if left > 20 else ""))
@@ -111,7 +122,7 @@ def reattack(
             seed=seed,
             where=f"{first.where}, second draw",
         )
-        again = _attacked(ball, place, clip, resources, ids, seed=seed, where=first.where)
+        again = _attacked(ball, place, means, ids, first.where)
         if ids:
             found = f"{len(again.broken)} of {len(ids)} broken by {first.attack}"
             tell(f"re-attacked: {first.where}: second draw: {found}")
@@ -127,48 +138,52 @@ def draw(ids: list[str], count: int, *, seed: int, where: str) -> list[str]:
     return random.Random(f"{seed}|{where}").sample(ids, min(count, len(ids)))
 
 
-def _attacked(
-    ball: Ball,
-    place: Place,
-    clip: Clip,
-    resources: Resources,
-    ids: list[str],
-    *,
-    seed: int,
-    where: str,
-) -> Draw:
-    """Re-attack samples of a ball with its strongest attack and another seed, then with ``SQUARE``.
+@dataclass(frozen=True)
+class Means:
+    """What a re-attack has: the model, where it runs, a seed, and another model if one is given."""
 
-    Square attacks what the first attack leaves robust. No gradient can mislead it.
-    """
+    clip: Clip
+    resources: Resources
+    seed: int
+    load: Callable[[str], Clip]
+    surrogate: str | None
+
+    def other(self, place: Place) -> Clip | None:
+        """The model whose adversarial images are tried."""
+        spec = self.surrogate or SURROGATES.get(place.data.task.data.partition("/")[0])
+        return None if spec is None else self.load(spec)
+
+
+def _attacked(ball: Ball, place: Place, means: Means, ids: list[str], where: str) -> Draw:
+    """Re-attack samples of a ball by all means, each on what is left robust by those before."""
     # The author of the record cannot know this seed in advance.
-    other = random.Random(f"{seed}|attack").randrange(2**32)
+    seed = random.Random(f"{means.seed}|attack").randrange(2**32)
+    pixels = not ball.edits and place.threat.norm != "levenshtein"
+    others = pixels and place.data.task.metric != "retrieval"
+    square = replace(place.threat, attack=SQUARE)
     broken: list[str] = []
-    threats = _threats(ball, place)
-    for threat in threats:
+    for threat in [place.threat, square] if others else [place.threat]:
         left = [name for name in ids if name not in broken]
-        if not left:
-            break
-        data = chosen(place.data, left)
-        outcomes = attack_again(clip, data, threat, resources, seed=other, engine=FAST)
-        # A sample whose clean image is misclassified is not robust either.
-        broken += [each.id for each in outcomes if each.broken or each.before != each.label]
+        if left:
+            data = chosen(place.data, left)
+            found = attack_again(means.clip, data, threat, means.resources, seed=seed, engine=FAST)
+            # A sample whose clean image is misclassified is not robust either.
+            broken += [each.id for each in found if each.broken or each.before != each.label]
+    names = [place.threat.attack, *([SQUARE, "other gradients"] if others else [])]
+    left = [name for name in ids if name not in broken]
+    if others and left:
+        data, other = chosen(place.data, left), means.other(place)
+        broken += broken_by_others(
+            means.clip, data, place.threat, means.resources, surrogate=other, seed=seed
+        )
     return Draw(
         where=where,
-        attack=" and ".join(threat.attack for threat in threats),
+        attack=" and ".join(names),
         n=len(place.data.labels),
         robust=len(ball.robust),
         ids=tuple(ids),
         broken=tuple(broken),
     )
-
-
-def _threats(ball: Ball, place: Place) -> list[ThreatModel]:
-    """The strongest threat model of a ball, with Square beside it for classification of pixels."""
-    pixels = not ball.edits and place.threat.norm != "levenshtein"
-    if not pixels or place.data.task.metric == "retrieval":
-        return [place.threat]
-    return [place.threat, replace(place.threat, attack=SQUARE)]
 
 
 def places_of(formed: Formed) -> list[tuple[Ball, Place]]:

@@ -39,4 +39,4 @@ def test_square_breaks_what_gradients_do_not(decoy):
     told = []
     with pytest.raises(InputError, match="overstates its robustness"):
         reattack([formed], mb.load_model(spec), CPU, count=16, seed=3, tell=told.append)
-    assert "broken by cw-linf-5 and square-500" in told[0] or "pgd-5 and square" in told[0]
+    assert "and square-500 and other gradients" in told[0]
