@@ -14,6 +14,7 @@ from mmtard_bench.errors import InputError
 from mmtard_bench.leaderboard.entries.folder import LARGEST, require_name
 
 BOARD = "leaderboard"
+_STUDENTS = f"{BOARD}/students/"
 _MADE = re.compile(r"README\.md|index\.html|[A-Za-z0-9.+-]+-scatter\.svg")
 """The files that ``mmtard-bench leaderboard`` writes and checks."""
 _ASK = "Leave that to the maintainers, and open an issue if it is wrong."
@@ -69,7 +70,7 @@ def export_board(branch: str, into: Path, folder: Path = Path()) -> None:
     Raises InputError as ``changed_entries`` does.
     """
     for name, path in _board_files(folder, branch):
-        if path.split("/")[1] == "students":
+        if path.startswith(_STUDENTS):
             continue
         file = into / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def _board_files(folder: Path, revision: str) -> list[tuple[str, str]]:
                 f"{path!r} is a link, a program or another repository (mode {mode}); the "
                 "leaderboard has plain files (mode 100644) alone. Remove it, or chmod 644."
             )
-        if int(size) > LARGEST and path.split("/")[1] != "students":
+        if int(size) > LARGEST and not path.startswith(_STUDENTS):
             raise InputError(
                 f"{path!r} has {int(size):,} bytes; files of the leaderboard have at most "
                 f"{LARGEST:,}. Adversarial images stay elsewhere."
