@@ -28,6 +28,7 @@ from mmtard_bench.leaderboard.verify.well_formed import Formed, Place
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.models.loading import load_model
 from mmtard_bench.records.worst import Ball, balls_of
+from mmtard_bench.types import ThreatModel
 
 POINTS = 0.10
 """The overstatement of robust accuracy for which messages state the probability of detection."""
@@ -158,20 +159,20 @@ def _attacked(ball: Ball, place: Place, means: Means, ids: list[str], where: str
     """Re-attack samples of a ball by all means, each on what is left robust by those before."""
     # The author of the record cannot know this seed in advance.
     seed = random.Random(f"{means.seed}|attack").randrange(2**32)
-    pixels = not ball.edits and place.threat.norm != "levenshtein"
-    others = pixels and place.data.task.metric != "retrieval"
-    square = replace(place.threat, attack=SQUARE)
+    threats = _threats(ball, place)
     broken: list[str] = []
-    for threat in [place.threat, square] if others else [place.threat]:
+    for threat in threats:
         left = [name for name in ids if name not in broken]
         if left:
             data = chosen(place.data, left)
             found = attack_again(means.clip, data, threat, means.resources, seed=seed, engine=FAST)
             # A sample whose clean image is misclassified is not robust either.
             broken += [each.id for each in found if each.broken or each.before != each.label]
-    names = [place.threat.attack, *([SQUARE, "other gradients"] if others else [])]
+    names = [threat.attack for threat in threats]
     left = [name for name in ids if name not in broken]
-    if others and left:
+    if SQUARE in names:
+        names.append("other gradients")
+    if SQUARE in names and left:
         data, other = chosen(place.data, left), means.other(place)
         broken += broken_by_others(
             means.clip, data, place.threat, means.resources, surrogate=other, seed=seed
@@ -184,6 +185,14 @@ def _attacked(ball: Ball, place: Place, means: Means, ids: list[str], where: str
         ids=tuple(ids),
         broken=tuple(broken),
     )
+
+
+def _threats(ball: Ball, place: Place) -> list[ThreatModel]:
+    """The strongest threat model of a ball, with Square beside it for classification of pixels."""
+    pixels = not ball.edits and place.threat.norm != "levenshtein"
+    if not pixels or place.data.task.metric == "retrieval":
+        return [place.threat]
+    return [place.threat, replace(place.threat, attack=SQUARE)]
 
 
 def places_of(formed: Formed) -> list[tuple[Ball, Place]]:
