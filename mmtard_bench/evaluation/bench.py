@@ -94,13 +94,16 @@ class Bench:
 
         def inspect(count: int) -> list[Flag]:
             probes = self.probes[:count]
+            largest = min(self.batch_size, len(self.scorer.labels), LARGEST_BATCH)
+            if count < len(self.probes):  # memory did not suffice
+                largest = min(largest, count)
             found = inspect_model(
                 self.scorer.classifier,
                 probes,
                 self.scorer.labels[:count],
                 classes=self.scorer.columns,
                 scale=float(self.clip.scale()),
-                largest=min(self.batch_size, len(self.scorer.labels), LARGEST_BATCH, 16 * count),
+                largest=largest,
             )
             with torch.no_grad():
                 logits, embeddings = (
