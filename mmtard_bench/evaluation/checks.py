@@ -126,7 +126,7 @@ def inspect_model(
         _check_inference(model, images),
         _check_softmax(logits),
         _check_scale(scale),
-        check_grid(model, images),
+        check_grid(model, images, logits, spread),
     ]
     right = logits.argmax(1) == labels
     for points in (images, near(images)):

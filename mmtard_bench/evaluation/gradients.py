@@ -112,17 +112,16 @@ def check_prediction(model: Classifier, images: Tensor) -> Flag | None:
     )
 
 
-def check_grid(model: Classifier, images: Tensor) -> Flag | None:
+def check_grid(model: Classifier, images: Tensor, logits: Tensor, spread: float) -> Flag | None:
     """Whether logits jump off the grid of 8-bit pixels: images (N, 3, H, W) on it.
 
-    Adversarial images are off the grid. A model that notices can answer them by other means. Pixels
-    move by 1e-4 in random directions, and all by half a grey level up, then down.
+    ``logits`` (N, C) are those of the images, and ``spread`` is their range. Adversarial images are
+    off the grid. A model that notices can answer them by other means. Pixels move by 1e-4 in random
+    directions, and all by half a grey level up, then down.
     """
     generator = torch.Generator().manual_seed(0)
     half = torch.full_like(images, 0.5 / 255)
     with torch.no_grad():
-        logits = model(images)
-        spread = float(logits.max() - logits.min()) or 1.0
         near, up, down = (
             float((model((images + step).clamp(0, 1)) - logits).abs().max()) / spread
             for step in (NUDGE * _signs(images, generator), half, -half)
@@ -240,13 +239,18 @@ def _embedded(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Unit embeddings (N, D), a direction (D,), and gradients (N, P) of the embeddings along it."""
     points = images.clone().requires_grad_()
-    inputs = clip.preprocess.normalise(clip.preprocess.resize(points))
-    embeddings: Tensor = F.normalize(module.encode_image(inputs), dim=-1)  # type: ignore[operator]
+    embeddings = embeddings_by(clip, module, points)
     if isinstance(along, torch.Generator):
         along = torch.randn(embeddings.shape[1], generator=along).to(embeddings)
     gradient = _gradient((embeddings @ along.to(embeddings)).sum(), points)
     flat = torch.zeros_like(points) if gradient is None else gradient
     return embeddings.detach().double(), along, flat.flatten(1).double()
+
+
+def embeddings_by(clip: Clip, module: nn.Module, images: Tensor) -> Tensor:
+    """Unit embeddings (N, D) of images (N, 3, H, W) by a copy of the model in their precision."""
+    inputs = clip.preprocess.normalise(clip.preprocess.resize(images))
+    return F.normalize(module.encode_image(inputs), dim=-1)  # type: ignore[operator]
 
 
 def _gradient(loss: Tensor, points: Tensor) -> Tensor | None:

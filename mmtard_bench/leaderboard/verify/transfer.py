@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtard_bench.attacks.base import Classifier, margin, random_start
@@ -18,6 +17,7 @@ from mmtard_bench.attacks.pgd import pgd, step_size_of
 from mmtard_bench.evaluation.bench import Bench
 from mmtard_bench.evaluation.checks import inside
 from mmtard_bench.evaluation.device import Resources, full_float32
+from mmtard_bench.evaluation.gradients import embeddings_by
 from mmtard_bench.models.clip import Clip
 from mmtard_bench.tasks.classifier import ZeroShotClassifier
 from mmtard_bench.tasks.prompts import understood
@@ -72,7 +72,7 @@ def _transferred(
         step_size=step_size_of(eps, STEPS),
         start=random_start(images, norm=norm, eps=eps, keys=keys),
     )
-    kept = inside(points, images, norm=norm, eps=eps) & points.isfinite().flatten(1).all(1)
+    kept = inside(points, images, norm=norm, eps=eps)
     verdicts = bench.judge(torch.where(kept[:, None, None, None], points, images), rows)
     return [row for row, verdict in zip(rows, verdicts, strict=True) if not verdict.right]
 
@@ -120,7 +120,6 @@ def _in_float64(clip: Clip, classifier: ZeroShotClassifier) -> Callable[[Tensor]
         return None
 
     def doubled(images: Tensor) -> Tensor:
-        inputs = clip.preprocess.normalise(clip.preprocess.resize(images.double()))
-        return F.normalize(twin.encode_image(inputs), dim=-1) @ head.T
+        return embeddings_by(clip, twin, images.double()) @ head.T
 
     return doubled
