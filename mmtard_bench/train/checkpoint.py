@@ -41,10 +41,14 @@ class Origin(Strict):
 
 
 class Progress(Strict):
-    """How far a run is; lies in each of its states, whose other ``files`` it seals by SHA-256."""
+    """How far a run is; lies in each of its states, whose other ``files`` it seals by SHA-256.
+
+    ``memory`` is that of the method.
+    """
 
     step: int = Field(ge=1)
     seconds: float = Field(ge=0)
+    memory: dict[str, float] = Field(default={})
     files: dict[str, Digest] = Field(default={})
 
 

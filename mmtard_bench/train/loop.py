@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -45,6 +45,7 @@ class StudentBatch:
     labels: Tensor
     teachers: Teachers
     accelerator: Accelerator
+    memory: Mapping[str, float]
     student: dict[View, Output] = field(default_factory=dict)
     _asked: dict[tuple[Role, View], Output] = field(default_factory=dict)
 
@@ -92,6 +93,7 @@ class Trainer:
         self.teachers = teachers
         self.accelerator = accelerator
         self.seed = seed
+        self.memory: Mapping[str, float] = {}
         self.learned = [p for p in tower.parameters() if p.requires_grad]
         self.trainable = sum(p.numel() for p in self.learned)
         optimiser = torch.optim.AdamW(
@@ -108,7 +110,12 @@ class Trainer:
         device = self.accelerator.device
         clean = images.to(device, non_blocking=True).float() / 255
         batch = StudentBatch(
-            {"clean": clean}, positions, labels.to(device), self.teachers, self.accelerator
+            {"clean": clean},
+            positions,
+            labels.to(device),
+            self.teachers,
+            self.accelerator,
+            self.memory,
         )
         guide = self.method.guide(self.options)
         with self.accelerator.autocast():
@@ -117,13 +124,25 @@ class Trainer:
                 batch.images = {"clean": clean, "adv": adversarial}
             if not self.tower.training:  # train() visits every layer, so call it only if needed
                 self.tower.train()
-            views = self.method.views
-            embeddings = self.model(torch.cat([batch.images[view] for view in views]))
-        for view, rows in zip(views, embeddings.float().chunk(len(views)), strict=True):
-            batch.student[view] = Output(rows, self.head)
+            batch.student = self._outputs(batch.images)
         loss = self.method.loss(batch, self.options)
         self._update(step, loss)
+        self.memory = loss.memory
         return Learned(batch, loss)
+
+    def _outputs(self, images: Mapping[View, Tensor]) -> dict[View, Output]:
+        """The student's outputs on the views of the method, from one forward pass."""
+        views = self.method.views
+        everything = torch.cat([images[view] for view in views])
+        if not self.method.patches:
+            parts = self.model(everything).float().chunk(len(views))
+            return {v: Output(rows, self.head) for v, rows in zip(views, parts, strict=True)}
+        embedding, patches = self.model(everything, patches=True)
+        parts, theirs = (t.float().chunk(len(views)) for t in (embedding, patches.embeddings))
+        return {
+            view: Output(rows, self.head, replace(patches, embeddings=own))
+            for view, rows, own in zip(views, parts, theirs, strict=True)
+        }
 
     def _attack(self, step: int, batch: StudentBatch, guide: Guide) -> Tensor:
         """The adversarial images of the batch, made with the student in evaluation mode."""

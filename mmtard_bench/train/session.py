@@ -74,7 +74,7 @@ def train(named: Named, place: Place, console: Console) -> Card:
     """
     end_with_launcher()
     method, options = find_method(named.recipe.method, named.recipe.options)
-    _require_teachers(named, [role for role, _ in method.targets(options)])
+    _require_teachers(named, [role for role, _ in method.outputs(options)])
     accelerator = _accelerator(named, place)
     with ExitStack() as stack:
         if accelerator.is_main_process:
@@ -189,7 +189,7 @@ class Session:
                 f"The state {folder} cannot be read ({type(error).__name__}). Delete it, and "
                 "--resume continues from the state before."
             ) from error
-        self.seconds = progress.seconds
+        self.seconds, self.trainer.memory = progress.seconds, progress.memory
         self._say(f"Going on from step {progress.step}.")
         for line in self.history.read():
             self.metrics |= {k: v for k, v in line.items() if k.startswith("validation/")}
@@ -214,7 +214,7 @@ class Session:
                 "be saved; expected an open_clip architecture, directory or repository."
             )
         # In the order of the method on every process: figures are joined by position.
-        roles = dict.fromkeys(role for role, _ in self.method.targets(self.options))
+        roles = dict.fromkeys(role for role, _ in self.method.outputs(self.options))
         self.teachers = {role: self._teacher(role) for role in roles}
         for role, (clip, _) in self.teachers.items():
             require_apart(self.student, clip, f"{role} teacher")
@@ -274,17 +274,19 @@ class Session:
         recipe = self.recipe
         clip = load_model(recipe.student if role == "original" else recipe.teachers[role])
         clip.to(self.accelerator.device)
-        return clip, Teacher(Tower(clip), self._head(clip, self.data))
+        head = self._head(clip, self.data)
+        return clip, Teacher(Tower(clip), head, patches=self.method.patches)
 
     def _know(self) -> None:
         """Let teachers learn by heart what they say of clean images, if training comes back.
 
-        It takes part in the seconds of training, and is kept until the run is finished.
+        It takes part in the seconds of training, and is kept until the run is finished. Embeddings
+        of patches would be too large to keep.
         """
         recipe = self.recipe
-        if recipe.steps * recipe.batch <= len(self.images):
+        if self.method.patches or recipe.steps * recipe.batch <= len(self.images):
             return
-        for role, view in self.method.targets(self.options):
+        for role, view in self.method.outputs(self.options):
             if view != "clean":
                 continue
             path = self._memory(role)
@@ -351,7 +353,7 @@ class Session:
                 writer.add_histogram(f"weights/{name}", values, step)
 
     def _save(self, step: int) -> None:
-        progress = Progress(step=step, seconds=self.seconds)
+        progress = Progress(step=step, seconds=self.seconds, memory=dict(self.trainer.memory))
 
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmtard_bench.errors import InputError
@@ -27,11 +28,28 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Patches:
+    """The unnormalised embeddings of an image's patches in the space of the texts, (N, P, D).
+
+    ``grid`` is the number of rows and columns, P = rows * columns; ``size`` is the height and the
+    width of the model's input in pixels.
+    """
+
+    embeddings: Tensor
+    grid: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Output:
-    """A model's output for N images: the unnormalised embedding (N, D), and the head."""
+    """A model's output for N images: the unnormalised embedding (N, D), and the head.
+
+    ``patches`` is None unless the method needs it.
+    """
 
     embedding: Tensor
     head: Head
+    patches: Patches | None = None
 
     @cached_property
     def cosine(self) -> Tensor:
@@ -46,7 +64,10 @@ class Output:
 
 
 class Tower(nn.Module):
-    """Maps images (N, 3, H, W) in [0, 1] to embeddings (N, D), with the model's preprocessing."""
+    """Maps images (N, 3, H, W) in [0, 1] to embeddings (N, D), with the model's preprocessing.
+
+    With ``patches=True`` it returns the embeddings and a ``Patches``.
+    """
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
@@ -59,8 +80,10 @@ class Tower(nn.Module):
         self.visual = visual
         self._preprocess = clip.preprocess
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *, patches: bool = False) -> Tensor | tuple[Tensor, Patches]:
         inputs = self._preprocess.normalise(self._preprocess.resize(images))
+        if patches:
+            return self._with_patches(inputs)
         embedding = self.visual(inputs)
         if not isinstance(embedding, Tensor):
             raise InputError(
@@ -68,6 +91,29 @@ class Tower(nn.Module):
                 f"{type(embedding).__name__}; only towers that return one embedding can be trained."
             )
         return embedding
+
+    def _with_patches(self, inputs: Tensor) -> tuple[Tensor, Patches]:
+        """Raises InputError for towers whose patches have no embedding beside the texts'."""
+        visual = self.visual
+        if (
+            not isinstance(visual, VisionTransformer)
+            or visual.pool_type != "tok"
+            or visual.attn_pool is not None
+            or visual.final_ln_after_pool
+        ):
+            raise InputError(
+                f"The patches of the image tower {type(visual).__name__} have no embeddings in the "
+                "space of the texts; expected a vision transformer with a class token, such as "
+                "ViT-B-32."
+            )
+        before, visual.output_tokens = visual.output_tokens, True
+        try:
+            embedding, tokens = visual(inputs)
+        finally:
+            visual.output_tokens = before
+        patches = tokens if visual.proj is None else tokens @ visual.proj
+        rows, columns = visual.grid_size
+        return embedding, Patches(patches, (rows, columns), (inputs.shape[2], inputs.shape[3]))
 
 
 def require_apart(student: Clip, teacher: Clip, who: str) -> None:
@@ -108,15 +154,22 @@ def head_of(
 
 
 class Teacher:
-    """A frozen model. ``known`` holds its embeddings of all clean training images, or None."""
+    """A frozen model. ``known`` holds its embeddings of all clean training images, or None.
 
-    def __init__(self, tower: Tower, head: Head) -> None:
+    With ``patches``, its outputs have the embeddings of patches.
+    """
+
+    def __init__(self, tower: Tower, head: Head, *, patches: bool = False) -> None:
         self.tower = tower.eval().requires_grad_(False)
         self.head = head
+        self.patches = patches
         self.known: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Output:
+        if self.patches:
+            embedding, patches = self.tower(images, patches=True)
+            return Output(embedding.float(), self.head, patches)
         return Output(self.tower(images).float(), self.head)
 
     def recall(self, indices: Tensor) -> Output | None:

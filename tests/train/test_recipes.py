@@ -22,7 +22,7 @@ def test_every_recipe_names_a_method_and_its_teachers():
     for name in list_recipes():
         recipe = load_recipe(name).recipe
         method, options = find_method(recipe.method, recipe.options)
-        roles = {role for role, _ in method.targets(options)} - {"original"}
+        roles = {role for role, _ in method.outputs(options)} - {"original"}
         assert roles <= set(recipe.teachers), name
 
 

@@ -11,14 +11,28 @@ from mmtard_bench.train.methods import (
     fare,
     mmt_ard,
     mmt_ard_shipped,
+    mtard,
     pmg_aft,
+    sim_clip,
     tecoa,
+    tga_zsr,
 )
 from mmtard_bench.train.methods.base import Method, Options
 
 METHODS = {
     module.METHOD.name: module.METHOD
-    for module in (clean_ft, tecoa, fare, pmg_aft, ard, mmt_ard_shipped, mmt_ard)
+    for module in (
+        clean_ft,
+        tecoa,
+        fare,
+        sim_clip,
+        pmg_aft,
+        tga_zsr,
+        ard,
+        mtard,
+        mmt_ard_shipped,
+        mmt_ard,
+    )
 }
 
 

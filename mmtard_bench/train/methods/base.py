@@ -34,10 +34,12 @@ class Loss:
 
     ``terms`` are the scalar terms of the loss; their sum is minimised. ``weights`` are figures per
     sample, (N,) each, such as the weights of the teachers. They are reported, not minimised.
+    ``memory`` holds scalars that the method needs at the next step, the same on every process.
     """
 
     terms: dict[str, Tensor]
     weights: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
 
 
 class Batch(Interface):
@@ -46,7 +48,7 @@ class Batch(Interface):
     ``student`` has the student's outputs on the views that the method declares. ``teacher`` returns
     the outputs of a frozen model. ``gather`` concatenates the tensors (N, ...) of all processes to
     those of the global batch; only the rows of this process carry gradients. ``processes`` is the
-    number of processes.
+    number of processes. ``memory`` is that of the previous step's loss, empty at the first step.
     """
 
     @property
@@ -55,6 +57,8 @@ class Batch(Interface):
     def student(self) -> Mapping[View, Output]: ...
     @property
     def processes(self) -> int: ...
+    @property
+    def memory(self) -> Mapping[str, float]: ...
     def teacher(self, role: Role, view: View, /) -> Output: ...
     def gather(self, rows: Tensor, /) -> Tensor: ...
 
@@ -103,6 +107,7 @@ class Method:
         guide: The objective of the inner attack, for given options; None means no attack.
         labels: Whether the method needs labels.
         classes: Whether the method needs class names.
+        patches: Whether the loss needs the embeddings of patches (``Output.patches``).
         options: The model of the method's options in recipes.
     """
 
@@ -114,7 +119,15 @@ class Method:
     guide: Callable[[Any], Guide | None] = lambda _: None
     labels: bool = True
     classes: bool = True
+    patches: bool = False
     options: type[Options] = Options
+
+    def outputs(self, options: Options) -> tuple[tuple[Role, View], ...]:
+        """The teacher outputs that a step needs: those of the loss, and the guide's."""
+        guide = self.guide(options)
+        role = guide.role if guide is not None else None
+        guides: tuple[tuple[Role, View], ...] = () if role is None else ((role, "clean"),)
+        return tuple(dict.fromkeys((*self.targets(options), *guides)))
 
 
 def mean_terms(**terms: Tensor) -> Loss:
