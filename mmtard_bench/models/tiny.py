@@ -40,6 +40,18 @@ def tiny_clip_small() -> "Clip":
     return _load("tiny-clip-small")
 
 
+@register_model("tiny-clip-deep")
+def tiny_clip_deep() -> "Clip":
+    """As tiny-clip-small, with twice the residual blocks; a student of the study backbones."""
+    return _load("tiny-clip-deep")
+
+
+@register_model("tiny-vit")
+def tiny_vit() -> "Clip":
+    """A vision transformer of the size of tiny-clip-small; a student of the study backbones."""
+    return _load("tiny-vit")
+
+
 @register_model("teacher-clean")
 def teacher_clean() -> "Clip":
     """tiny-clip after digits/teacher-clean: the clean teacher of digits/*."""

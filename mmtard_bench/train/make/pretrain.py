@@ -2,7 +2,9 @@
 
 What the recipes of ``digits/`` start from, as the paper's start from OpenAI's weights: contrastive
 training on the training part of the digits world, on captions and digit names together.
-``tiny-clip`` is the teachers' size, ``tiny-clip-small`` the students'.
+``tiny-clip`` is the teachers' size, ``tiny-clip-small`` the students'. ``tiny-vit`` (a vision
+transformer on patches of 4 x 4) and ``tiny-clip-deep`` (twice the blocks of ``tiny-clip-small``)
+are the other students of the study ``backbones``.
 """
 
 import argparse
@@ -25,15 +27,24 @@ from mmtard_bench.train.data import Order
 from mmtard_bench.train.loop import learning_rate
 
 
-def _model_config(*, embedding: int, image_width: int, text_width: int) -> dict[str, Any]:
+def _residual(width: int, blocks: int = 1) -> dict[str, Any]:
+    return {"image_size": 32, "layers": [blocks] * 4, "width": width, "patch_size": None}
+
+
+TRANSFORMER = {
+    "image_size": 32,
+    "layers": 3,
+    "width": 48,
+    "head_width": 24,
+    "mlp_ratio": 2.0,
+    "patch_size": 4,
+}
+
+
+def _model_config(tower: dict[str, Any], *, embedding: int, text_width: int) -> dict[str, Any]:
     return {
         "embed_dim": embedding,
-        "vision_cfg": {
-            "image_size": 32,
-            "layers": [1, 1, 1, 1],
-            "width": image_width,
-            "patch_size": None,
-        },
+        "vision_cfg": tower,
         "text_cfg": {
             "context_length": 16,
             "vocab_size": 49408,
@@ -45,8 +56,10 @@ def _model_config(*, embedding: int, image_width: int, text_width: int) -> dict[
 
 
 MODEL_CONFIGS = {
-    "tiny-clip": _model_config(embedding=64, image_width=16, text_width=32),
-    "tiny-clip-small": _model_config(embedding=48, image_width=8, text_width=16),
+    "tiny-clip": _model_config(_residual(16), embedding=64, text_width=32),
+    "tiny-clip-small": _model_config(_residual(8), embedding=48, text_width=16),
+    "tiny-clip-deep": _model_config(_residual(8, 2), embedding=48, text_width=16),
+    "tiny-vit": _model_config(TRANSFORMER, embedding=48, text_width=16),
 }
 PREPROCESS_CONFIG = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "size": 32}
 BATCH = 128
@@ -115,7 +128,7 @@ def save(model: CLIP, config: dict[str, Any], folder: Path) -> None:
 
 
 def main() -> None:
-    """Pre-train one of the two models and write it."""
+    """Pre-train one of the models and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=sorted(MODEL_CONFIGS))
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")

@@ -54,7 +54,7 @@ def write_report(
     grouped = {m: [scores[m, seed] for seed in range(seeds)] for m in study.methods}
     _draw_curves(study, grouped, folder / "curves.png")
     _draw_trade_off(study, grouped, folder / "trade-off.png")
-    write_atomically(folder / "students.csv", _csv(grouped))
+    write_students(folder / "students.csv", grouped)
     write_atomically(folder / "README.md", _page(study, grouped, recipes, command))
     return folder / "README.md"
 
@@ -70,15 +70,15 @@ def _page(
 images in the same order. Accuracies are in percent, as mean ± standard deviation over seeds.
 
 - clean, robust: accuracy without attack, and under attack (`{study.robust_suite}`:
-  {_data(study.robust_suite)}).
+  {data_of(study.robust_suite)}).
 - unseen: zero-shot accuracy without attack, on combinations that training never shows
-  (`{study.unseen_suite}`: {_tasks(study.unseen_suite)}).
+  (`{study.unseen_suite}`: {tasks_of(study.unseen_suite)}).
 - metric - {study.baseline}: difference to `{study.baseline}` in points, paired by seed and by
   sample. The 95% interval in brackets covers other seeds and other samples.
 - steps: training steps until the mean robust validation accuracy reaches the final one of
   `{study.baseline}`; in brackets, how many times fewer steps than `{study.baseline}` needs.
 
-{_warning(grouped)}{_table(study, grouped)}
+{warning(grouped)}{_table(study, grouped)}
 
 Validation runs the recipe's own PGD on held-out renderings of the training data. PGD is weaker than
 AutoAttack, so validation compares the methods while they learn and does not measure robustness. A
@@ -97,18 +97,18 @@ Every student: [students.csv](students.csv).
 """
 
 
-def _tasks(suite: str) -> str:
+def tasks_of(suite: str) -> str:
     """The tasks of a suite and its sample count."""
     loaded = load_suite(suite)
     return f"{', '.join(task.name for task, _ in loaded.plan)}, {loaded.n} samples"
 
 
-def _data(suite: str) -> str:
+def data_of(suite: str) -> str:
     """The tasks of a suite, its sample count and its threat models."""
-    return f"{_tasks(suite)}, {', '.join(threat.name for threat in load_suite(suite).threats)}"
+    return f"{tasks_of(suite)}, {', '.join(threat.name for threat in load_suite(suite).threats)}"
 
 
-def _warning(grouped: Mapping[str, list[Score]]) -> str:
+def warning(grouped: Mapping[str, list[Score]]) -> str:
     """A paragraph that names the students whose clean accuracy is at chance; "" if none is."""
     students = [
         f"`{method}` seed {seed}"
@@ -125,19 +125,20 @@ def _warning(grouped: Mapping[str, list[Score]]) -> str:
     )
 
 
-def _named(method: str, scores: Sequence[Score]) -> str:
+def named(method: str, scores: Sequence[Score]) -> str:
+    """A method's name for a table, which says if a student is at chance."""
     return f"`{method}`{' (at chance)' * any(score.at_chance for score in scores)}"
 
 
 def _table(study: Study, grouped: Mapping[str, list[Score]]) -> str:
     rows = []
     for method, scores in grouped.items():
-        cells = [_named(method, scores)]
-        cells += [_mean_and_deviation(scores, metric) for metric in METRICS]
+        cells = [named(method, scores)]
+        cells += [mean_and_deviation(scores, metric) for metric in METRICS]
         if method == study.baseline:
             cells += ["", "", ""]
         else:
-            cells += [_points(_gap(study, grouped, method, metric)) for metric in METRICS]
+            cells += [points(_gap(study, grouped, method, metric)) for metric in METRICS]
         cells.append(_steps(study, grouped, method))
         rows.append(cells)
     headers = ["method", *METRICS, *(f"{m} - {study.baseline}" for m in METRICS), "steps"]
@@ -147,12 +148,12 @@ def _table(study: Study, grouped: Mapping[str, list[Score]]) -> str:
 def _claims(study: Study, grouped: Mapping[str, list[Score]]) -> str:
     if "mmt-ard" not in grouped:
         return ""
-    ours, base = (_named(name, grouped[name]) for name in ("mmt-ard", study.baseline))
-    robust, unseen = (_points(_gap(study, grouped, "mmt-ard", of)) for of in ("robust", "unseen"))
-    clean = f"{_tasks(study.unseen_suite)}, clean"
+    ours, base = (named(name, grouped[name]) for name in ("mmt-ard", study.baseline))
+    robust, unseen = (points(_gap(study, grouped, "mmt-ard", of)) for of in ("robust", "unseen"))
+    clean = f"{tasks_of(study.unseen_suite)}, clean"
     validation = "robust validation accuracy"
     rows = [
-        ["robust accuracy", *PAPER["robust"], robust, _data(study.robust_suite)],
+        ["robust accuracy", *PAPER["robust"], robust, data_of(study.robust_suite)],
         ["zero-shot accuracy", *PAPER["unseen"], unseen, clean],
         ["training efficiency", *PAPER["efficiency"], _efficiency(study, grouped), validation],
     ]
@@ -180,13 +181,15 @@ def _gap(study: Study, grouped: Mapping[str, list[Score]], method: str, metric: 
     return paired_difference(ours, base)
 
 
-def _points(gap: Difference) -> str:
+def points(gap: Difference) -> str:
+    """A difference in points with its interval, if it has one."""
     if math.isinf(gap.low):
         return f"{100 * gap.mean:+.1f}"
     return f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
 
 
-def _mean_and_deviation(scores: Sequence[Score], metric: str) -> str:
+def mean_and_deviation(scores: Sequence[Score], metric: str) -> str:
+    """The mean accuracy over seeds and its standard deviation, in percent."""
     seeds = 100 * verdicts(scores, metric).mean(1)
     if len(seeds) < 2:
         return f"{seeds[0]:.1f}"
@@ -255,7 +258,8 @@ def _draw_trade_off(study: Study, grouped: Mapping[str, list[Score]], path: Path
     save(figure, path)
 
 
-def _csv(grouped: Mapping[str, list[Score]]) -> str:
+def write_students(path: Path, grouped: Mapping[str, list[Score]]) -> None:
+    """Write every student's accuracies and seconds of training as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["method", "seed", *METRICS, "seconds"])
@@ -263,4 +267,4 @@ def _csv(grouped: Mapping[str, list[Score]]) -> str:
         for seed, score in enumerate(scores):
             shares = [f"{verdicts([score], metric).mean():.4f}" for metric in METRICS]
             writer.writerow([method, seed, *shares, f"{score.curve[-1][1]:.1f}"])
-    return text.getvalue()
+    write_atomically(path, text.getvalue())

@@ -1,8 +1,8 @@
 """Run a study: train a student per method and seed, score it, compare it with the baseline."""
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,22 +18,39 @@ from mmtard_bench.records.schema import Record, digest_of
 from mmtard_bench.registry import near_matches
 from mmtard_bench.tasks.suites import load_suite
 from mmtard_bench.train.checkpoint import Card
+from mmtard_bench.train.methods import METHODS
 from mmtard_bench.train.recipe import Named, load_recipe
 from mmtard_bench.train.session import Place, train
+from mmtard_bench.train.study.backbones import BACKBONES, write_backbones
 from mmtard_bench.train.study.report import write_report
-from mmtard_bench.train.study.statistics import Score, Study
+from mmtard_bench.train.study.statistics import Score, Study, Variant
 from mmtard_bench.train.watch import History
 
 AT_CHANCE: SampleCode = "clean-accuracy-at-chance"
 
+DIGITS = Study(
+    family="digits",
+    methods=("clean-ft", "tecoa", "fare", "pmg-aft", "ard", "mmt-ard-shipped", "mmt-ard"),
+    baseline="ard",
+    robust_suite="reproduce-digits-v1",
+    unseen_suite="reproduce-unseen-v1",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The students of a study, those methods that it trains by default, and its report."""
+
+    variants: tuple[Variant, ...]
+    methods: tuple[str, ...]
+    write: Callable[..., Path]
+
+
 STUDIES = {
-    "digits": Study(
-        family="digits",
-        methods=("clean-ft", "tecoa", "fare", "pmg-aft", "ard", "mmt-ard-shipped", "mmt-ard"),
-        baseline="ard",
-        robust_suite="reproduce-digits-v1",
-        unseen_suite="reproduce-unseen-v1",
-    )
+    "digits": Plan(
+        tuple(Variant(method, method) for method in METHODS), DIGITS.methods, write_report
+    ),
+    "backbones": Plan(BACKBONES, ("ard", "mmt-ard"), write_backbones),
 }
 
 
@@ -59,30 +76,45 @@ def reproduce(
     """
     if name not in STUDIES:
         raise InputError(f"There is no study '{name}'. {near_matches(name, STUDIES)}")
-    study = STUDIES[name]
-    chosen = tuple(methods or study.methods)
-    recipes = {method: load_recipe(f"{study.family}/{method}", overrides) for method in chosen}
-    if study.baseline not in chosen:
+    plan = STUDIES[name]
+    known = dict.fromkeys(variant.method for variant in plan.variants)
+    chosen = tuple(methods or plan.methods)
+    for method in chosen:
+        if method not in known:
+            raise InputError(
+                f"The study '{name}' has no method '{method}'. {near_matches(method, known)}"
+            )
+    if DIGITS.baseline not in chosen:
         raise InputError(
-            f"A study compares with '{study.baseline}'; add --method {study.baseline}."
+            f"A study compares with '{DIGITS.baseline}'; add --method {DIGITS.baseline}."
         )
+    recipes = {
+        variant.label: load_recipe(
+            f"{DIGITS.family}/{variant.method}", (*variant.changes, *overrides)
+        )
+        for variant in plan.variants
+        if variant.method in chosen
+    }
     scores: dict[tuple[str, int], Score] = {}
     scorer = find_device(device)
     for seed in range(seeds):
-        for method, named in recipes.items():
-            console.print(f"{study.family}/{method}, seed {seed}", highlight=False)
-            folder = out / "checkpoints" / f"{method}-seed{seed}"
+        for label, named in recipes.items():
+            console.print(f"{label}, seed {seed}", highlight=False)
+            folder = out / "checkpoints" / f"{label}-seed{seed}"
             place = Place(folder, seed=seed, resume=True, cpu=device == "cpu")
-            _require_same_validation(train(named, place, console), named, folder)
-            scores[method, seed] = _score(study, folder, out, scorer, console)
+            card = train(named, place, console)
+            _require_same_validation(card, named, folder)
+            scores[label, seed] = replace(
+                _score(folder, out, scorer, console), parameters=card.trainable_parameters
+            )
     words = ["mmtard-bench", "reproduce", name, "--seeds", str(seeds)]
     words += [word for method in methods or () for word in ("--method", method)]
     words += [word for override in overrides for word in ("--set", override)]
-    report = write_report(
-        replace(study, methods=chosen),
+    report = plan.write(
+        replace(DIGITS, methods=chosen),
         scores,
         seeds=seeds,
-        recipes={method: named.recipe for method, named in recipes.items()},
+        recipes={label: named.recipe for label, named in recipes.items()},
         command=shlex.join(words),
         folder=out,
     )
@@ -100,12 +132,12 @@ def _require_same_validation(card: Card, named: Named, folder: Path) -> None:
         )
 
 
-def _score(study: Study, folder: Path, out: Path, device: torch.device, console: Console) -> Score:
+def _score(folder: Path, out: Path, device: torch.device, console: Console) -> Score:
     # The name finds the records again, so it must not depend on how the path is written.
     clip = replace(load_model(f"local-dir:{folder}"), name=folder.name)
     records: dict[str, Record] = {}
     with RunProgress(console) as progress:
-        for suite in (study.robust_suite, study.unseen_suite):
+        for suite in (DIGITS.robust_suite, DIGITS.unseen_suite):
             (records[suite],) = run_model(
                 clip,
                 load_suite(suite),
@@ -116,7 +148,7 @@ def _score(study: Study, folder: Path, out: Path, device: torch.device, console:
     for record in records.values():
         if record.error is not None:
             raise InputError(f"{folder} could not be scored: {record.error}")
-    return score_of(records[study.robust_suite], records[study.unseen_suite], _curve(folder))
+    return score_of(records[DIGITS.robust_suite], records[DIGITS.unseen_suite], _curve(folder))
 
 
 def score_of(robust: Record, unseen: Record, curve: list[tuple[float, float, float]]) -> Score:

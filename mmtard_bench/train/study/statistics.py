@@ -23,12 +23,21 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A kind of student: the recipe of a method with its changes. ``label`` names it in a study."""
+
+    label: str
+    method: str
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Score:
     """The verdicts of one student, on the same samples for every student, and its training curve.
 
     ``clean``, ``robust`` and ``unseen`` have a truth value per sample. ``curve`` has points (step,
     seconds, robust validation accuracy). ``at_chance`` says that the clean accuracy, on either
-    data, is not above chance.
+    data, is not above chance. ``parameters`` is the number of trained parameters.
     """
 
     clean: Sequence[bool]
@@ -36,6 +45,7 @@ class Score:
     unseen: Sequence[bool]
     curve: Sequence[tuple[float, float, float]]
     at_chance: bool = False
+    parameters: int = 0
 
 
 METRICS = ("clean", "robust", "unseen")
