@@ -23,7 +23,8 @@ def diagnostics(lines: Sequence[Line], path: Path) -> None:
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     losses, accuracies, agreement, weights = figure.subplots(2, 2).flat
     _lines(losses, lines, "loss/", "loss terms")
-    losses.set_yscale("log")
+    if all(min(line.get_ydata()) > 0 for line in losses.lines):
+        losses.set_yscale("log")  # the cosines of sim-clip are negative
     _lines(accuracies, lines, "train/", "accuracy")
     for key, style in (("validation/clean", "o-"), ("validation/robust", "s-")):
         accuracies.plot(*series(lines, key), style, label=key, markersize=4)

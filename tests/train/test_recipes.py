@@ -32,8 +32,12 @@ def test_there_is_a_recipe_of_every_method_on_the_embedded_data():
 
 def test_students_of_the_digits_world_differ_in_nothing_but_the_method_and_its_rate():
     own = {"description", "method", "options", "teachers", "learning_rate"}
-    recipes = [load_recipe(f"digits/{m}").recipe.model_dump(exclude=own) for m in METHODS]
-    assert all(recipe == recipes[0] for recipe in recipes)
+    # A residual tower of this size has a single patch, too few for maps of attention.
+    others = {"tga-zsr": {"student"}}
+    recipes = [load_recipe(f"digits/{m}").recipe for m in METHODS]
+    for recipe in recipes:
+        left_out = own | others.get(recipe.method, set())
+        assert recipe.model_dump(exclude=left_out) == recipes[0].model_dump(exclude=left_out)
 
 
 @pytest.mark.parametrize("name", ["rn50", "rn101", "vit-b-32", "vit-b-32-lora"])
@@ -48,9 +52,20 @@ def test_the_paper_scale_has_the_papers_numbers(name):
         "step_size": "1/255",
     }
     assert recipe.train.templates == ["This is a photo of a {}"]
-    assert recipe.teachers["clean"].startswith("ViT-L-14")
+    assert recipe.teachers == {
+        role: f"local-dir:checkpoints/imagenet-teacher-{role}" for role in ("clean", "robust")
+    }
     lora = recipe.lora.model_dump() if recipe.lora else None
     assert lora == ({"rank": 16, "alpha": 16.0, "dropout": 0.1} if "lora" in name else None)
+
+
+@pytest.mark.parametrize(("role", "method"), [("clean", "clean-ft"), ("robust", "pmg-aft")])
+def test_the_teachers_of_the_paper_have_the_authors_schedule(role, method):
+    recipe = load_recipe(f"imagenet/teacher-{role}").recipe
+    assert (recipe.student, recipe.method) == ("ViT-L-14:openai", method)
+    assert (recipe.batch, recipe.steps, recipe.learning_rate) == (32, 20_000, 1e-5)
+    assert (recipe.weight_decay, recipe.warmup * recipe.steps) == (1e-4, pytest.approx(1400))
+    assert recipe.train == load_recipe("imagenet/vit-b-32").recipe.train
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
@@ -88,7 +103,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rn50", "rn101", "vit-b-32", "vit-b-32-lora"])
+@pytest.mark.parametrize("name", ["rn50", "rn101", "vit-b-32", "vit-b-32-lora", "teacher-robust"])
 def test_the_paper_scale_runs_with_the_real_architectures(name, photos, tmp_path, monkeypatch):
     path, names = photos
     student = load_recipe(f"imagenet/{name}").recipe.student.replace(":openai", ":random")

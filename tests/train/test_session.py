@@ -49,14 +49,15 @@ def without_seconds(folder):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_trains_the_image_tower_alone(method, run_small):
-    folder = run_small("run", f"method={method}", "steps=2", "save_every=1")
+    student = "tiny-vit" if METHODS[method].patches else "tiny-clip-small"
+    folder = run_small("run", f"method={method}", f"student={student}", "steps=2", "save_every=1")
     clip = load_model(f"local-dir:{folder}")
-    start = load_model("tiny-clip-small").module.state_dict()
+    start = load_model(student).module.state_dict()
     for key, value in clip.module.state_dict().items():
         assert torch.equal(value, start[key]) != key.startswith("visual."), key
     card = read_card(folder)
     assert card.weights_digest == clip.digest
-    assert card.origin.digests["student"] == load_model("tiny-clip-small").digest
+    assert card.origin.digests["student"] == load_model(student).digest
     assert set(card.metrics) == {"validation/clean", "validation/robust"}
     assert (folder / "diagnostics.png").stat().st_size > 10_000
 
@@ -138,15 +139,31 @@ def stop_at(monkeypatch, step, error):
     monkeypatch.setattr(session.Session, "_step", interrupted)
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_killed_run_goes_on_to_the_same_weights(step, run_small, monkeypatch):
-    whole = run_small("whole", "method=mmt-ard")
+@pytest.mark.parametrize(
+    ("method", "step"), [("mmt-ard", 1), ("mmt-ard", 3), ("mmt-ard", 5), ("mtard", 5)]
+)
+def test_a_killed_run_goes_on_to_the_same_weights(method, step, run_small, monkeypatch):
+    """``mtard`` remembers its weights and first losses from step to step."""
+    options = [f"method={method}", *["options.rate=0.5"] * (method == "mtard")]
+    whole = run_small("whole", *options)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         stop_at(patch, step, Killed())
-        run_small("cut", "method=mmt-ard")
-    cut = run_small("cut", "method=mmt-ard", resume=True)
+        run_small("cut", *options)
+    cut = run_small("cut", *options, resume=True)
     assert_same(weights(whole), weights(cut))
     assert without_seconds(whole) == without_seconds(cut)
+
+
+def test_text_guided_attention_needs_a_grid_of_patches(run_small):
+    folder = run_small("vit", "method=tga-zsr", "student=tiny-vit", "options.refine=1.0")
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    refine = [line["loss/refine"] for line in lines if "loss/refine" in line]
+    # The images differ from clean ones, so their maps do; the map of the start is that of itself.
+    assert refine[0] > 0
+    assert lines[0]["loss/constrain"] == pytest.approx(0, abs=1e-4)
+    assert lines[-2]["loss/constrain"] > 1e-3
+    with pytest.raises(InputError, match="ModifiedResNet have no embeddings in the space of"):
+        run_small("residual", "method=tga-zsr", "student=tiny-clip-small")
 
 
 def test_kill_9_in_the_middle_and_resume(recipe, tmp_path, run_small):
