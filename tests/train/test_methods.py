@@ -153,7 +153,9 @@ class Reference:
                     total += factor * self.cos[target][i, y] * p * (np.log(p) - np.log(q))
         return total / (N * C)
 
-    def mmt_ard(self, *, frozen, weights=True, gate=True, consistency=True, alignment=1.0):
+    def mmt_ard(
+        self, *, frozen, weights=True, gate=True, share=0.5, consistency=True, alignment=1.0
+    ):
         """``frozen`` is a reference at the same place: weights and gate carry no gradient."""
         still = frozen or self
         sides = {
@@ -161,7 +163,8 @@ class Reference:
             "clean": (("clean", "clean"), "clean"),
         }
         robust, clean = (still.kl(*sides[side]) for side in ("robust", "clean"))
-        share = 1 / (1 + np.exp(-2 * (robust - clean) / (robust + clean))) if gate else 0.5
+        if gate:
+            share = 1 / (1 + np.exp(-2 * (robust - clean) / (robust + clean)))
         total = 0.0
         for side, (target, view) in sides.items():
             weight = 2 * share if side == "robust" else 2 * (1 - share)
@@ -349,6 +352,12 @@ def test_mmt_ard_is_its_formula(case, gate, weights, consistency, temperature):
         return temperature**2 * reference.mmt_ard(frozen=still, **switches)
 
     compare(case, "mmt-ard", switches | {"temperature": temperature}, formula, temperature)
+
+
+def test_mmt_ard_takes_a_fixed_share_in_place_of_the_gate(case):
+    switches = {"gate": False, "share": 0.8}
+    still = Reference(case, embeddings_of(case))
+    compare(case, "mmt-ard", switches, lambda r: r.mmt_ard(frozen=still, **switches))
 
 
 def total_of(case, **switches):

@@ -9,8 +9,17 @@ from matplotlib.figure import Figure
 from mmtard_bench.records.schema import Flag, Record
 from mmtard_bench.train import figures as train_figures
 from mmtard_bench.train.figures import diagnostics
+from mmtard_bench.train.methods import find_method
 from mmtard_bench.train.recipe import load_recipe
 from mmtard_bench.train.study import report
+from mmtard_bench.train.study.backbones import BACKBONES, write_backbones
+from mmtard_bench.train.study.frontier import (
+    FRONTIER,
+    frontier,
+    gap,
+    gap_over_seeds,
+    write_frontier,
+)
 from mmtard_bench.train.study.report import write_report
 from mmtard_bench.train.study.run import score_of
 from mmtard_bench.train.study.statistics import (
@@ -220,3 +229,89 @@ def test_a_curve_of_one_point_is_drawn(tmp_path, monkeypatch):
     drawn = [line for axes in figures[0].axes for line in axes.get_lines() if len(line.get_xdata())]
     assert [line.get_label() for line in drawn] == ["loss/x", "weights/clean"]
     assert {line.get_marker() for line in drawn} == {"o"}
+
+
+def test_a_frontier_has_no_dominated_student():
+    students = np.array([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3], [0.6, 0.2], [0.5, 0.4], [0.4, 0.5]])
+    expected = [[0.5, 0.5], [0.7, 0.3], [0.9, 0.1]]
+    np.testing.assert_allclose(frontier(students), expected)
+    np.testing.assert_allclose(frontier(students[:1]), students[:1])
+
+
+def test_frontiers_are_compared_at_equal_clean_accuracy():
+    theirs = np.array([[0.4, 0.5], [0.8, 0.1]])  # robust = 0.9 - clean
+    assert gap(theirs, theirs) == 0
+    assert gap(theirs + np.array([0, 0.07]), theirs) == pytest.approx(0.07)
+    # The same line, one point off it, and a longer range: 0.1 at 0.6, 0 at both ends.
+    ours = np.array([[0.2, 0.7], [0.4, 0.5], [0.6, 0.4], [0.8, 0.1]])
+    assert gap(ours, theirs) == pytest.approx(0.05, abs=0.002)
+    assert gap(theirs, ours) == pytest.approx(-gap(ours, theirs))
+    assert np.isnan(gap(np.array([[0.9, 0.3]]), theirs))
+    # A single student at a clean accuracy that the other covers: the difference there.
+    assert gap(np.array([[0.6, 0.45]]), theirs) == pytest.approx(0.15)
+
+
+def test_the_gap_over_seeds_is_a_t_interval_by_hand():
+    found = gap_over_seeds([0.01, 0.02, 0.03])
+    assert found.mean == pytest.approx(0.02)
+    assert found.high - found.mean == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-4)
+    assert np.isinf(gap_over_seeds([0.01]).high)
+    assert np.isnan(gap_over_seeds([0.01, float("nan")]).mean)
+
+
+def variants_of(module, write, folder, score_of_label):
+    """A study's page with made-up scores, 2 seeds."""
+    labels = [v.label for v in module]
+    scores = {(label, seed): score_of_label(label, seed) for label in labels for seed in range(2)}
+    study = Study("digits", ("ard", "mmt-ard"), "ard", "reproduce-digits-v1", "reproduce-unseen-v1")
+    recipes = {label: load_recipe("digits/ard").recipe for label in labels}
+    path = write(
+        study, scores, seeds=2, recipes=recipes, command="mmtard-bench reproduce", folder=folder
+    )
+    return path.read_text("utf-8")
+
+
+def made_of(clean, robust):
+    values = [[i < round(share * 100) for i in range(100)] for share in (clean, robust, clean)]
+    return Score(*values, curve=[(1, 1.0, robust)], parameters=1234)
+
+
+def test_the_page_of_backbones_pairs_both_methods_of_a_student(tmp_path):
+    def made(label, seed):
+        return made_of(0.6, 0.3 + 0.05 * label.endswith("mmt-ard") + 0.01 * seed)
+
+    text = variants_of(BACKBONES, write_backbones, tmp_path, made)
+    rows = [row for row in text.splitlines() if row.startswith("| transformer-lora")]
+    assert [cell.strip() for cell in rows[0].split("|")[2:6]] == [
+        "`ard`",
+        "1,234",
+        "60.0 ± 0.0",
+        "30.5 ± 0.7",
+    ]
+    assert "35.5 ± 0.7" in rows[1]
+    assert "difference" in rows[2]
+    assert "+5.0 [" in rows[2]
+    assert (tmp_path / "backbones.png").stat().st_size > 10_000
+    assert len((tmp_path / "students.csv").read_text().splitlines()) == 1 + 2 * len(BACKBONES)
+
+
+def test_the_page_of_frontiers_compares_them(tmp_path):
+    clean = {2: 0.8, 4: 0.7, 8: 0.5, 12: 0.4}
+
+    def made(label, seed):
+        *_, setting = label.split("-")
+        place = clean[int(setting[3:])] if setting.startswith("eps") else 0.3
+        return made_of(place, 0.9 - place + 0.04 * label.startswith("mmt-ard"))
+
+    variants = [v for v in FRONTIER if v.method in ("ard", "mmt-ard")]
+    text = variants_of(variants, write_frontier, tmp_path, made)
+    assert "| `ard`     | +4.0 [+4.0, +4.0]" in text
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+
+
+def test_every_variant_is_a_recipe_that_can_be_read():
+    for variant in (*BACKBONES, *FRONTIER):
+        recipe = load_recipe(f"digits/{variant.method}", variant.changes).recipe
+        find_method(recipe.method, recipe.options)
+    labels = [v.label for v in (*BACKBONES, *FRONTIER)]
+    assert len(set(labels)) == len(labels)

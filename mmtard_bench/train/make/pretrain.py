@@ -3,7 +3,7 @@
 What the recipes of ``digits/`` start from, as the paper's start from OpenAI's weights: contrastive
 training on the training part of the digits world, on captions and digit names together.
 ``tiny-clip`` is the teachers' size, ``tiny-clip-small`` the students'. ``tiny-vit`` (a vision
-transformer on patches of 4 x 4) and ``tiny-clip-deep`` (twice the blocks of ``tiny-clip-small``)
+transformer on patches of 8 x 8) and ``tiny-clip-deep`` (twice the blocks of ``tiny-clip-small``)
 are the other students of the study ``backbones``.
 """
 
@@ -37,7 +37,7 @@ TRANSFORMER = {
     "width": 48,
     "head_width": 24,
     "mlp_ratio": 2.0,
-    "patch_size": 4,
+    "patch_size": 8,
 }
 
 

@@ -28,12 +28,16 @@ LEARNS_ON: dict[Role, View] = {"robust": "adv", "clean": "clean"}
 
 
 class Switches(Softened):
-    """Switches for each term; ``alignment`` is the factor of the consistency term."""
+    """Switches for each term; ``alignment`` is the factor of the consistency term.
+
+    ``share`` is the robust teacher's share of every sample without the gate.
+    """
 
     robust_teacher: bool = True
     clean_teacher: bool = True
     weights: bool = True
     gate: bool = True
+    share: float = Field(default=0.5, gt=0, lt=1)
     consistency: bool = True
     alignment: float = Field(default=1.0, gt=0)
 
@@ -79,8 +83,8 @@ def loss(batch: Batch, switches: Switches) -> Loss:
     """T^2 (2 g w_R KL(z_R(x) || z_S(x')) + 2 (1 - g) w_C KL(z_C(x) || z_S(x)) + consistency).
 
     All terms are means over the batch. z are logits (N, C) divided by the temperature T. Without
-    the gate, g = 1/2; without the weights, w = 1. With the robust teacher alone and no other term,
-    this is the loss of ``ard``.
+    the gate, g is ``share``; without the weights, w = 1. With the robust teacher alone and no other
+    term, this is the loss of ``ard``.
     """
     heat = switches.temperature
     on = {role for role, _ in targets(switches)}
@@ -91,8 +95,10 @@ def loss(batch: Batch, switches: Switches) -> Loss:
     }
     apart = {role: kl(target, logits) for role, (target, logits) in sides.items()}
     weights = {role: torch.ones_like(values) for role, values in apart.items()}
-    if switches.gate and len(sides) == 2:
-        share = sigmoid_gate(apart["robust"], apart["clean"])
+    if len(sides) == 2:
+        share = torch.full_like(apart["robust"], switches.share)
+        if switches.gate:
+            share = sigmoid_gate(apart["robust"], apart["clean"])
         weights = {"robust": 2 * share, "clean": 2 * (1 - share)}
     if switches.weights:
         for role, (target, logits) in sides.items():

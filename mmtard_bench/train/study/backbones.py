@@ -33,6 +33,8 @@ from mmtard_bench.train.study.statistics import (
     verdicts,
 )
 
+METHODS = ("ard", "mmt-ard")
+
 STUDENTS: dict[str, tuple[str, ...]] = {
     "residual": ("student=tiny-clip-small",),
     "residual-deep": ("student=tiny-clip-deep",),
@@ -50,7 +52,7 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 BACKBONES = tuple(
     Variant(f"{student}-{method}", method, changes)
     for student, changes in STUDENTS.items()
-    for method in ("ard", "mmt-ard")
+    for method in METHODS
 )
 
 

@@ -21,7 +21,7 @@ from mmtard_bench.train.checkpoint import Card
 from mmtard_bench.train.methods import METHODS
 from mmtard_bench.train.recipe import Named, load_recipe
 from mmtard_bench.train.session import Place, train
-from mmtard_bench.train.study.backbones import BACKBONES, write_backbones
+from mmtard_bench.train.study import backbones, frontier
 from mmtard_bench.train.study.report import write_report
 from mmtard_bench.train.study.statistics import Score, Study, Variant
 from mmtard_bench.train.watch import History
@@ -50,7 +50,8 @@ STUDIES = {
     "digits": Plan(
         tuple(Variant(method, method) for method in METHODS), DIGITS.methods, write_report
     ),
-    "backbones": Plan(BACKBONES, ("ard", "mmt-ard"), write_backbones),
+    "backbones": Plan(backbones.BACKBONES, backbones.METHODS, backbones.write_backbones),
+    "frontier": Plan(frontier.FRONTIER, frontier.METHODS, frontier.write_frontier),
 }
 
 
