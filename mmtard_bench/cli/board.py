@@ -49,26 +49,33 @@ def add(commands: Commands) -> None:
         "leaderboard", help="write the leaderboard from entries or records"
     )
     command.add_argument(
-        "--records", type=Path, default=ENTRIES, help="where entries, or records of runs, are"
+        "--records",
+        type=Path,
+        default=ENTRIES,
+        help=f"directory of entries, or of a run's records (default: {ENTRIES})",
     )
     command.add_argument(
         "--output",
         type=output,
-        help=f"default: {README} for {ENTRIES}; for other records the tables are only printed",
+        help=f"markdown file to write (default: {README} for {ENTRIES}; for other records the "
+        "tables are only printed)",
     )
     command.add_argument(
         "--reported",
         type=Path,
-        help="a CSV file of published figures; reported.csv beside the records unless given",
+        help="CSV file of published figures (default: reported.csv beside the records)",
     )
     command.add_argument(
         "--html",
         action="store_true",
-        help="also a page, index.html beside it, and plots; once there they are always written",
+        help="also write index.html and plots beside the markdown file; if they exist already, "
+        "they are written without this option too",
     )
-    command.add_argument("--open", action="store_true", help="show what was written")
+    command.add_argument("--open", action="store_true", help="open what was written in a browser")
     command.add_argument(
-        "--check", action="store_true", help="write nothing; exit status 1 if it is stale"
+        "--check",
+        action="store_true",
+        help="write nothing; exit with status 1 if the files differ from what would be written",
     )
     command.set_defaults(run=_leaderboard)
 
