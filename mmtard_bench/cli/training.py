@@ -10,7 +10,7 @@ from mmtard_bench.cli.common import KEPT, Commands, output, positive, seed
 _TRAIN = """Train a student from a recipe, and write a checkpoint that the other commands can score.
 Trust a recipe as you trust a script: models that it names as package.module:function are code,
 which is run."""
-_REPRODUCE = """Train students, score them under AutoAttack, and write a report with tables and plots.
+_REPRODUCE = """Train students, score them under AutoAttack, and write a report with plots.
 digits: every method beside its single-teacher baseline. backbones: four kinds of students with one
 robust teacher and with two. frontier: clean against robust accuracy of each method, for several
 radii of the inner attack. Finished students are reused."""
