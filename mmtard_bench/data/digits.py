@@ -133,6 +133,12 @@ class DigitsSplit:
     def image(self, index: int) -> Pixels:
         return _render(f"{self.name}/{index:05d}", self.combination(index), train=self.train)
 
+    def ink(self, index: int) -> NDArray[np.bool_]:
+        """The pixels of a sample, (32, 32), where the ink covers at least half of the paper."""
+        _, digit, _ = self.combination(index)
+        share: NDArray[np.int64] = _ink(f"{self.name}/{index:05d}", digit, train=self.train)
+        return share >= 2048
+
     def _place(self, index: int) -> int:
         return _hash(f"combination of {self.name}/{index:05d}") % len(self.combinations)
 
@@ -140,8 +146,23 @@ class DigitsSplit:
 def _render(sample: str, combination: Combination, *, train: bool) -> Pixels:
     """Draw one sample: (32, 32, 3) uint8, a function of its id and combination."""
     ink, digit, background = combination
-    stream = hashlib.shake_256(f"digits render {sample}".encode()).digest(10 + SIZE * SIZE * 3)
-    choice = np.frombuffer(stream[:10], dtype=">u2").astype(np.int64)
+    ink_share = _ink(sample, digit, train=train)[..., None]
+    paint = np.array(COLOURS[ink], dtype=np.int64)
+    paper = np.array(COLOURS[background], dtype=np.int64)
+    stream = _stream(sample)[10:]
+    noise = np.frombuffer(stream, dtype=np.uint8).astype(np.int64) % (2 * _NOISE + 1) - _NOISE
+    image = (paper * (4096 - ink_share) + paint * ink_share + 2048) // 4096
+    return np.clip(image + noise.reshape(SIZE, SIZE, 3), 0, 255).astype(np.uint8)
+
+
+def _stream(sample: str) -> bytes:
+    """The bytes that decide how a sample is drawn: 10 for the glyph, then one for each value."""
+    return hashlib.shake_256(f"digits render {sample}".encode()).digest(10 + SIZE * SIZE * 3)
+
+
+def _ink(sample: str, digit: int, *, train: bool) -> NDArray[np.int64]:
+    """How much of each pixel the ink covers, (32, 32), 0 to 4096."""
+    choice = np.frombuffer(_stream(sample)[:10], dtype=">u2").astype(np.int64)
     pool = _sources_by_digit(train)[digit]
     glyph = _source_digits()[0][pool[choice[0] % len(pool)]]
 
@@ -154,13 +175,7 @@ def _render(sample: str, combination: Combination, *, train: bool) -> Pixels:
     # Rotate, scale, and move to glyph coordinates (pixel centres at whole numbers), in 1/65536.
     y = ((_COS[angle] * rows - _SIN[angle] * columns) * step >> 17) + 7 * 32768
     x = ((_SIN[angle] * rows + _COS[angle] * columns) * step >> 17) + 7 * 32768
-    ink_share = _bilinear(glyph, y, x)[..., None]  # 0 to 4096
-
-    paint = np.array(COLOURS[ink], dtype=np.int64)
-    paper = np.array(COLOURS[background], dtype=np.int64)
-    noise = np.frombuffer(stream[10:], dtype=np.uint8).astype(np.int64) % (2 * _NOISE + 1) - _NOISE
-    image = (paper * (4096 - ink_share) + paint * ink_share + 2048) // 4096
-    return np.clip(image + noise.reshape(SIZE, SIZE, 3), 0, 255).astype(np.uint8)
+    return _bilinear(glyph, y, x)
 
 
 def _bilinear(
