@@ -161,6 +161,15 @@ def _answer(found: "Comparison", figures: Figures) -> str:
     if len(teachers) != 2:
         return under_attack
     first, second = teachers
+    alike = {name: figures[f"{student} with {name}"]["clean"] for name in teachers}
+    chance = {
+        name: figures[f"{student} with {name} on another image"]["clean"] for name in teachers
+    }
+    if not any(alike[name].low > chance[name].high for name in teachers):
+        return (
+            f"The maps of {student} have no more in common with those of its teachers than with "
+            f"their maps of other images. {under_attack}"
+        )
     gap = figures[f"{first} minus {second}"]["clean"]
     if not (gap.low > 0 or gap.high < 0):
         return (
@@ -169,4 +178,7 @@ def _answer(found: "Comparison", figures: Figures) -> str:
             f"is not significant. {under_attack}"
         )
     nearer, other = (first, second) if gap.mean > 0 else (second, first)
-    return f"{student} looks where {nearer} looks, more than where {other} does. {under_attack}"
+    return (
+        f"The maps of {student} are closer to those of {nearer} than to those of {other}: "
+        f"correlations of {alike[nearer].mean:.2f} and {alike[other].mean:.2f}. {under_attack}"
+    )

@@ -195,10 +195,16 @@ def figures_of(found: Comparison) -> dict[str, dict[str, Mean]]:
         teacher.name: {v: rank_correlations(student.maps[v], teacher.maps[v]) for v in VIEWS}
         for teacher in found.models[1:]
     }
-    for name, by_view in alike.items():
-        figures[f"{student.name} with {name}"] = {v: mean_of(r) for v, r in by_view.items()}
-    first, *others = alike
-    for name in others:
+    for teacher in found.models[1:]:
+        of_pair, name = alike[teacher.name], f"{student.name} with {teacher.name}"
+        figures[name] = {v: mean_of(of_pair[v]) for v in VIEWS}
+        # What maps have in common whatever the image: a centre, an edge, a grid.
+        others = {v: np.roll(teacher.maps[v], 1, axis=0) for v in VIEWS}
+        figures[f"{name} on another image"] = {
+            v: mean_of(rank_correlations(student.maps[v], others[v])) for v in VIEWS
+        }
+    first, *rest = alike
+    for name in rest:
         figures[f"{first} minus {name}"] = {
             v: mean_of(alike[first][v] - alike[name][v]) for v in VIEWS
         }

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from torch import nn
 
 import mmtard_bench as mb
 from mmtard_bench.cli import main
+from mmtard_bench.cli.heatmaps import _answer
 from mmtard_bench.data.digits import digits_test
 from mmtard_bench.errors import InputError
 from mmtard_bench.evaluation.heatmaps import (
+    Mean,
     compare_looks,
     figures_of,
     mean_of,
@@ -161,6 +164,31 @@ def test_the_command_writes_a_picture_and_figures(tmp_path, capsys):
     assert body["n"] == len(body["samples"]) == 4
     assert body["figures"]["teacher-clean: on the ink"]["clean"]["mean"] > 0
     assert f"{body['figures']['student-mmt-ard with teacher-clean']['clean']['mean']:.2f}" in said
+
+
+def answer_of(alike, other, gap):
+    """The command's sentence for made-up means: (mean, low, high) of two teachers and their gap."""
+    figures = {"S, clean with adversarial": {"adversarial": Mean(0.9, 0.8, 1.0, 0)}}
+    for name, mean in zip("AB", alike, strict=True):
+        figures[f"S with {name}"] = {"clean": Mean(*mean, 0)}
+        figures[f"S with {name} on another image"] = {"clean": Mean(*other, 0)}
+    figures["A minus B"] = {"clean": Mean(*gap, 0)}
+    looks = [SimpleNamespace(name=name) for name in "SAB"]
+    return _answer(SimpleNamespace(student=looks[0], models=looks), figures)
+
+
+def test_the_answer_follows_the_intervals():
+    chance, near, far = (0.0, -0.1, 0.1), (0.5, 0.4, 0.6), (0.3, 0.2, 0.4)
+    assert "closer to those of A than to those of B: correlations of 0.50 and 0.30" in answer_of(
+        [near, far], chance, (0.2, 0.1, 0.3)
+    )
+    assert "closer to those of B than to those of A" in answer_of(
+        [far, near], chance, (-0.2, -0.3, -0.1)
+    )
+    assert "is not significant" in answer_of([near, far], chance, (0.2, -0.1, 0.5))
+    assert "than with their maps of other images" in answer_of(
+        [near, far], (0.5, 0.3, 0.6), (0.2, 0.1, 0.3)
+    )
 
 
 @pytest.mark.parametrize(
