@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from mmtard_bench import __version__
-from mmtard_bench.cli import board, compare, evaluate, listing, show, training, verify
+from mmtard_bench.cli import board, bound, compare, evaluate, listing, show, training, verify
 from mmtard_bench.cli.common import (
     STATUS_INPUT,
     STATUS_INTERRUPT,
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--debug", action="store_true", help="print the traceback of an error, such as your model's"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (evaluate, training, listing, show, compare, board, verify):
+    for module in (evaluate, training, bound, listing, show, compare, board, verify):
         module.add(commands)
     parser.epilog = _by_group(commands)
     return parser
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _GROUPS = {
     "Score models": ("run", "eval", "fetch", "list", "manifest", "doctor"),
-    "Train students": ("train", "reproduce"),
+    "Train students": ("train", "reproduce", "bound"),
     "Inspect records": ("show", "compare", "plot"),
     "Leaderboard": ("submit", "verify", "break", "leaderboard"),
 }
