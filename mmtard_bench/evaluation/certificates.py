@@ -5,7 +5,7 @@ the student's answer is the true class.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from mmtard_bench.attacks.base import margin
 
 
 class Answers(NamedTuple):
-    """Log-probabilities (N, C), the teachers' ``log_p`` and the student's ``log_q``; labels (N,)."""
+    """Log-probabilities (N, C), ``log_p`` of teachers and ``log_q`` of a student; labels (N,)."""
 
     log_p: Tensor
     log_q: Tensor
@@ -30,16 +30,15 @@ SMOOTH = 1e-12
 """Keeps the slope of the square root finite where both answers agree. It lowers a slack by 1e-6."""
 
 
-def log_mixture(robust: Tensor, clean: Tensor, *, share: float, temperature: float) -> Tensor:
-    """log(w p_R + (1 - w) p_C), (N, C), from the logits of both teachers (N, C).
+def log_mixture(teachers: Sequence[tuple[float, Tensor]], *, temperature: float) -> Tensor:
+    """log(sum of w p), (N, C), of teachers given as a weight w > 0 and logits (N, C) each.
 
-    ``share`` is w in [0, 1]. The logits are divided by ``temperature`` before the softmax.
+    The weights add up to one. Logits are divided by ``temperature`` before the softmax.
     """
-    log_r, log_c = (F.log_softmax(logits / temperature, dim=1) for logits in (robust, clean))
-    # At the ends the logarithm of a weight is infinite, and gradients would be NaN.
-    if share in (0, 1):
-        return log_r if share else log_c
-    return torch.logaddexp(log_r + math.log(share), log_c + math.log1p(-share))
+    parts = [
+        F.log_softmax(logits / temperature, dim=1) + math.log(weight) for weight, logits in teachers
+    ]
+    return torch.stack(parts).logsumexp(0)
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -90,4 +89,4 @@ CERTIFICATES: dict[str, Slack] = {
     "exact in KL": exact_in_kl,
     "Pinsker": pinsker,
 }
-"""From tight to loose. Where Pinsker's slack is positive, the other two are."""
+"""The loosest is the last: where Pinsker's slack is positive, the other two are."""
