@@ -156,10 +156,9 @@ def _figures(found: "Bound") -> dict[str, Any]:
         "clean": {name: float(found.right(name).mean()) for name in JUDGED},
         "robust": {name: float(found.robust(name).mean()) for name in JUDGED},
         "groups": [
-            {"group": group, "robust": robust, "broken": broken}
-            for group, robust, broken in _groups(found)
+            {"group": group, "robust": robust, "not_robust": lost}
+            for group, robust, lost in _groups(found)
         ],
-        "found_by": dict(found.found_by),
         "samples": [
             {"id": sample, **{name: float(found.lowest[name][row]) for name in JUDGED}}
             for row, sample in enumerate(found.ids)
@@ -168,7 +167,7 @@ def _figures(found: "Bound") -> dict[str, Any]:
 
 
 def _groups(found: "Bound") -> list[tuple[str, int, int]]:
-    """Why samples are certified or not, and how often the student is robust and broken there.
+    """Why samples are certified or not, and how often the student is robust there, or not.
 
     The certificate is the exact one, which no other statement in terms of KL can improve on.
     """
@@ -204,12 +203,12 @@ def _text(found: "Bound", names: dict[str, str], setting: "Setting", task: str) 
 
     rows = [[titles[key], share_of(found.right(key)), share_of(found.robust(key))] for key in order]
     groups = [
-        [group, robust + broken, f"{100 * (robust + broken) / n:.1f}", robust, broken]
-        for group, robust, broken in _groups(found)
+        [group, robust + lost, f"{100 * (robust + lost) / n:.1f}", robust, lost]
+        for group, robust, lost in _groups(found)
     ]
     table = tabulate(rows, headers=["", "clean %", "robust %"], disable_numparse=True)
     reasons = tabulate(
-        groups, headers=["exact in KL", "samples", "%", "student robust", "student broken"]
+        groups, headers=["exact in KL", "samples", "%", "student robust", "student not robust"]
     )
     return (
         f"{names['student']} on {task}, {threat.norm} {threat.eps}, {n} samples, seed "

@@ -6,7 +6,7 @@ because one attack was stronger than another.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from mmtard_bench.attacks.catalogue import build_attack
 from mmtard_bench.attacks.fast.apgd import Apgd
 from mmtard_bench.attacks.fast.ensemble import staged
 from mmtard_bench.attacks.fast.rows import Search, State
-from mmtard_bench.errors import InputError
+from mmtard_bench.errors import InputError, ModelError, reason
 from mmtard_bench.evaluation.certificates import (
     CERTIFICATES,
     Answers,
@@ -130,7 +130,6 @@ class Bound:
     ids: Sequence[str]
     clean: Mapping[str, Floats]
     lowest: Mapping[str, Floats]
-    found_by: Mapping[str, int] = field(default_factory=dict)
 
     def right(self, name: str) -> Truths:
         """Where a model is right, or a certificate holds, on the clean image, (N,)."""
@@ -218,20 +217,7 @@ def bound_of(
 
     clean = judge(images)
     lowest = clean.clone()
-    found_by: dict[str, int] = {}
-    threat, columns = setting.threat, ensemble(images[:1]).shape[1] // 2
-    own = build_attack(threat, n_classes=columns, engine=Engine("fast"))
-    plan: list[tuple[str, Classifier, Attack]] = [
-        ("student", ensemble.student, own),
-        ("clean teacher", ensemble.clean, own),
-        ("robust teacher", ensemble.robust, own),
-    ]
-    if setting.share not in (0, 1):  # otherwise it is one of the teachers
-        plan.append(("teachers", ensemble.mixture, own))
-    # The loosest is the last: a point that defeats another certificate defeats Pinsker's.
-    for name in CERTIFICATES:
-        plan.append((name, ensemble, staged(threat, _searches(name, setting), {})))
-    for name, model, attack in plan:
+    for name, model, attack in _plan(ensemble, setting, columns=ensemble(images[:1]).shape[1] // 2):
         report(name)
         rows = (lowest[JUDGED.index(name)] > 0).nonzero().squeeze(1)
         if not len(rows):
@@ -244,14 +230,28 @@ def bound_of(
             seed=setting.seed,
             batch_size=batch_size,
         )
-        found = attack.whole(work)
-        require_in_ball(found.adversarial, images[rows], threat)
-        for stage in found.broken_by:
-            if stage is not None:
-                found_by[f"{name}: {stage}"] = found_by.get(f"{name}: {stage}", 0) + 1
-        points = images.index_copy(0, rows, found.adversarial)
-        lowest = torch.minimum(lowest, judge(points))
-    return Bound(ids, _by_name(clean), _by_name(lowest), found_by)
+        found = attack.whole(work).adversarial
+        require_in_ball(found, images[rows], setting.threat)
+        lowest = torch.minimum(lowest, judge(images.index_copy(0, rows, found)))
+    return Bound(ids, _by_name(clean), _by_name(lowest))
+
+
+def _plan(
+    ensemble: Ensemble, setting: Setting, *, columns: int
+) -> list[tuple[str, Classifier, Attack]]:
+    """Which of ``JUDGED`` is attacked, through which classifier, and by what, in order."""
+    own = build_attack(setting.threat, n_classes=columns, engine=Engine("fast"))
+    plan: list[tuple[str, Classifier, Attack]] = [
+        ("student", ensemble.student, own),
+        ("clean teacher", ensemble.clean, own),
+        ("robust teacher", ensemble.robust, own),
+    ]
+    if setting.share not in (0, 1):  # otherwise it is one of the teachers
+        plan.append(("teachers", ensemble.mixture, own))
+    # The loosest is the last: a point that defeats another certificate defeats Pinsker's.
+    for name in CERTIFICATES:
+        plan.append((name, ensemble, staged(setting.threat, _searches(name, setting), {})))
+    return plan
 
 
 def _by_name(values: Tensor) -> dict[str, Floats]:
@@ -276,7 +276,7 @@ def transfer_bound(
 
     Raises:
         InputError: For a task of retrieval, images of several sizes, or a radius beyond the pixels.
-        ModelError: If a model returns NaN, or no gradient reaches the pixels.
+        ModelError: If a model raises or returns NaN, or no gradient reaches the pixels.
     """
     if data.task.metric == "retrieval":
         raise InputError(
@@ -295,16 +295,21 @@ def transfer_bound(
         scorers.append(ZeroShotScorer(clip, data, device))
     watched = [Watched(scorer.classifier, device) for scorer in scorers]
     ensemble = Ensemble(*watched, share=setting.share, temperature=setting.temperature)
-    fit = rows_that_fit(ensemble, images[0], available_memory(device))
-    found = bound_of(
-        ensemble,
-        images,
-        scorers[0].labels,
-        ids=data.manifest.ids,
-        setting=setting,
-        batch_size=batch_size_of(None, fit, device),
-        report=report,
-    )
+    try:
+        fit = rows_that_fit(ensemble, images[0], available_memory(device))
+        found = bound_of(
+            ensemble,
+            images,
+            scorers[0].labels,
+            ids=data.manifest.ids,
+            setting=setting,
+            batch_size=batch_size_of(None, fit, device),
+            report=report,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # a model may raise anything
+        raise ModelError(f"A model failed while it was attacked: {reason(error)}.") from error
     for model in watched:
         model.require_finite()
     return found

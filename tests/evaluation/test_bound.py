@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import mmtard_bench as mb
-from mmtard_bench.evaluation.bound import MODELS, Ensemble, Setting, bound_of
+from mmtard_bench.evaluation.bound import MODELS, Ensemble, Setting, bound_of, transfer_bound
 from mmtard_bench.evaluation.certificates import CERTIFICATES, Answers, log_mixture
+from mmtard_bench.tasks.samples import find_task, load_task
 from mmtard_bench.types import Eps, ThreatModel
-from tests.conftest import Linear, assert_sentence
+from tests.conftest import Linear, ToyClip, assert_sentence, wrap
 
 EPS = Eps(1, 20)
 SHAPE = (3, 3, 3)
@@ -131,20 +132,20 @@ COMMAND = ("bound", "student-ard", "--clean", "teacher-clean", "--robust", "teac
 
 
 def test_the_command(here, short_attacks):
-    words = (*COMMAND, "--eps", "3/255", "--steps", 3, "--share", 0.9)
-    done = here(*words, "--n", 8, "--json")
+    words = ("--eps", "3/255", "--steps", 3, "--share", 0.9, "--n", 6, "--json")
+    done = here(*COMMAND, *words)
     assert done.returncode == 0, done.stderr
     body = json.loads(done.stdout)
-    assert len(body["samples"]) == body["n"] == 8
+    assert len(body["samples"]) == body["n"] == 6
     for sample in body["samples"]:
         for name in CERTIFICATES:
             assert sample["student"] > 0 or sample[name] <= 0, sample
-    assert sum(group["robust"] + group["broken"] for group in body["groups"]) == 8
-    assert body["groups"][0]["robust"] == round(8 * body["robust"]["exact in KL"]) > 0
-    assert body["groups"][0]["broken"] == 0
+    assert sum(group["robust"] + group["not_robust"] for group in body["groups"]) == 6
+    assert body["groups"][0]["robust"] == round(6 * body["robust"]["exact in KL"]) > 0
+    assert body["groups"][0]["not_robust"] == 0
     # Each model is the one that was named, and the student is attacked as by the command eval.
     assert body["robust"]["clean teacher"] < body["robust"]["robust teacher"]
-    record = mb.evaluate("student-ard", task="digits/digit", threat="apgd-pair", eps="3/255", n=8)
+    record = mb.evaluate("student-ard", task="digits/digit", threat="apgd-pair", eps="3/255", n=6)
     assert record.results.clean_accuracy == body["clean"]["student"]
     robust = {sample.id for sample in record.samples if sample.robust}
     assert {sample["id"] for sample in body["samples"] if sample["student"] > 0} <= robust
@@ -174,6 +175,24 @@ def test_the_table(here, short_attacks):
 )
 def test_bad_input(here, change, said):
     assert_sentence(here(*COMMAND, "--n", 4, *change), said)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(float("nan"), "NaN"), (None, "A model failed")])
+def test_a_model_that_fails(wrong, said):
+    class Failing(ToyClip):
+        def encode_image(self, images):
+            return super().encode_image(images) * wrong
+
+    good, data = wrap(ToyClip()), load_task(find_task("digits/digit"), n=2, seed=0)
+    with pytest.raises(mb.InputError, match=said):
+        transfer_bound(
+            wrap(Failing()),
+            clean=good,
+            robust=good,
+            data=data,
+            setting=setting(),
+            device=torch.device("cpu"),
+        )
 
 
 def test_both_teachers_are_needed(here):
