@@ -44,8 +44,8 @@ def add(commands: Commands) -> None:
         "--temperature",
         type=_number,
         default=1.0,
-        help="divides the logits of all models (default: 1). It changes no answer of a single "
-        "model, so the bound holds at every temperature",
+        help="divides the logits of all models (default: 1). The bound holds at every temperature; "
+        "near 0 it is large and says nothing about the distance from the teachers",
     )
     command.add_argument(
         "--steps",

@@ -161,12 +161,15 @@ class _Search(Apgd):
 
 
 def _objectives(certificate: str) -> dict[str, Slack]:
-    """What an attack on a certificate lowers, one after the other: its slack, and its parts."""
+    """What an attack on a certificate lowers, one after the other: its slack, and its parts.
+
+    The student's margin is no such part: where it is not positive, no certificate holds, and the
+    attack on the student has tried.
+    """
     slack = CERTIFICATES[certificate]
     return {
         "slack": smooth_pinsker if slack is pinsker else slack,
         "divergence": lambda answers: -divergence(answers.log_p, answers.log_q),
-        "student": lambda answers: margin(answers.log_q, answers.labels),
         "teachers": lambda answers: margin(answers.log_p, answers.labels),
     }
 
