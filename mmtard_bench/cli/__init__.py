@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from mmtard_bench import __version__
 from mmtard_bench.cli import (
     board,
+    bound,
     compare,
     evaluate,
     heatmaps,
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--debug", action="store_true", help="print the traceback of an error, such as your model's"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (evaluate, training, heatmaps, listing, show, compare, board, verify):
+    for module in (evaluate, training, bound, heatmaps, listing, show, compare, board, verify):
         module.add(commands)
     parser.epilog = _by_group(commands)
     return parser
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _GROUPS = {
     "Score models": ("run", "eval", "fetch", "list", "manifest", "doctor"),
-    "Train students": ("train", "reproduce", "heatmaps"),
+    "Train students": ("train", "reproduce", "bound", "heatmaps"),
     "Inspect records": ("show", "compare", "plot"),
     "Leaderboard": ("submit", "verify", "break", "leaderboard"),
 }
