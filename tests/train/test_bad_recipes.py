@@ -129,7 +129,7 @@ def test_an_out_that_is_a_file_is_a_sentence(here, recipe, tmp_path):
 def test_a_study_needs_its_baseline_and_a_known_name(here):
     assert_sentence(here("reproduce", "digit"), "no study 'digit'", "digits")
     assert_sentence(here("reproduce", "digits", "--method", "tecoa"), "--method ard")
-    assert_sentence(here("reproduce", "digits", "--method", "tecao"), "no recipe 'digits/tecao'")
+    assert_sentence(here("reproduce", "digits", "--method", "tecao"), "no method 'tecao'", "tecoa")
 
 
 def test_code_that_a_recipe_has_run_is_said(here, recipe, monkeypatch):
