@@ -45,7 +45,7 @@ STUDENTS: dict[str, tuple[str, ...]] = {
 
 RATES = {
     ("transformer", "ard"): "2e-3",
-    ("transformer", "mmt-ard"): "2e-3",
+    ("transformer", "mmt-ard"): "5e-3",
     ("transformer-lora", "ard"): "1e-2",
     ("transformer-lora", "mmt-ard"): "1e-2",
 }
