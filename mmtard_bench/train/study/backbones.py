@@ -142,7 +142,8 @@ def _draw(study: Study, grouped: Mapping[str, list[Score]], path: Path) -> None:
                 side.bar(x, seeds.mean(), 0.36, color=f"C{number}", alpha=0.6, label=label)
                 side.scatter([x] * len(seeds), seeds, s=12, color="black", zorder=3)
         side.set_title(f"{metric} accuracy, %", fontsize=10)
-        side.set_xticks(range(len(STUDENTS)), [name.replace("-", "\n") for name in STUDENTS])
+        names = [name.replace("-", "\n") for name in STUDENTS]
+        side.set_xticks(range(len(STUDENTS)), names, fontsize=8)
         side.grid(axis="y", alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.suptitle("bars: mean over seeds; dots: seeds", fontsize=10)
