@@ -39,7 +39,8 @@ def answers(draw):
 @given(answers())
 def test_no_certificate_is_above_the_students_margin(given):
     own = margin(given.log_q.exp(), LABEL)
-    assert pinsker(given) <= total_variation(given) + ROUNDING
+    # The square root turns rounding of a divergence near zero, 1e-16, into 1e-8.
+    assert pinsker(given) <= total_variation(given) + 1e-7
     assert total_variation(given) <= own + ROUNDING
     if exact_in_kl(given) > ROUNDING:
         assert own > 0
